@@ -1,0 +1,76 @@
+"""quantkit: checkpoints you can prove in, quantized repositories you can trust out.
+
+A map of the house, from the top floor down. Imports point to a lower floor only
+(``tests/test_floors.py`` guards it).
+
+    5  cli            argv -> one call of the API; errors -> exit codes
+    4  pipeline       convert(): the whole story in one screen
+       demonstration  the same story on a model of our own
+    3  planning       headers + recipe -> Plan
+       conversion     the one pass: read -> hash -> quantize -> write
+       gate/          reopen what was written and judge it
+       manifest card  what is recorded, and what people read
+       inspection     verify(): a source against the registry, an output against its manifest
+    2  source         a folder, a Hub cache or a Hub id -> Source
+       registry       checksums/*.toml -> a verdict on digests
+       recipe         recipes/*.toml -> Recipe
+       architecture   what transformers makes of a config, on the meta device
+       formats/       names, layouts and quantization_config of each format
+       staging        OUT.partial, and the one rename
+    1  checkpoint/    read one tensor at a time; write shards
+       kernels/       arithmetic
+       digests text tokenizer resources
+    0  types errors
+
+The public API is what this module lists in ``__all__``; each verb of the command
+line is the function of the same name. They are loaded on first use, so that
+``import quantkit`` and ``quantkit --help`` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from quantkit.demonstration import demo
+    from quantkit.errors import QuantkitError
+    from quantkit.inspection import verify
+    from quantkit.pipeline import convert, plan
+    from quantkit.recipe import Recipe, load_recipe, recipes
+    from quantkit.registry import Registry, checksums
+
+__all__ = [
+    "QuantkitError",
+    "Recipe",
+    "Registry",
+    "__version__",
+    "checksums",
+    "convert",
+    "demo",
+    "load_recipe",
+    "plan",
+    "recipes",
+    "verify",
+]
+
+_HOME = {
+    "QuantkitError": "errors",
+    "Recipe": "recipe",
+    "Registry": "registry",
+    "checksums": "registry",
+    "convert": "pipeline",
+    "demo": "demonstration",
+    "load_recipe": "recipe",
+    "plan": "pipeline",
+    "recipes": "recipe",
+    "verify": "inspection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    return getattr(import_module(f"quantkit.{_HOME[name]}"), name)

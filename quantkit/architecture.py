@@ -1,0 +1,250 @@
+"""What transformers makes of a checkpoint: its own model class, on the meta device.
+
+Names, shapes, data types, which modules are Linear, which weights are tied, and how
+source names map to names in memory are read from the class that will load the
+result. No table of regular expressions stands in for it, and no tensor is allocated.
+
+This is the one module that uses transformers' conversion mapping
+(``transformers.conversion_mapping``, ``transformers.core_model_loading``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from quantkit.errors import SourceError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A module that can be quantized. ``Conv1D`` (GPT-2) stores its weight transposed."""
+
+    kind: Literal["Linear", "Conv1D"]
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model as transformers will build it.
+
+    ``memory_names`` maps each source tensor to its name in memory, ``None`` when the
+    model has no place for it; ``ignored`` gives the reason where transformers itself
+    ignores such a tensor. ``parameters`` gives shape and data type by name in memory.
+    ``kept`` are the modules that transformers leaves unquantized (heads, tied ones).
+    ``ties`` maps a tied name to the name that it shares its weight with.
+    """
+
+    model_type: str
+    class_name: str
+    dtype: str
+    max_positions: int | None
+    parameters: Mapping[str, tuple[tuple[int, ...], str]]
+    linears: Mapping[str, Linear]
+    kept: tuple[str, ...]
+    ties: Mapping[str, str]
+    memory_names: Mapping[str, str | None]
+    ignored: Mapping[str, str]
+
+    def is_kept(self, module: str, ignore: Sequence[str]) -> bool:
+        """Whether ``module`` stays as it is, by transformers' own matching rule."""
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        return not should_convert_module(module, [*self.kept, *ignore])
+
+
+def read_architecture(
+    folder: Path, config: Mapping[str, Any], names: Iterable[str], dtype: str, stored: str
+) -> Architecture:
+    """Build the model of ``folder``'s config on the meta device and describe it.
+
+    Args:
+        names: the source's tensor names.
+        dtype: what to load it as; ``"auto"`` follows the config, then ``stored``.
+        stored: the data type of the checkpoint's weights.
+
+    Raises:
+        UnsupportedModelError: not a dense decoder-only model that transformers knows.
+    """
+    parsed = _parse_config(folder, config)
+    resolved = _resolve_dtype(parsed, dtype, stored)
+    model = _build(parsed, resolved)
+    _refuse_experts(model, parsed)
+    memory_names = _memory_names(model, names)
+    return Architecture(
+        model_type=str(parsed.model_type),
+        class_name=type(model).__name__,
+        dtype=resolved,
+        max_positions=getattr(parsed, "max_position_embeddings", None),
+        parameters=_parameters(model, resolved),
+        linears=_linears(model),
+        kept=_kept(model),
+        ties={str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()},
+        memory_names=memory_names,
+        ignored=_ignored(model, memory_names),
+    )
+
+
+def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    model_type = config.get("model_type")
+    if not model_type:
+        raise SourceError(f"{folder}/config.json: no model_type; transformers cannot tell its class")
+    if model_type not in CONFIG_MAPPING_NAMES:
+        why = "it brings code of its own" if "auto_map" in config else "unknown to transformers"
+        raise UnsupportedModelError(
+            f"model type {model_type!r} is not supported: {why}, and quantkit runs no "
+            "code from a repository"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for a bad config
+        raise SourceError(f"{folder}/config.json: transformers refuses it: {_line(error)}") from error
+
+
+def _resolve_dtype(parsed: Any, wanted: str, stored: str) -> str:
+    if wanted != "auto":
+        return wanted
+    if parsed.dtype is None:
+        return stored
+    return str(parsed.dtype).removeprefix("torch.")
+
+
+def _build(parsed: Any, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    named = list(getattr(parsed, "architectures", None) or [])
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(parsed.model_type)
+    causal_names = [causal] if isinstance(causal, str) else list(causal or [])
+    if getattr(parsed, "is_encoder_decoder", False) or not causal_names:
+        raise UnsupportedModelError(
+            f"{named or parsed.model_type}: not a decoder-only model; quantkit converts causal "
+            "language models"
+        )
+    if named and named[0] not in causal_names:
+        raise UnsupportedModelError(
+            f"config.json names the architecture {named[0]!r}; expected a causal language model "
+            f"({' or '.join(causal_names)})"
+        )
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(parsed, dtype=getattr(torch, dtype))
+    except Exception as error:  # whatever the class raises for a config it cannot build
+        raise SourceError(
+            f"transformers cannot build {causal_names[0]} from config.json: {_line(error)}"
+        ) from error
+
+
+def _refuse_experts(model: Any, parsed: Any) -> None:
+    """Fused experts are 3-D parameters that bitsandbytes would leave in fp16 without a word."""
+    fused = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 3 and "expert" in name
+    ]
+    count = getattr(parsed, "num_local_experts", None) or getattr(parsed, "num_experts", None)
+    if fused or (count or 0) > 1:
+        example = f" (e.g. {fused[0]})" if fused else ""
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: mixture-of-experts models are not supported: their fused "
+            f"experts{example} would stay unquantized"
+        )
+
+
+def _parameters(model: Any, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and data type of all that a checkpoint of ``model`` holds.
+
+    Some classes keep named parameters in float32 whatever is asked for
+    (``_keep_in_fp32_modules``); transformers' own plan says which.
+    """
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(getattr(torch, dtype))
+    pattern = build_glob_alternation(list(plan))[0] if plan else None
+    return {
+        name: (
+            tuple(tensor.shape),
+            "float32"
+            if pattern is not None and pattern.search(name)
+            else str(tensor.dtype).removeprefix("torch."),
+        )
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _linears(model: Any) -> dict[str, Linear]:
+    """The modules that transformers would swap for bitsandbytes' own."""
+    from transformers.pytorch_utils import Conv1D
+
+    found: dict[str, Linear] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D):
+            rows, columns = module.weight.shape
+            found[name] = Linear("Conv1D", in_features=rows, out_features=columns)
+        elif type(module) is torch.nn.Linear:
+            found[name] = Linear("Linear", module.in_features, module.out_features)
+    return found
+
+
+def _kept(model: Any) -> tuple[str, ...]:
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    return tuple(sorted({*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())}))
+
+
+def _memory_names(model: Any, names: Iterable[str]) -> dict[str, str | None]:
+    """Each source name as transformers would rename it on load."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    state = model.state_dict()
+    prefix = model.base_model_prefix
+    found: dict[str, str | None] = {}
+    for name in names:
+        renamed, fused = rename_source_key(name, renamings, converters, prefix, state)
+        if fused is not None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: transformers rearranges {name} on load ({fused}); "
+                "quantkit writes source tensors only"
+            )
+        if renamed not in state and name in state:
+            renamed = name
+        found[name] = renamed if renamed in state else None
+    return found
+
+
+def _ignored(model: Any, memory_names: Mapping[str, str | None]) -> dict[str, str]:
+    """Why transformers ignores a tensor that the model has no place for."""
+    patterns = dict.fromkeys(
+        model._keys_to_ignore_on_load_unexpected or (),
+        f"{type(model).__name__} ignores it: a buffer of older versions",
+    )
+    buffers = [name for name, _ in model.named_buffers()]
+    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
+        patterns[r"rotary_emb\.inv_freq"] = "rotary frequencies, computed from the config now"
+    if any(name.endswith("position_ids") for name in buffers):
+        patterns[r"(^|\.)position_ids$"] = "position ids, computed now"
+    return {
+        name: reason
+        for name, memory in memory_names.items()
+        if memory is None
+        for pattern, reason in patterns.items()
+        if re.search(pattern, name)
+    }
+
+
+def _line(error: Exception) -> str:
+    """The first line of what a library said."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,181 @@
+"""Which weight files a folder holds, and every tensor in them.
+
+Names and order of preference are transformers': one safetensors file, safetensors
+shards, one torch file, torch shards. An index (``*.index.json``) is a promise in
+both directions: each tensor it names is in the shard it says, and no shard holds
+a tensor it does not name.
+
+A file may be a symbolic link to anywhere: the Hugging Face cache links every file
+into ``../../blobs``. A shard's *name*, which comes from a stranger, may not lead
+out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from quantkit.checkpoint.names import check_tensor_name, quoted
+from quantkit.checkpoint.reading import open_weights
+from quantkit.checkpoint.safetensors_header import read_safetensors_header
+from quantkit.checkpoint.strict_json import parse_object
+from quantkit.checkpoint.torch_pickle import read_torch_index
+from quantkit.errors import CheckpointError
+from quantkit.types import TensorRecord
+
+Container = Literal["safetensors", "torch"]
+
+#: What is looked for, in this order.
+CANDIDATES: tuple[tuple[str, Container], ...] = (
+    ("model.safetensors", "safetensors"),
+    ("model.safetensors.index.json", "safetensors"),
+    ("pytorch_model.bin", "torch"),
+    ("pytorch_model.bin.index.json", "torch"),
+)
+
+#: An index takes some 100 bytes a tensor; in bytes.
+MAX_INDEX_BYTES = 64 * 2**20
+
+_SUFFIXES: dict[Container, str] = {"safetensors": ".safetensors", "torch": ".bin"}
+_NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """All tensors of a checkpoint folder.
+
+    ``files`` are the weight files by name, ``file_bytes`` their sizes. ``tensors``
+    have unique names and are ordered by file, then as in the file. ``metadata`` is
+    the safetensors headers' ``__metadata__`` (the first file that has a key decides).
+    """
+
+    files: tuple[str, ...]
+    container: Container
+    tensors: tuple[TensorRecord, ...]
+    file_bytes: Mapping[str, int]
+    metadata: Mapping[str, str]
+
+
+def open_checkpoint(folder: Path) -> CheckpointIndex:
+    """Read the headers of the checkpoint in ``folder``; no tensor bytes are read."""
+    name, container = _choose(folder)
+    if not name.endswith(".index.json"):
+        return _collect(folder, {name: None}, container)
+    weight_map = _read_weight_map(folder / name, container)
+    by_shard: dict[str, set[str]] = {shard: set() for shard in sorted(set(weight_map.values()))}
+    for tensor, shard in weight_map.items():
+        by_shard[shard].add(tensor)
+    return _collect(folder, by_shard, container)
+
+
+def _choose(folder: Path) -> tuple[str, Container]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder with a checkpoint, got none")
+    for name, container in CANDIDATES:
+        # lexists: a dangling link is a broken download, not an absent file.
+        if os.path.lexists(folder / name):
+            return name, container
+    found = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(quoted(name) for name in found[:_NAMES_SHOWN]) or "nothing"
+    if len(found) > _NAMES_SHOWN:
+        shown += f" and {len(found) - _NAMES_SHOWN} more"
+    raise CheckpointError(
+        f"{folder}: expected one of {', '.join(name for name, _ in CANDIDATES)}, "
+        f"found {shown}; point to the folder that holds the weights"
+    )
+
+
+def _read_weight_map(path: Path, container: Container) -> dict[str, str]:
+    """Tensor name -> shard name, checked for form alone."""
+    weight_map = parse_object(_read_index(path), str(path)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path}: expected weight_map to be an object of tensor to shard, "
+            f"got {quoted(weight_map)}; fetch the index again"
+        )
+    for tensor, shard in weight_map.items():
+        check_tensor_name(tensor, str(path))
+        _check_shard_name(shard, container, path)
+    return weight_map
+
+
+def _read_index(path: Path) -> bytes:
+    with open_weights(path) as stream:
+        raw = stream.read(MAX_INDEX_BYTES + 1)
+    if len(raw) > MAX_INDEX_BYTES:
+        raise CheckpointError(
+            f"{path}: expected an index of at most {MAX_INDEX_BYTES} bytes, got more; "
+            "fetch the index again"
+        )
+    return raw
+
+
+def _check_shard_name(shard: object, container: Container, path: Path) -> None:
+    suffix = _SUFFIXES[container]
+    plain = isinstance(shard, str) and shard.isprintable() and not {"/", "\\"} & set(shard)
+    if not (plain and isinstance(shard, str) and shard.endswith(suffix) and shard[0] != "."):
+        raise CheckpointError(
+            f"{path}: expected shards to be plain file names ending in {suffix}, "
+            f"got {quoted(shard)}; fetch the index again from its author"
+        )
+
+
+def _collect(
+    folder: Path, expected: Mapping[str, set[str] | None], container: Container
+) -> CheckpointIndex:
+    """Read each file and hold it to the names expected in it (``None``: any)."""
+    tensors: list[TensorRecord] = []
+    metadata: dict[str, str] = {}
+    read = _READERS[container]
+    for name, promised in expected.items():
+        records, found_metadata = read(folder / name)
+        if promised is not None:
+            _check_promise({record.name for record in records}, promised, folder / name)
+        tensors += records
+        metadata = found_metadata | metadata
+    if not tensors:
+        raise CheckpointError(
+            f"{folder}: expected tensors in {', '.join(expected)}, got none; "
+            "fetch the checkpoint again"
+        )
+    return CheckpointIndex(
+        files=tuple(expected),
+        container=container,
+        tensors=tuple(tensors),
+        file_bytes={name: (folder / name).stat().st_size for name in expected},
+        metadata=metadata,
+    )
+
+
+def _check_promise(found: set[str], promised: set[str], path: Path) -> None:
+    if missing := promised - found:
+        raise CheckpointError(
+            f"{path}: expected the tensors that the index places here, missing "
+            f"{_listed(missing)}; fetch shard and index again, from one revision"
+        )
+    if extra := found - promised:
+        raise CheckpointError(
+            f"{path}: expected only the tensors that the index places here, also holds "
+            f"{_listed(extra)}; fetch shard and index again, from one revision"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    shown = ", ".join(quoted(name) for name in islice(ordered, _NAMES_SHOWN))
+    more = len(ordered) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _read_torch(path: Path) -> tuple[list[TensorRecord], dict[str, str]]:
+    return read_torch_index(path), {}
+
+
+_READERS: dict[Container, Callable[[Path], tuple[list[TensorRecord], dict[str, str]]]] = {
+    "safetensors": read_safetensors_header,
+    "torch": _read_torch,
+}

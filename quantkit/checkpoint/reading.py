@@ -1,0 +1,119 @@
+"""Bytes of weight files, read by position.
+
+Never through mmap: a file that shrinks under a map kills the process with SIGBUS,
+where a short read is an error that can be told.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from quantkit.checkpoint.layout import touched_elements
+from quantkit.checkpoint.names import quoted
+from quantkit.errors import CheckpointError
+from quantkit.types import ITEM_BYTES, TensorRecord
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[BinaryIO]:
+    """``path`` opened for reading; symbolic links are followed.
+
+    Only a regular file is opened: a pipe would block, a device never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: expected a readable weight file, got {error.strerror}; "
+            "fetch the checkpoint again"
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(
+            f"{path}: expected a regular file, got {stat.filemode(mode)}; remove or replace it"
+        )
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be opened: {error.strerror}; check its permissions"
+        ) from None
+    with stream:
+        yield stream
+
+
+def read_range(fd: int, offset: int, buffer: memoryview, where: str = "weight file") -> None:
+    """Fill ``buffer`` with the bytes of ``fd`` from ``offset`` on; ``where`` begins messages.
+
+    One call returns at most 2 GiB on Linux and may return less, hence the loop.
+    """
+    if buffer.nbytes == 0:  # cast() refuses empty views
+        return
+    view = buffer.cast("B")
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(fd, [view[done:]], offset + done)
+        except OSError as error:
+            raise CheckpointError(
+                f"{where}: reading at byte {offset + done} failed: {error.strerror}; check the disk"
+            ) from None
+        if count == 0:
+            raise CheckpointError(
+                f"{where}: expected {len(view)} bytes from byte {offset}, the file ends after {done}; "
+                "it is truncated or was changed while being read, fetch it again"
+            )
+        done += count
+
+
+def read_bytes(fd: int, offset: int, length: int, where: str) -> bytes:
+    """``length`` bytes of ``fd`` from ``offset`` on, for headers and other small things."""
+    buffer = bytearray(length)
+    read_range(fd, offset, memoryview(buffer), where)
+    return bytes(buffer)
+
+
+def read_tensor(folder: Path, record: TensorRecord) -> torch.Tensor:
+    """The tensor that ``record`` describes, contiguous, with memory of its own.
+
+    ``folder`` is the one that ``record.file`` is in. Peak memory: the record's byte
+    range, and for a strided record its elements besides.
+    """
+    where = f"{folder / record.file}: tensor {quoted(record.name)}"
+    _check_range(record, where)
+    raw = torch.empty(record.nbytes, dtype=torch.uint8)
+    with open_weights(folder / record.file) as stream:
+        read_range(stream.fileno(), record.offset, raw.numpy().data, where)
+    if record.dtype == "bool" and bool((raw > 1).any()):
+        # Other bytes are neither true nor false to torch: equal and unequal at once.
+        raise CheckpointError(
+            f"{where}: expected bool bytes 0 and 1, got others; the file is damaged, fetch it again"
+        )
+    flat = raw.view(getattr(torch, record.dtype))
+    if record.stride is None:
+        return flat.reshape(record.shape)
+    return flat.as_strided(record.shape, record.stride).contiguous()
+
+
+def _check_range(record: TensorRecord, where: str) -> None:
+    """The record agrees with itself, so that no view can leave its buffer."""
+    item = ITEM_BYTES.get(record.dtype)
+    if item is None:
+        raise CheckpointError(
+            f"{where}: expected a dtype among {', '.join(ITEM_BYTES)}, got {quoted(record.dtype)}; "
+            "start from an unquantized release of the model"
+        )
+    touched = (
+        record.elements if record.stride is None else touched_elements(record.shape, record.stride)
+    )
+    if record.nbytes != touched * item:
+        raise CheckpointError(
+            f"{where}: expected a range of {touched * item} bytes for its shape, "
+            f"got {record.nbytes}; open the checkpoint again"
+        )

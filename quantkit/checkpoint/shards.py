@@ -1,0 +1,178 @@
+"""Safetensors files laid out before their bytes exist, and written by position.
+
+The layout is fixed by the plan: within a shard the tensors of wider elements come
+first, so that every one is aligned, and texts of variable length come last. A header
+padded to its greatest length keeps all positions known while the bytes are made.
+
+Source: the safetensors format (8 bytes little-endian header length, JSON, data).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from quantkit.types import ITEM_BYTES, OutputTensor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file to be: its tensors in file order.
+
+    ``header_bytes`` counts the length field too. ``slack`` is how much smaller than
+    ``nbytes`` the file may turn out.
+    """
+
+    name: str
+    tensors: tuple[OutputTensor, ...]
+    header_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.header_bytes + sum(each.nbytes for each in self.tensors)
+
+    @property
+    def slack(self) -> int:
+        return sum(each.nbytes - each.shape[0] for each in self.tensors if each.variable)
+
+
+def layout(groups: Iterable[Sequence[OutputTensor]], limit: int) -> tuple[Shard, ...]:
+    """Spread groups of tensors over shards of at most ``limit`` bytes of data.
+
+    A group (all that stands for one weight) is never split: loaders look for a weight's
+    statistics in the weight's own file. A group larger than ``limit`` gets a shard alone.
+    """
+    bins: list[list[OutputTensor]] = [[]]
+    filled = 0
+    for group in groups:
+        size = sum(each.nbytes for each in group)
+        if bins[-1] and filled + size > limit:
+            bins.append([])
+            filled = 0
+        bins[-1].extend(group)
+        filled += size
+    return tuple(
+        _shard(SINGLE if len(bins) == 1 else f"model-{at:05}-of-{len(bins):05}.safetensors", each)
+        for at, each in enumerate(bins, start=1)
+    )
+
+
+def _shard(name: str, tensors: Sequence[OutputTensor]) -> Shard:
+    ordered = sorted(tensors, key=lambda each: (each.variable, -ITEM_BYTES[each.dtype]))
+    longest = _header(ordered, {each.name: each.nbytes for each in ordered})
+    return Shard(name, tuple(ordered), 8 + -(-len(longest) // 8) * 8)
+
+
+def _header(tensors: Sequence[OutputTensor], lengths: Mapping[str, int]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for each in tensors:
+        length = lengths[each.name]
+        shape = [length] if each.variable else list(each.shape)
+        entries[each.name] = {
+            "dtype": _CODES[each.dtype],
+            "shape": shape,
+            "data_offsets": [at, at + length],
+        }
+        at += length
+    return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class ShardWriter:
+    """Writes one shard by position; bytes may come in any order.
+
+    ``close`` writes the header last, so that a file cut short never looks whole, and
+    flushes to the disk.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self._shard = shard
+        self._fd = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._at: dict[str, int] = {}
+        self._variable = {each.name for each in shard.tensors if each.variable}
+        self._texts: dict[str, bytes] = {}
+        at = shard.header_bytes
+        for each in shard.tensors:
+            self._at[each.name] = at
+            at += each.nbytes
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def names(self) -> Sequence[str]:
+        return tuple(self._at)
+
+    def write(self, name: str, offset: int, data: Tensor) -> None:
+        """Put ``data``'s bytes ``offset`` bytes into the tensor ``name``."""
+        raw = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if name in self._variable:
+            self._texts[name] = raw.tobytes()
+            return
+        _write_all(self._fd, memoryview(raw), self._at[name] + offset)
+
+    def close(self) -> None:
+        """Append the texts, then the header; then make sure the disk has it all."""
+        lengths = {each.name: each.nbytes for each in self._shard.tensors}
+        lengths |= {name: len(text) for name, text in self._texts.items()}
+        at = self._shard.header_bytes + sum(
+            each.nbytes for each in self._shard.tensors if not each.variable
+        )
+        for each in self._shard.tensors:
+            if each.variable:
+                _write_all(self._fd, memoryview(self._texts[each.name]), at)
+                at += lengths[each.name]
+        os.ftruncate(self._fd, at)
+        room = self._shard.header_bytes - 8
+        header = _header(self._shard.tensors, lengths).ljust(room)
+        _write_all(self._fd, memoryview(room.to_bytes(8, "little") + header), 0)
+        os.fsync(self._fd)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """``model.safetensors.index.json``, when there is more than one shard."""
+    if len(shards) < 2:
+        return
+    weight_map = {each.name: shard.name for shard in shards for each in shard.tensors}
+    total = sum(each.nbytes for shard in shards for each in shard.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,271 @@
+"""The one pass: read -> hash -> quantize -> write, in bounded memory.
+
+``convert`` executes exactly the plan. Each weight file is read once, in order; each
+piece goes to the digests and to the encoder of its tensor, whose output is written by
+position into the staged shards. What is held at any moment is a few segments and,
+for a weight stored transposed or strided, that one weight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint import read_tensor
+from quantkit.checkpoint.shards import ShardWriter, write_index
+from quantkit.checkpoint.stream import SEGMENT_BYTES, Segment, gaps, stream_file
+from quantkit.digests import digest_file
+from quantkit.errors import NonFiniteError, SourceError
+from quantkit.formats import Encoder, Format, Write, format_of
+from quantkit.planning import Plan, TensorPlan
+from quantkit.recipe import Recipe
+from quantkit.registry import Registry
+from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
+from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
+
+#: transformers reads this file's keys as generation defaults.
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the pass found out, beside the files that it wrote.
+
+    ``source_files`` are the weight files' digests, ``underflows`` the number of non-zero
+    values that a cast turned into zero, by tensor.
+    """
+
+    source_files: tuple[FileDigest, ...]
+    underflows: Mapping[str, int]
+
+
+@dataclass
+class _Tally:
+    """Counts kept while the pass runs; read only when it is over."""
+
+    read: int = 0
+    underflows: dict[str, int] = field(default_factory=dict)
+
+
+def run(
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    registry: Registry,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    listener: Listener = silent,
+) -> Converted:
+    """Execute ``plan`` into ``folder``.
+
+    Raises:
+        CheckpointError: the source cannot be read to its end.
+        NonFiniteError: a weight holds NaN or infinity, or overflows its new data type.
+        SourceError: a tied copy differs from the weight that it is tied to.
+        OSError: the disk cannot take the output.
+    """
+    tally = _Tally()
+    with ExitStack() as stack:
+        writers = [stack.enter_context(ShardWriter(folder, shard)) for shard in plan.shards]
+        home = {name: writer for writer in writers for name in writer.names}
+        form = format_of(recipe.method)
+        worker = _Worker(plan, form, device, home, tally)
+
+        def tell(count: int) -> None:
+            tally.read += count
+            listener(Event("convert", tally.read, source.weight_bytes))
+
+        digests = tuple(
+            stream_file(
+                source.folder / name,
+                _segments(plan, form, name, source.checkpoint.file_bytes[name]),
+                md5=registry.needs_md5(name, source.checkpoint.file_bytes[name]),
+                consume=worker,
+                progress=tell,
+            )
+            for name in source.checkpoint.files
+        )
+        _check_ties(plan, source)
+        for writer in writers:
+            writer.close()
+    write_index(folder, plan.shards)
+    _write_companions(plan, source, recipe, folder)
+    return Converted(digests, dict(tally.underflows))
+
+
+def digest_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
+    """SHA-256 of every file staged so far, weight files marked."""
+    weights = {shard.name for shard in plan.shards}
+    return tuple(
+        digest_file(path, is_weight=path.name in weights)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith("quantkit-")
+    )
+
+
+def _segments(plan: Plan, form: Format, name: str, size: int) -> Iterator[Segment]:
+    """``name``'s bytes, once and in order: pieces of tensors, and what lies between."""
+    at = 0
+    wanted = [each for each in plan.tensors if each.source.file == name and each.action != "drop"]
+    for item in sorted(wanted, key=lambda each: each.source.offset):
+        start = item.source.offset
+        yield from gaps(at, start)
+        yield from _pieces(item, form, hashed=start >= at)
+        if start >= at:
+            at = start + item.source.nbytes
+    yield from gaps(at, size)
+
+
+def _pieces(item: TensorPlan, form: Format, *, hashed: bool) -> Iterator[Segment]:
+    """One tensor in pieces that its encoder can take; whole where it must be rearranged."""
+    record = item.source
+    unit = ITEM_BYTES[record.dtype]
+    if item.shape is not None:
+        unit *= form.unit(item.shape)
+    step = max(unit, SEGMENT_BYTES // unit * unit)
+    if _is_rearranged(item):
+        step = max(1, record.nbytes)
+    end = record.offset + record.nbytes
+    for offset in range(record.offset, end, step):
+        length = min(step, end - offset)
+        yield Segment(offset, length, record.name, offset + length == end, hashed)
+
+
+def _is_rearranged(item: TensorPlan) -> bool:
+    return item.transposed or item.source.stride is not None
+
+
+class _Worker:
+    """Takes pieces in file order; runs on one thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        form: Format,
+        device: str,
+        home: Mapping[str, ShardWriter],
+        tally: _Tally,
+    ) -> None:
+        self._items = {each.source.name: each for each in plan.tensors}
+        self._form, self._device, self._home, self._tally = form, device, home, tally
+        self._encoders: dict[str, Encoder] = {}
+
+    def __call__(self, segment: Segment, data: memoryview) -> None:
+        item = self._items[segment.tensor or ""]
+        encoder = self._encoders.get(item.source.name) or self._start(item)
+        piece = self._cast(item, _elements(item, data)).to(self._device)
+        self._write(encoder.feed(piece))
+        if segment.last:
+            self._write(encoder.finish())
+            del self._encoders[item.source.name]
+
+    def _start(self, item: TensorPlan) -> Encoder:
+        if item.shape is None:
+            encoder: Encoder = _Copy(item)
+        else:
+            encoder = self._form.encoder(item.source.name, item.shape, item.dtype, self._device)
+        self._encoders[item.source.name] = encoder
+        return encoder
+
+    def _write(self, writes: Iterator[Write]) -> None:
+        for each in writes:
+            self._home[each.name].write(each.name, each.offset, each.data)
+
+    def _cast(self, item: TensorPlan, values: Tensor) -> Tensor:
+        """``values`` in the plan's data type; what a cast loses is counted."""
+        if item.dtype == item.source.dtype:
+            return values
+        cast = values.to(getattr(torch, item.dtype))
+        lost = int(torch.count_nonzero(values)) - int(torch.count_nonzero(cast))
+        if lost:
+            name = item.source.name
+            self._tally.underflows[name] = self._tally.underflows.get(name, 0) + lost
+        return cast
+
+
+class _Copy:
+    """The encoder of a tensor that is kept: its elements, as they are."""
+
+    def __init__(self, item: TensorPlan) -> None:
+        self._item = item
+        self._at = 0
+
+    def feed(self, piece: Tensor) -> Iterator[Write]:
+        _refuse_nonfinite(self._item, piece)
+        yield Write(self._item.source.name, self._at, piece)
+        self._at += piece.numel() * piece.element_size()
+
+    def finish(self) -> Iterator[Write]:
+        return iter(())
+
+
+def _refuse_nonfinite(item: TensorPlan, piece: Tensor) -> None:
+    if not piece.is_floating_point() or not piece.numel():
+        return
+    low, high = torch.aminmax(piece)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        count = piece.numel() - int(torch.isfinite(piece).sum())
+        raise NonFiniteError(
+            f"{item.source.name}: {count} values are NaN or infinite as {item.dtype}; the source "
+            f"is damaged or overflows it (stored as {item.source.dtype}; "
+            "try --set method.dtype=bfloat16)"
+        )
+
+
+def _elements(item: TensorPlan, data: memoryview) -> Tensor:
+    """A segment's bytes as elements: 1-D, row-major, rows outermost."""
+    record = item.source
+    values = torch.frombuffer(data, dtype=getattr(torch, record.dtype))
+    if not _is_rearranged(item):
+        return values
+    stored = record.shape
+    whole = values.as_strided(stored, record.stride) if record.stride else values.view(stored)
+    return (whole.T if item.transposed else whole).contiguous().reshape(-1)
+
+
+def _check_ties(plan: Plan, source: Source) -> None:
+    """A tied copy may be left out only if it says the same."""
+    records = {each.source.name: each.source for each in plan.tensors}
+    for item in plan.tensors:
+        if item.tied_to is None:
+            continue
+        copy, own = item.source, records[item.tied_to]
+        if (copy.file, copy.offset, copy.stride) == (own.file, own.offset, own.stride):
+            continue
+        if not torch.equal(read_tensor(source.folder, copy), read_tensor(source.folder, own)):
+            raise SourceError(
+                f"{copy.name}: config.json ties it to {own.name}, and the checkpoint holds other "
+                "values; set tie_word_embeddings to false in config.json if both are meant"
+            )
+
+
+def _write_companions(plan: Plan, source: Source, recipe: Recipe, folder: Path) -> None:
+    """The small files: config, generation defaults, tokenizer, licence."""
+    _write_json(folder / "config.json", dict(plan.config))
+    _write_json(folder / GENERATION, _generation_config(source, recipe))
+    for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
+        (folder / name).write_bytes((source.folder / name).read_bytes())
+
+
+def _generation_config(source: Source, recipe: Recipe) -> dict[str, object]:
+    """The source's generation defaults, else its special ids; then the recipe's settings."""
+    path = source.folder / GENERATION
+    if path.is_file():
+        settings: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {key: source.config[key] for key in ids if source.config.get(key) is not None}
+    if recipe.generation is not None:
+        settings |= recipe.generation.model_dump(exclude_none=True)
+    return settings
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,69 @@
+"""Streamed digests: MD5 and SHA-256, each on a thread of its own.
+
+:mod:`hashlib` releases the interpreter while it digests a large buffer, so the two
+run beside each other and beside the conversion that reads the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from quantkit.types import FileDigest
+
+_CHUNK = 8 << 20
+
+
+class StreamDigest:
+    """Digests of one stream of bytes, fed in order.
+
+    ``feed`` returns at once; a buffer may be reused when all its futures are done.
+    """
+
+    def __init__(self, *, md5: bool) -> None:
+        self._hashes = [hashlib.sha256()]
+        if md5:
+            self._hashes.append(hashlib.md5(usedforsecurity=False))
+        self._threads = [ThreadPoolExecutor(1, f"digest-{each.name}") for each in self._hashes]
+        self._length = 0
+
+    def __enter__(self) -> StreamDigest:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for thread in self._threads:
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    def feed(self, data: memoryview) -> list[Future[None]]:
+        self._length += len(data)
+        return [
+            thread.submit(each.update, data)
+            for thread, each in zip(self._threads, self._hashes, strict=True)
+        ]
+
+    def result(self, name: str, *, is_weight: bool) -> FileDigest:
+        """The digests of all that was fed."""
+        for thread in self._threads:
+            thread.shutdown(wait=True)
+        found = [each.hexdigest() for each in self._hashes]
+        md5 = found[1] if len(found) > 1 else None
+        return FileDigest(name, self._length, found[0], md5, is_weight)
+
+
+def digest_file(path: Path, name: str | None = None, *, is_weight: bool = False) -> FileDigest:
+    """SHA-256 of a file on disk, read in order."""
+    sha256 = hashlib.sha256()
+    length = 0
+    buffer = bytearray(_CHUNK)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha256.update(memoryview(buffer)[:count])
+            length += count
+    return FileDigest(name or path.name, length, sha256.hexdigest(), None, is_weight)

@@ -1,0 +1,92 @@
+"""Every error quantkit raises on purpose, drawn as one tree.
+
+    QuantkitError                   1   the operation failed
+    ├── UsageError                  2   the request itself is wrong
+    │   ├── RecipeError                 a recipe's key or value
+    │   └── OutputExistsError           OUT is there already
+    ├── SourceError                 1   the source cannot be used
+    │   ├── CheckpointError             a weight file is broken
+    │   │   └── UnsafePickleError       a .bin names a global outside the allow-list
+    │   ├── UnsupportedModelError       not a dense decoder-only model
+    │   └── NonFiniteError              NaN or infinity in the weights
+    ├── StorageError                1   the disk is full or will not hold the output
+    ├── VerificationError           3   digests
+    │   ├── WithdrawnError              a release that was withdrawn
+    │   ├── MismatchError               claims an identity no release of which matches
+    │   └── UnlistedError               unlisted, and --require-verified
+    └── GateError                   4   the gate failed
+
+The core raises these; only :mod:`quantkit.cli` turns them into text and an exit
+code. A message says what, where, what was expected, what was found and what to
+do next, on one line.
+"""
+
+from __future__ import annotations
+
+
+class QuantkitError(Exception):
+    """Base of all errors raised on purpose. ``exit_code`` is the command's."""
+
+    exit_code = 1
+
+
+class UsageError(QuantkitError):
+    """The request itself is wrong: a bad option, name or value."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe is unknown, or one of its keys or values is."""
+
+
+class OutputExistsError(UsageError):
+    """The output folder is there already and may not be replaced."""
+
+
+class SourceError(QuantkitError):
+    """The source cannot be used."""
+
+
+class CheckpointError(SourceError):
+    """A weight file is broken: truncated, inconsistent, or of an unknown kind."""
+
+
+class UnsafePickleError(CheckpointError):
+    """A ``.bin`` asks for a global that no checkpoint of tensors needs."""
+
+
+class UnsupportedModelError(SourceError):
+    """The model is not a dense decoder-only model that quantkit supports."""
+
+
+class NonFiniteError(SourceError):
+    """A weight holds NaN or infinity."""
+
+
+class StorageError(QuantkitError):
+    """The disk is full, or will not hold the output."""
+
+
+class VerificationError(QuantkitError):
+    """The source's digests forbid going on."""
+
+    exit_code = 3
+
+
+class WithdrawnError(VerificationError):
+    """The source is a release that was withdrawn."""
+
+
+class MismatchError(VerificationError):
+    """The source claims an identity, and no release of it has these digests."""
+
+
+class UnlistedError(VerificationError):
+    """No registry knows the source, and ``--require-verified`` was given."""
+
+
+class GateError(QuantkitError):
+    """The gate failed: the staged output is not fit to be published."""
+
+    exit_code = 4

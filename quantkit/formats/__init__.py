@@ -1,0 +1,12 @@
+"""Formats: names, layouts and the ``quantization_config`` of what is written.
+
+A format knows no arithmetic (that is :mod:`quantkit.kernels`) and no files.
+
+    base.py    the protocol
+    bnb.py     bitsandbytes: nf4, fp4, int8
+    plain.py   no quantization
+"""
+
+from quantkit.formats.base import Encoder, Format, Write, format_of
+
+__all__ = ["Encoder", "Format", "Write", "format_of"]

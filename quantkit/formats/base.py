@@ -1,0 +1,80 @@
+"""What every format answers.
+
+To add one: write a module beside this with a class that has these methods, name it
+in :func:`format_of`, add its ``[method]`` to :mod:`quantkit.recipe`, a recipe, and an
+oracle test that compares every tensor with what the format's own library writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from quantkit.recipe import BnbMethod, Method
+from quantkit.types import OutputTensor
+
+
+@dataclass(frozen=True)
+class Write:
+    """Bytes for one output tensor, ``offset`` bytes into it."""
+
+    name: str
+    offset: int
+    data: torch.Tensor
+
+
+class Encoder(Protocol):
+    """Turns one weight, fed in pieces and in order, into its output tensors."""
+
+    def feed(self, piece: torch.Tensor) -> Iterator[Write]:
+        """The next elements of the weight, 1-D, in the plan's data type.
+
+        Every piece but the last is a multiple of the format's ``unit``.
+        """
+        ...
+
+    def finish(self) -> Iterator[Write]:
+        """What can be written only when the whole weight has been seen."""
+        ...
+
+
+class Format(Protocol):
+    """One way to store weights."""
+
+    def outputs(self, weight: str, shape: tuple[int, int], dtype: str) -> tuple[OutputTensor, ...]:
+        """The tensors that stand for the weight called ``weight``, ``shape`` (out, in).
+
+        ``dtype`` is the data type that the weight is quantized from.
+        """
+        ...
+
+    def unit(self, shape: tuple[int, int]) -> int:
+        """Elements that a piece must be a multiple of."""
+        ...
+
+    def encoder(self, weight: str, shape: tuple[int, int], dtype: str, device: str) -> Encoder:
+        """A fresh encoder for one weight."""
+        ...
+
+    def quantizes(self) -> bool:
+        """Whether any module is quantized at all."""
+        ...
+
+    def quantization_config(self, kept: Sequence[str] | None) -> dict[str, Any] | None:
+        """What ``config.json`` says of the quantization; ``None`` for nothing.
+
+        ``kept`` names the modules left as they are; ``None`` when they are exactly
+        those that every version of the loader finds by itself.
+        """
+        ...
+
+
+def format_of(method: Method) -> Format:
+    """The format that a recipe's ``[method]`` asks for."""
+    from quantkit.formats.bnb import Bnb
+    from quantkit.formats.plain import Plain
+
+    return Bnb(method) if isinstance(method, BnbMethod) else Plain(method)

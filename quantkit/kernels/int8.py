@@ -1,0 +1,103 @@
+"""LLM.int8: rows of eight-bit integers, one scale a row.
+
+The vector-wise quantization of LLM.int8 (Dettmers et al., arXiv 2208.07339): each row of
+a weight matrix is scaled so that its largest magnitude (``absmax``) becomes 127, and
+rounded to the nearest integer, halves to even. Weights keep no outliers apart; those are
+a matter of the activations, at run time.
+
+Bit-identical to bitsandbytes 0.50.2 on CPU, where the factor is 127 times the float32
+reciprocal of absmax, each rounded, and a row that gives NaN (all zeros, or not finite)
+becomes zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from quantkit.kernels.floats import float16_to_word
+
+#: The float32 nearest to 1/127 that bitsandbytes dequantizes with.
+_INVERSE_127 = 7.874015718698502e-3
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """A matrix as rows of eight-bit integers.
+
+    ``rows``: int8, shape (rows, cols), -127 to 127.
+    ``absmax``: float32, shape (rows,), each row's largest magnitude.
+    ``nonfinite``: how many of the elements were NaN or infinite.
+    """
+
+    rows: Tensor
+    absmax: Tensor
+    nonfinite: int
+
+
+def quantize_int8(weight: Tensor) -> Int8Rows:
+    """Quantize ``weight``, shape (rows, cols), contiguous float16.
+
+    Other dtypes are for the caller to cast, as bitsandbytes does: the cast can overflow.
+    """
+    if weight.dtype != torch.float16 or weight.ndim != 2 or not weight.is_contiguous():
+        kind = "contiguous" if weight.is_contiguous() else "strided"
+        found = f"{kind} {weight.dtype} of shape {tuple(weight.shape)}"
+        raise ValueError(f"weight must be a contiguous float16 matrix, got {found}")
+    rows = torch.empty(weight.shape, dtype=torch.int8)
+    absmax = torch.empty(weight.shape[0], dtype=torch.float32)
+    bits = weight.view(torch.uint16).numpy()
+    nonfinite = _quantize_rows(bits, rows.numpy(), absmax.numpy())
+    return Int8Rows(rows, absmax, int(nonfinite))
+
+
+def dequantize_int8(rows: Tensor, absmax: Tensor) -> Tensor:
+    """The float32 values, shape (rows, cols), of what :func:`quantize_int8` returns."""
+    return rows * absmax.unsqueeze(1) * _INVERSE_127
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _quantize_rows(bits, rows, absmax):  # type: ignore[no-untyped-def]
+    """Quantize row by row; returns how many elements are not finite."""
+    nonfinite = 0
+    for row in range(bits.shape[0]):
+        largest = _largest(bits[row])
+        peak = np.uint32(float16_to_word(largest)).view(np.float32)
+        absmax[row] = peak
+        if largest >= np.uint16(0x7C00):
+            nonfinite += _count_nonfinite(bits[row])
+        if 0 < peak < np.inf:
+            _round_row(bits[row], np.float32(127.0) * (np.float32(1.0) / peak), rows[row])
+        else:
+            rows[row] = 0
+    return nonfinite
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _largest(bits):  # type: ignore[no-untyped-def]
+    """The bit pattern of the largest magnitude: patterns without a sign bit are in order."""
+    largest = np.uint16(0)
+    for i in range(bits.size):
+        largest = max(largest, np.uint16(bits[i] & np.uint16(0x7FFF)))
+    return largest
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_nonfinite(bits):  # type: ignore[no-untyped-def]
+    """How many float16 bit patterns are infinities or NaN."""
+    count = 0
+    for i in range(bits.size):
+        count += np.uint16(bits[i] & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
+    return count
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _round_row(bits, factor, row):  # type: ignore[no-untyped-def]
+    """Scale one row of float16 bit patterns and round it, halves to even."""
+    for i in range(bits.size):
+        value = np.uint32(float16_to_word(bits[i])).view(np.float32)
+        row[i] = np.int32(np.rint(value * factor))

@@ -1,0 +1,121 @@
+"""Double quantization: the absmax of a four-bit tensor, themselves in eight bits.
+
+QLoRA's (Dettmers et al., arXiv 2305.14314): subtract the mean of all absmax, then
+quantize in blocks of 256 with the dynamic data type of "8-Bit Approximations for
+Parallelism in Deep Learning" (Dettmers, arXiv 1511.04561), whose fraction gains a bit
+for every decimal exponent that the value is closer to 1.
+
+Bit-identical to bitsandbytes 0.50.2 on CPU. Its compiled library does not look for the
+nearest of the 256 values: it rounds the scaled value to one of 65536 steps over [-1, 1]
+and looks the step's code up in a table, so that values near a midpoint between two
+codes, and most magnitudes below 1e-5, get a code that is not the nearest. And the mean
+is torch's, which depends on torch's number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+#: Absmax values that share a nested absmax.
+NESTED_BLOCK_SIZE = 256
+
+_DECADES = 7
+_LAST_STEP = 65535
+
+
+def _dynamic_map() -> Tensor:
+    """The dynamic data type's values, ascending: shape (256,), float32, in (-1, 1].
+
+    In the decade below 10**-k lie 2**(6-k) values, midway between equally spaced marks
+    from a tenth to one, and their negatives; zero and one complete the 256.
+    """
+    magnitudes = []
+    for decade in range(_DECADES):
+        marks = torch.linspace(0.1, 1.0, 2**decade + 1, dtype=torch.float32)
+        magnitudes.append(10 ** (decade + 1 - _DECADES) * ((marks[:-1] + marks[1:]) / 2.0))
+    positive = torch.cat(magnitudes)
+    return torch.cat((-positive, torch.tensor([0.0, 1.0]), positive)).sort().values
+
+
+def _step_codes() -> Tensor:
+    """The code of each of the 65536 steps: the nearest, ties to the lower; uint8."""
+    bounds = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) * 0.5
+    steps = torch.arange(_LAST_STEP + 1, dtype=torch.float32)
+    return torch.bucketize(2.0 * steps / _LAST_STEP - 1.0, bounds).to(torch.uint8)
+
+
+DYNAMIC_MAP = _dynamic_map()
+_STEP_CODES = _step_codes()
+
+
+@dataclass(frozen=True)
+class NestedAbsmax:
+    """``n`` absmax values in eight bits.
+
+    ``codes``: uint8, shape (n,), indices into :data:`DYNAMIC_MAP`.
+    ``nested_absmax``: float32, shape (ceil(n / 256),), each block's largest magnitude.
+    ``offset``: float32, 0-d, the mean that was subtracted.
+    """
+
+    codes: Tensor
+    nested_absmax: Tensor
+    offset: Tensor
+
+
+def quantize_absmax(absmax: Tensor) -> NestedAbsmax:
+    """Quantize ``absmax``, 1-D float32 and finite."""
+    if absmax.dtype != torch.float32 or absmax.ndim != 1:
+        found = f"{absmax.dtype} of shape {tuple(absmax.shape)}"
+        raise ValueError(f"absmax must be 1-D float32, got {found}")
+    offset = absmax.mean()
+    codes = torch.empty(absmax.shape, dtype=torch.uint8)
+    blocks = -(-absmax.numel() // NESTED_BLOCK_SIZE)
+    nested_absmax = torch.empty(blocks, dtype=torch.float32)
+    _quantize_blocks(
+        (absmax - offset).numpy(), _STEP_CODES.numpy(), codes.numpy(), nested_absmax.numpy()
+    )
+    return NestedAbsmax(codes, nested_absmax, offset)
+
+
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+    """The float32 absmax, shape (n,), of what :func:`quantize_absmax` returns."""
+    scales = nested_absmax.repeat_interleave(NESTED_BLOCK_SIZE)[: codes.numel()]
+    return DYNAMIC_MAP[codes.to(torch.int32)] * scales + offset
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _quantize_blocks(values, step_codes, codes, nested_absmax):  # type: ignore[no-untyped-def]
+    """Write the code of each value, and each block's largest magnitude."""
+    for block in range(nested_absmax.size):
+        start = block * NESTED_BLOCK_SIZE
+        stop = min(start + NESTED_BLOCK_SIZE, values.size)
+        peak = np.float32(0.0)
+        for i in range(start, stop):
+            peak = max(peak, abs(values[i]))
+        nested_absmax[block] = peak
+        if peak == 0:
+            codes[start:stop] = 0  # as bitsandbytes; decoded, it is the offset all the same
+        else:
+            inverse = np.float32(1.0) / peak
+            for i in range(start, stop):
+                codes[i] = step_codes[_nearest_step(values[i] * inverse)]
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _nearest_step(scaled):  # type: ignore[no-untyped-def]
+    """Which of the 65536 steps over [-1, 1] the float32 ``scaled`` is rounded to.
+
+    The library multiplies and adds with one rounding (a fused multiply-add): in float64
+    both are exact, so that the one rounding is the return to float32. NaN, from 0 times
+    the reciprocal of a denormal, is step 0.
+    """
+    if np.isnan(scaled):
+        return 0
+    clamped = min(max(scaled, np.float32(-1.0)), np.float32(1.0))
+    share = np.float32(np.float32(clamped + np.float32(1.0)) * np.float32(0.5))
+    return int(np.float32(np.float64(share) * 65535.0 + 0.5))

@@ -1,0 +1,219 @@
+"""Recipes: every decision of a conversion, written out as TOML.
+
+Keys are strict: an unknown one is an error that names the nearest known one, and
+no value is inherited from a library's default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantkit.errors import RecipeError
+from quantkit.resources import shipped_folder
+
+FloatDtype = Literal["float32", "float16", "bfloat16"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class BnbMethod(_Strict):
+    """bitsandbytes: NF4 and FP4 (QLoRA, arXiv 2305.14314), LLM.int8 (arXiv 2208.07339)."""
+
+    format: Literal["bnb"]
+    quant_type: Literal["nf4", "fp4", "int8"]
+    block_size: Literal[64, 128, 256, 512, 1024, 2048, 4096]
+    double_quant: bool
+    compute_dtype: FloatDtype
+    quant_storage: Literal["uint8", "float16", "bfloat16", "float32"]
+    llm_int8_threshold: float
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    ignore: tuple[str, ...]
+
+
+class PlainMethod(_Strict):
+    """No quantization: only the data type and the container change."""
+
+    format: Literal["plain"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    max_shard_bytes: Annotated[int, Field(gt=0)]
+
+
+Method = Annotated[BnbMethod | PlainMethod, Field(discriminator="format")]
+
+
+class SourceSection(_Strict):
+    """Which model the recipe is for. ``repo`` claims an identity; ``""`` claims none."""
+
+    repo: str = ""
+    drop: tuple[str, ...] = ()
+
+
+class Evaluation(_Strict):
+    """How perplexity and generation are measured."""
+
+    window: Annotated[int, Field(ge=2)]
+    max_windows: Annotated[int, Field(ge=0)]
+    prompts: tuple[str, ...] = ()
+    new_tokens: Annotated[int, Field(ge=1)] = 32
+
+
+class GateSection(_Strict):
+    """Thresholds. Beyond any of them the output is not published."""
+
+    max_perplexity_ratio: Annotated[float, Field(gt=0)]
+    max_kl_mean: Annotated[float, Field(gt=0)]
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)]
+    max_weight_error: Annotated[float, Field(gt=0)]
+    min_generation_agreement: Annotated[float, Field(ge=0, le=1)]
+
+
+class Prompt(_Strict):
+    """A model's conversation form, as plain data.
+
+    A turn is ``role + separator + utterance``, turns are joined by ``turn_end``, and
+    the whole ends with ``system + separator``. Inside an utterance a line break
+    becomes ``newline``.
+    """
+
+    user: str
+    system: str
+    separator: str
+    turn_end: str
+    newline: str
+
+    def render(self, utterance: str) -> str:
+        """One user turn and the opening of the model's answer."""
+        said = utterance.replace("\n", self.newline)
+        asked = f"{self.user}{self.separator}{said}"
+        return f"{asked}{self.turn_end}{self.system}{self.separator}"
+
+
+class Generation(_Strict):
+    """Settings that the model's card asks for; written to generation_config.json."""
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+class Recipe(_Strict):
+    """One recipe, whole."""
+
+    name: str
+    summary: str
+    method: Method
+    evaluation: Evaluation
+    gate: GateSection
+    source: SourceSection = SourceSection()
+    prompt: Prompt | None = None
+    generation: Generation | None = None
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """The recipes that ship with quantkit, by name."""
+    return tuple(load_recipe(path) for path in sorted(shipped_folder("recipes").glob("*.toml")))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or any ``.toml`` file.
+
+    ``overrides`` are ``"dotted.key=value"`` texts as ``--set`` takes them, the value
+    in TOML's notation (a bare word is a string).
+
+    Raises:
+        RecipeError: unknown recipe, unreadable file, unknown key or bad value.
+    """
+    path = _find(name_or_path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"recipe {path}: cannot be read as TOML: {error}") from error
+    for text in overrides:
+        _override(data, text)
+    try:
+        return Recipe.model_validate(_tuples(data))
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path.name}: {_explain(error)}") from None
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise RecipeError(f"recipe {path}: no such file")
+    folder = shipped_folder("recipes")
+    shipped = folder / f"{name_or_path}.toml"
+    if path.name == str(name_or_path) and shipped.is_file():
+        return shipped
+    known = sorted(each.stem for each in folder.glob("*.toml"))
+    near = get_close_matches(str(name_or_path), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known recipes: {', '.join(known)}"
+    raise RecipeError(f"unknown recipe {str(name_or_path)!r}; {hint}")
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {text!r}: expected key=value, e.g. method.block_size=128")
+    *sections, last = key.strip().split(".")
+    place: Any = data
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {text!r}: {section!r} is not a section")
+    place[last] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, so that a validated recipe is immutable all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(each) for each in value)
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake, in one line; for an unknown key, the nearest known one."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("bnb", "plain")]
+    dotted = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(place[-1], _known_keys(place[:-1], first["loc"]), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {dotted!r}{hint}"
+    if first["type"] == "missing":
+        return f"key {dotted!r} is missing; a recipe writes every value"
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    return f"key {dotted!r}: {first['msg']}; got {first.get('input')!r}{more}"
+
+
+def _known_keys(section: list[str], loc: tuple[Any, ...]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {
+        "source": SourceSection,
+        "evaluation": Evaluation,
+        "gate": GateSection,
+        "prompt": Prompt,
+        "generation": Generation,
+        "method": PlainMethod if "plain" in loc else BnbMethod,
+    }
+    model = models.get(section[0], Recipe) if section else Recipe
+    return list(model.model_fields)

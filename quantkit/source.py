@@ -1,0 +1,179 @@
+"""Where a checkpoint comes from: a folder, a local Hub cache, or a Hub id.
+
+Opening reads names, headers and the small text files; never a tensor's bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint import CheckpointIndex, open_checkpoint
+from quantkit.errors import SourceError, UsageError
+from quantkit.types import Event, Listener, silent
+
+#: Files of a tokenizer, by name. The first two are sentencepiece models.
+TOKENIZER_FILES = (
+    "spiece.model",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "spiece.vocab",
+)
+
+#: Other small files that a quantized repository carries on.
+COMPANION_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_CACHE = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint.
+
+    ``repo_id`` and ``revision`` are what the source says it is (a Hub id or a cache
+    path); they are claims, to be checked against digests. ``hub_sha256`` are the
+    digests that the Hub itself lists for its large files.
+    """
+
+    given: str
+    folder: Path
+    config: Mapping[str, Any]
+    checkpoint: CheckpointIndex
+    repo_id: str | None = None
+    revision: str | None = None
+    hub_sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.checkpoint.file_bytes.values())
+
+    def present(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Which of ``names`` the folder holds."""
+        return tuple(name for name in names if (self.folder / name).is_file())
+
+
+def open_source(
+    given: str | Path, revision: str | None = None, listener: Listener = silent
+) -> Source:
+    """Resolve and open a checkpoint.
+
+    Raises:
+        UsageError: no such folder.
+        SourceError: no config, no weights, a broken header, or the Hub says no.
+    """
+    path = Path(given).expanduser()
+    if path.is_dir():
+        repo_id, cached = _cache_identity(path.resolve())
+        return _open_folder(str(given), path, repo_id, revision or cached, {})
+    if isinstance(given, Path) or not _HUB_ID.match(str(given)) or path.exists():
+        raise UsageError(
+            f"source {given}: no such folder; give a checkpoint's folder or a Hub id (owner/name)"
+        )
+    folder, commit, digests = _fetch(str(given), revision, listener)
+    return _open_folder(str(given), folder, str(given), commit, digests)
+
+
+def _open_folder(
+    given: str,
+    folder: Path,
+    repo_id: str | None,
+    revision: str | None,
+    hub_sha256: Mapping[str, str],
+) -> Source:
+    config = _read_config(folder)
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "an unnamed method")
+        raise SourceError(
+            f"source {given}: already quantized ({method}); give the unquantized checkpoint"
+        )
+    return Source(
+        given, folder, config, open_checkpoint(folder), repo_id, revision, dict(hub_sha256)
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(
+            f"source {folder}: no config.json; a checkpoint's folder holds config.json and weights"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SourceError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
+    """``(repo_id, commit)`` of a snapshot folder of a Hub cache, else nothing."""
+    if folder.parent.name == "snapshots" and (match := _CACHE.match(folder.parent.parent.name)):
+        return f"{match['owner']}/{match['name']}", folder.name
+    return None, None
+
+
+def _fetch(
+    repo_id: str, revision: str | None, listener: Listener
+) -> tuple[Path, str, dict[str, str]]:
+    """Download what a conversion needs; ``(folder, commit, SHA-256 by file name)``.
+
+    The revision is resolved to a commit first, so that every file is of one tree.
+    The hub client compares sizes only; the digests returned here are checked in the
+    conversion's own read.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    listener(Event("fetch", message=f"asking the Hub for {repo_id}"))
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        commit, digests = str(info.sha), _lfs_digests(info.siblings or [])
+        names = [each.rfilename for each in info.siblings or []]
+        folder = snapshot_download(repo_id, revision=commit, allow_patterns=_wanted(names))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        return _cached(repo_id, revision, error)
+    return Path(folder), commit, digests
+
+
+def _cached(
+    repo_id: str, revision: str | None, why: Exception
+) -> tuple[Path, str, dict[str, str]]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        reason = str(why).splitlines()[0] if str(why) else type(why).__name__
+        raise SourceError(
+            f"source {repo_id}: no such folder here, not in the local Hub cache, and the Hub "
+            f"did not give it ({reason}); check the name, the network and the token"
+        ) from why
+    return folder, folder.name, {}
+
+
+def _lfs_digests(siblings: list[Any]) -> dict[str, str]:
+    return {
+        each.rfilename: str(each.lfs.sha256) for each in siblings if getattr(each, "lfs", None)
+    }
+
+
+def _wanted(names: list[str]) -> list[str]:
+    """The files a conversion needs: one container's weights and the small files."""
+    suffix = ".safetensors" if any(n.endswith(".safetensors") for n in names) else ".bin"
+    weights = [n for n in names if "/" not in n and n.endswith((suffix, f"{suffix}.index.json"))]
+    small = {"config.json", "generation_config.json", "README.md"}
+    small.update(TOKENIZER_FILES, COMPANION_FILES)
+    return [*weights, *(name for name in names if name in small)]

@@ -1,0 +1,167 @@
+"""``OUT.partial``: an output exists under its final name whole, or not at all.
+
+Everything is written into ``OUT.partial``; one rename makes it ``OUT``. A note inside
+(``quantkit-staging.json``) says how far a run came, so that a rerun can judge again
+without quantizing, or say why it starts over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import OutputExistsError, StorageError, UsageError
+
+NOTE = "quantkit-staging.json"
+MANIFEST = "quantkit-manifest.json"
+
+#: Room that is left for small files beside the weights, in bytes.
+_HEADROOM = 32 << 20
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where an output is made and where it will be."""
+
+    out: Path
+    partial: Path
+    replaced: Path
+
+
+def staging_for(out: Path) -> Staging:
+    """The places that belong to ``out``."""
+    out = Path(os.path.abspath(out.expanduser()))
+    return Staging(
+        out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced")
+    )
+
+
+def check_free(staging: Staging, *, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it may be replaced and quantkit made it.
+
+    Raises:
+        OutputExistsError: it exists and may not be replaced.
+    """
+    out = staging.out
+    if staging.replaced.exists() and not out.exists():
+        staging.replaced.rename(out)  # a run was killed between the two renames of a replacement
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise OutputExistsError(f"output {out}: exists already; choose another or --overwrite it")
+    if out.is_symlink() or not (out / MANIFEST).is_file():
+        raise OutputExistsError(
+            f"output {out}: not made by quantkit (no {MANIFEST}), so --overwrite leaves it; "
+            "remove it yourself or choose another"
+        )
+
+
+def check_room(staging: Staging, needed: int) -> None:
+    """Refuse when the disk will not hold ``needed`` bytes of weights.
+
+    Raises:
+        StorageError: too little room.
+        UsageError: the parent folder cannot be made.
+    """
+    parent = staging.partial.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output {staging.out}: cannot make {parent}: {error.strerror}") from error
+    free = shutil.disk_usage(parent).free
+    if free < needed + _HEADROOM:
+        raise StorageError(
+            f"output {staging.out}: needs {needed + _HEADROOM:,} bytes, and the disk at {parent} "
+            f"has {free:,} free; free some, or choose another --out"
+        )
+
+
+@contextmanager
+def held(staging: Staging) -> Iterator[None]:
+    """Make ``OUT.partial`` and hold it: a second run on the same output is refused.
+
+    Raises:
+        UsageError: another run holds it, or it cannot be made.
+    """
+    try:
+        staging.partial.mkdir(exist_ok=True)
+        fd = os.open(staging.partial, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"output {staging.partial}: cannot be made: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise UsageError(
+            f"output {staging.partial}: another quantkit is writing it; wait, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def read_note(staging: Staging) -> dict[str, Any]:
+    """What an earlier run noted; empty when there is none that can be read."""
+    try:
+        note = json.loads((staging.partial / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def write_note(staging: Staging, note: dict[str, Any]) -> None:
+    """Put the note in place whole: a reader sees the old one or the new one."""
+    temporary = staging.partial / f".{NOTE}.new"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(note, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(staging.partial / NOTE)
+
+
+def empty(staging: Staging) -> None:
+    """Remove all that ``OUT.partial`` holds."""
+    for each in staging.partial.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+
+
+def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
+    """Remove ``OUT.partial``, or all of it but a ``note`` of what happened."""
+    with suppress(OSError):
+        empty(staging)
+        if note is None:
+            staging.partial.rmdir()
+        else:
+            write_note(staging, note)
+
+
+def commit(staging: Staging) -> None:
+    """Give the staged output its final name: one rename, flushed to the disk."""
+    with suppress(FileNotFoundError):
+        (staging.partial / NOTE).unlink()
+    _flush(staging.partial)
+    if staging.out.exists():
+        shutil.rmtree(staging.replaced, ignore_errors=True)
+        staging.out.rename(staging.replaced)
+    staging.partial.rename(staging.out)
+    _flush(staging.out.parent)
+    shutil.rmtree(staging.replaced, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

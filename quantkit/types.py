@@ -1,0 +1,114 @@
+"""The values that flow between the stages. All frozen; none does any work.
+
+Data types are named as torch names them without the prefix (``"float16"``,
+``"bfloat16"``, ``"uint8"``), so that plans and manifests are plain JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+#: Bytes of one element. The only data types quantkit reads or writes.
+ITEM_BYTES: dict[str, int] = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
+#: The data types that weights may have, and that a recipe may ask for.
+FLOAT_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Where one tensor of a checkpoint lies.
+
+    ``offset`` is the absolute position in ``file`` of the tensor's first byte and
+    ``nbytes`` the length of the byte range it touches from there. ``stride`` counts
+    elements; ``None`` means row-major and contiguous, and then
+    ``nbytes == prod(shape) * ITEM_BYTES[dtype]``. Two records may share bytes (tied
+    weights in a ``.bin``).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+Status = Literal["verified", "superseded", "withdrawn", "mismatch", "unlisted"]
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """A file's name in its repository, size in bytes, and digests in lower-case hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+    md5: str | None = None
+    is_weight: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the registry says of a source."""
+
+    status: Status
+    repository: str | None = None
+    release: str | None = None
+    reason: str = ""
+    stated_at: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor to be written.
+
+    ``nbytes`` is exact unless ``variable``, when it is the most the tensor can take
+    (a JSON text in which a float is printed) and its real size is known only once
+    it has been made.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    variable: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the core tells whoever listens: ``done`` of ``total`` ``unit`` of ``stage``."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    unit: str = "bytes"
+    message: str = ""
+
+
+#: Receives events; the core never prints.
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener of those who do not listen."""

@@ -1,0 +1,105 @@
+"""A source's digests against the registry and the Hub -> VerifiedSource.
+
+``gate`` and ``commit`` accept only a :class:`VerifiedSource`, so nothing unproven gets
+its final name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantkit.checkpoint.stream import gaps, stream_file
+from quantkit.digests import digest_file
+from quantkit.errors import MismatchError, UnlistedError, WithdrawnError
+from quantkit.recipe import Recipe
+from quantkit.registry import Registry
+from quantkit.source import TOKENIZER_FILES, Source
+from quantkit.types import Event, FileDigest, Listener, Verdict, silent
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the user lets pass."""
+
+    allow_withdrawn: bool = False
+    require_verified: bool = False
+
+
+@dataclass(frozen=True)
+class VerifiedSource:
+    """A source whose every weight and tokenizer file has been digested and judged."""
+
+    source: Source
+    files: tuple[FileDigest, ...]
+    verdict: Verdict
+
+
+def settle(
+    source: Source,
+    weights: Sequence[FileDigest],
+    recipe: Recipe | None,
+    registry: Registry,
+    policy: Policy,
+) -> VerifiedSource:
+    """Judge a source whose weight files have these digests.
+
+    Raises:
+        WithdrawnError, MismatchError, UnlistedError: the verdict forbids going on.
+    """
+    names = (*source.present(("config.json", "generation_config.json", *TOKENIZER_FILES)),)
+    files = (*weights, *(digest_file(source.folder / name) for name in names))
+    _check_hub(source, files)
+    claims = [each for each in (source.repo_id, recipe.source.repo if recipe else "") if each]
+    verdict = registry.judge(files, claims)
+    _enforce(source, verdict, policy)
+    return VerifiedSource(source, files, verdict)
+
+
+def digest_source(
+    source: Source, registry: Registry, listener: Listener = silent
+) -> tuple[FileDigest, ...]:
+    """Digests of the weight files, read for nothing else."""
+    found = []
+    done = 0
+    for name in source.checkpoint.files:
+        size = source.checkpoint.file_bytes[name]
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            listener(Event("verify", done, source.weight_bytes))
+
+        md5 = registry.needs_md5(name, size)
+        found.append(stream_file(source.folder / name, gaps(0, size), md5=md5, progress=tell))
+    return tuple(found)
+
+
+def _check_hub(source: Source, files: Sequence[FileDigest]) -> None:
+    for file in files:
+        listed = source.hub_sha256.get(file.name)
+        if listed is not None and listed != file.sha256:
+            raise MismatchError(
+                f"{file.name}: the Hub lists SHA-256 {listed} for {source.repo_id} at "
+                f"{source.revision}, got {file.sha256}; the download is damaged, delete "
+                f"{source.folder / file.name} and run again"
+            )
+
+
+def _enforce(source: Source, verdict: Verdict, policy: Policy) -> None:
+    if verdict.status == "withdrawn" and not policy.allow_withdrawn:
+        raise WithdrawnError(
+            f"source {source.given}: these are the weights of {verdict.repository}, release of "
+            f"{verdict.release}, withdrawn: {verdict.reason} (stated at {verdict.stated_at}); "
+            f"{verdict.advice or 'use another release'} (--allow-withdrawn goes on regardless)"
+        )
+    if verdict.status == "mismatch":
+        raise MismatchError(
+            f"source {source.given}: not {verdict.repository}: {verdict.reason} "
+            f"(registry, from {verdict.stated_at}); {verdict.advice}"
+        )
+    if verdict.status in ("unlisted", "superseded") and policy.require_verified:
+        raise UnlistedError(
+            f"source {source.given}: {verdict.status}, and --require-verified wants a current "
+            "release; add it to a registry (--checksums DIR) or drop the option"
+        )
