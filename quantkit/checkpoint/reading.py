@@ -11,14 +11,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, BinaryIO
 
 from quantkit.checkpoint.layout import touched_elements
 from quantkit.checkpoint.names import quoted
 from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, TensorRecord
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -66,8 +67,9 @@ def read_range(fd: int, offset: int, buffer: memoryview, where: str = "weight fi
             ) from None
         if count == 0:
             raise CheckpointError(
-                f"{where}: expected {len(view)} bytes from byte {offset}, the file ends after {done}; "
-                "it is truncated or was changed while being read, fetch it again"
+                f"{where}: expected {len(view)} bytes from byte {offset}, "
+                f"the file ends after {done}; it is truncated or was changed while being read, "
+                "fetch it again"
             )
         done += count
 
@@ -85,6 +87,8 @@ def read_tensor(folder: Path, record: TensorRecord) -> torch.Tensor:
     ``folder`` is the one that ``record.file`` is in. Peak memory: the record's byte
     range, and for a strided record its elements besides.
     """
+    import torch  # seconds to import, and headers are read without it
+
     where = f"{folder / record.file}: tensor {quoted(record.name)}"
     _check_range(record, where)
     raw = torch.empty(record.nbytes, dtype=torch.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def float16_to_word(bits):  # type: ignore[no-untyped-def]
     """The float32 bit pattern, uint32, of a float16 bit pattern, uint16.
 

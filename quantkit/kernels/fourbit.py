@@ -96,16 +96,9 @@ def quantize_4bit(
     count = weight.numel()
     packed = _buffer(packed, -(-count // 2), torch.uint8, "packed")
     absmax = _buffer(absmax, -(-count // block_size), torch.float32, "absmax")
-    bounds, steps = _decision_tables(quant_type)
-    nonfinite = _quantize(
-        _bits(weight),
-        _KINDS[weight.dtype],
-        block_size,
-        bounds,
-        steps,
-        packed.numpy(),
-        absmax.numpy(),
-    )
+    tables = _decision_tables(quant_type)
+    outputs = (packed.numpy(), absmax.numpy())
+    nonfinite = _quantize(_bits(weight), _KINDS[weight.dtype], block_size, tables, outputs)
     return FourBit(packed, absmax, int(nonfinite))
 
 
@@ -171,9 +164,11 @@ def _decision_tables(
     return bounds.numpy(), steps.to(torch.uint8).numpy()
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _quantize(bits, kind, block_size, bounds, steps, packed, absmax):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _quantize(bits, kind, block_size, tables, outputs):  # type: ignore[no-untyped-def]
     """Quantize all elements tile by tile; returns how many are not finite."""
+    bounds, steps = tables
+    packed, absmax = outputs
     count = bits.size
     scaled = np.empty(_TILE, np.float32)
     indices = np.zeros(_TILE, np.uint8)
@@ -204,7 +199,7 @@ def _quantize(bits, kind, block_size, bounds, steps, packed, absmax):  # type: i
     return nonfinite
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _widen(bits, kind, wide):  # type: ignore[no-untyped-def]
     """Write the float32 bit patterns of ``bits``: exact, infinities and NaN included."""
     if kind == _FLOAT32:
@@ -218,7 +213,7 @@ def _widen(bits, kind, wide):  # type: ignore[no-untyped-def]
             wide[i] = float16_to_word(bits[i])
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _peak(words):  # type: ignore[no-untyped-def]
     """The largest magnitude among float32 bit patterns; NaN if there is one.
 
@@ -231,37 +226,38 @@ def _peak(words):  # type: ignore[no-untyped-def]
     return np.uint32(largest).view(np.float32)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _count_nonfinite(words):  # type: ignore[no-untyped-def]
     """How many float32 bit patterns are infinities or NaN."""
     count = 0
     for i in range(words.size):
-        count += (words[i] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000)
+        if (words[i] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000):
+            count += 1
     return count
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _at_least_tiny(peak):  # type: ignore[no-untyped-def]
     """``peak`` but no less than 1e-38, whose reciprocal is finite; NaN stays NaN."""
     tiny = np.float32(1e-38)
     return tiny if peak < tiny else peak
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _multiply(values, factor):  # type: ignore[no-untyped-def]
     """Scale a full block in place."""
     for i in range(values.size):
         values[i] *= factor
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _divide(values, divisor):  # type: ignore[no-untyped-def]
     """Scale in place the block cut short at the end."""
     for i in range(values.size):
         values[i] /= divisor
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _find_indices(scaled, bounds, steps, indices):  # type: ignore[no-untyped-def]
     """Write the index of the code nearest to each scaled value; ties to the lower code.
 
@@ -277,7 +273,7 @@ def _find_indices(scaled, bounds, steps, indices):  # type: ignore[no-untyped-de
             indices[i] += np.uint8(0) if scaled[i] <= bound else step
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _pack(pairs, packed):  # type: ignore[no-untyped-def]
     """Join two neighbouring indices in one byte, the earlier one in the high nibble.
 
@@ -287,7 +283,7 @@ def _pack(pairs, packed):  # type: ignore[no-untyped-def]
         packed[i] = (pairs[i] << 4 | pairs[i] >> 8) & 0xFF
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _dequantize(packed, absmax, code, block_size, values):  # type: ignore[no-untyped-def]
     """Write each element's code times its block's absmax."""
     for block in range(absmax.size):

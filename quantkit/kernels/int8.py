@@ -60,7 +60,7 @@ def dequantize_int8(rows: Tensor, absmax: Tensor) -> Tensor:
     return rows * absmax.unsqueeze(1) * _INVERSE_127
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _quantize_rows(bits, rows, absmax):  # type: ignore[no-untyped-def]
     """Quantize row by row; returns how many elements are not finite."""
     nonfinite = 0
@@ -77,7 +77,7 @@ def _quantize_rows(bits, rows, absmax):  # type: ignore[no-untyped-def]
     return nonfinite
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _largest(bits):  # type: ignore[no-untyped-def]
     """The bit pattern of the largest magnitude: patterns without a sign bit are in order."""
     largest = np.uint16(0)
@@ -86,16 +86,17 @@ def _largest(bits):  # type: ignore[no-untyped-def]
     return largest
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _count_nonfinite(bits):  # type: ignore[no-untyped-def]
     """How many float16 bit patterns are infinities or NaN."""
     count = 0
     for i in range(bits.size):
-        count += np.uint16(bits[i] & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
+        if np.uint16(bits[i] & np.uint16(0x7FFF)) >= np.uint16(0x7C00):
+            count += 1
     return count
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _round_row(bits, factor, row):  # type: ignore[no-untyped-def]
     """Scale one row of float16 bit patterns and round it, halves to even."""
     for i in range(bits.size):

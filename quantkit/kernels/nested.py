@@ -88,7 +88,7 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> T
     return DYNAMIC_MAP[codes.to(torch.int32)] * scales + offset
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _quantize_blocks(values, step_codes, codes, nested_absmax):  # type: ignore[no-untyped-def]
     """Write the code of each value, and each block's largest magnitude."""
     for block in range(nested_absmax.size):
@@ -106,7 +106,7 @@ def _quantize_blocks(values, step_codes, codes, nested_absmax):  # type: ignore[
                 codes[i] = step_codes[_nearest_step(values[i] * inverse)]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _nearest_step(scaled):  # type: ignore[no-untyped-def]
     """Which of the 65536 steps over [-1, 1] the float32 ``scaled`` is rounded to.
 

@@ -216,7 +216,8 @@ def test_buffers_are_reused(quant_type: str) -> None:
         assert result.packed.data_ptr() == packed.data_ptr()
         assert result.absmax.data_ptr() == absmax.data_ptr()
         fresh = quantize_4bit(weight, quant_type, 64)
-        assert torch.equal(packed, fresh.packed) and torch.equal(absmax, fresh.absmax)
+        assert torch.equal(packed, fresh.packed)
+        assert torch.equal(absmax, fresh.absmax)
 
 
 def test_a_buffer_may_be_part_of_a_larger_one() -> None:
@@ -231,7 +232,8 @@ def test_a_buffer_may_be_part_of_a_larger_one() -> None:
             packed=packed[part * 320 : (part + 1) * 320],
             absmax=absmax[part * 10 : (part + 1) * 10],
         )
-    assert torch.equal(packed, whole.packed) and torch.equal(absmax, whole.absmax)
+    assert torch.equal(packed, whole.packed)
+    assert torch.equal(absmax, whole.absmax)
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -240,12 +242,15 @@ def test_threads_do_not_disturb_each_other() -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda weight: quantize_4bit(weight, "nf4", 64), weights))
     for one, other in zip(results, expected, strict=True):
-        assert torch.equal(one.packed, other.packed) and torch.equal(one.absmax, other.absmax)
+        assert torch.equal(one.packed, other.packed)
+        assert torch.equal(one.absmax, other.absmax)
 
 
 def test_nothing_is_quantized_to_nothing() -> None:
     result = quantize_4bit(torch.empty(0, dtype=torch.float16), "nf4", 64)
-    assert result.packed.shape == (0,) and result.absmax.shape == (0,) and result.nonfinite == 0
+    assert result.packed.shape == (0,)
+    assert result.absmax.shape == (0,)
+    assert result.nonfinite == 0
 
 
 def bad_calls() -> dict[str, dict[str, object]]:
@@ -268,7 +273,7 @@ def bad_calls() -> dict[str, dict[str, object]]:
 @pytest.mark.parametrize("name", bad_calls())
 def test_bad_arguments_are_refused(name: str) -> None:
     arguments = {"quant_type": "nf4", "block_size": 64} | bad_calls()[name]
-    with pytest.raises(ValueError, match=name.split()[0] if " " in name else "weight"):
+    with pytest.raises(ValueError, match=name.split(maxsplit=1)[0] if " " in name else "weight"):
         quantize_4bit(**arguments)
 
 
@@ -279,6 +284,7 @@ def decoded(quantized: FourBit, quant_type: str, block_size: int, count: int) ->
 @each_block
 @each_type
 def test_dequantize(quant_type: str, block_size: int) -> None:
+    """Equal in value; bitsandbytes' paths disagree about the sign of FP4's second zero."""
     for count in (4 * 4096, 2 * 4096 + 38, 4096 + 77, 1):
         weight = random_weight(count, torch.float32, seed=count)
         packed, state = bnb.quantize_4bit(weight, blocksize=block_size, quant_type=quant_type)
@@ -286,10 +292,8 @@ def test_dequantize(quant_type: str, block_size: int) -> None:
         # C++ compiler; the same code runs eagerly.
         with torch.compiler.set_stance("force_eager"):
             expected = bnb.dequantize_4bit(packed, state).view(-1)
-        values = decoded(
-            quantize_4bit(weight, quant_type, block_size), quant_type, block_size, count
-        )
-        assert torch.equal(values.view(torch.int32), expected.view(torch.int32)), count
+        quantized = quantize_4bit(weight, quant_type, block_size)
+        assert torch.equal(decoded(quantized, quant_type, block_size, count), expected), count
 
 
 @each_type

@@ -13,7 +13,8 @@ from quantkit.kernels.int8 import dequantize_int8, quantize_int8
 def assert_same(weight: Tensor) -> None:
     ours = quantize_int8(weight)
     rows, absmax, _ = bnb.int8_vectorwise_quant(weight.clone())
-    assert ours.rows.dtype == torch.int8 and torch.equal(ours.rows, rows)
+    assert ours.rows.dtype == torch.int8
+    assert torch.equal(ours.rows, rows)
     assert torch.equal(ours.absmax.view(torch.int32), absmax.view(torch.int32))
 
 
@@ -72,7 +73,9 @@ def test_a_row_of_zeros_among_others() -> None:
     weight[2] = 0
     assert_same(weight)
     result = quantize_int8(weight)
-    assert result.rows[2].count_nonzero() == 0 and result.absmax[2] == 0 and result.nonfinite == 0
+    assert result.rows[2].count_nonzero() == 0
+    assert result.absmax[2] == 0
+    assert result.nonfinite == 0
 
 
 def test_nonfinite_elements_are_counted() -> None:
@@ -90,7 +93,8 @@ def test_nonfinite_elements_are_counted() -> None:
 def test_empty_matrices() -> None:
     for shape in ((0, 8), (3, 0)):
         result = quantize_int8(torch.empty(shape, dtype=torch.float16))
-        assert result.rows.shape == shape and result.absmax.shape == (shape[0],)
+        assert result.rows.shape == shape
+        assert result.absmax.shape == (shape[0],)
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -120,7 +120,8 @@ def assert_same_absmax(absmax: Tensor) -> None:
     ours = quantize_absmax(absmax)
     offset = absmax.mean()
     codes, state = bnb.quantize_blockwise(absmax - offset, blocksize=256)
-    assert ours.offset.shape == () and torch.equal(ours.offset, offset)
+    assert ours.offset.shape == ()
+    assert torch.equal(ours.offset, offset)
     assert torch.equal(ours.codes, codes)
     assert torch.equal(ours.nested_absmax.view(torch.int32), state.absmax.view(torch.int32))
 
@@ -134,7 +135,8 @@ def test_equal_absmax_leave_nothing_to_quantize() -> None:
     absmax = torch.full((300,), 0.5)
     assert_same_absmax(absmax)
     result = quantize_absmax(absmax)
-    assert result.nested_absmax.count_nonzero() == 0 and result.codes.count_nonzero() == 0
+    assert result.nested_absmax.count_nonzero() == 0
+    assert result.codes.count_nonzero() == 0
     assert torch.equal(decoded(result), absmax)
 
 
