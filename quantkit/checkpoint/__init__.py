@@ -1,4 +1,4 @@
-"""Reading checkpoints without trusting them.
+"""Reading checkpoints without trusting them, and writing safetensors shards.
 
 A weight file comes from a stranger. Nothing here unpickles, imports, maps or
 executes any of it: headers are parsed by hand into
@@ -13,6 +13,8 @@ executes any of it: headers are parsed by hand into
     torch_zip.py             its zip, as positions of stored members
     layout.py              arithmetic of shapes and strides
     strict_json.py         JSON whose duplicate keys are errors
+    stream.py              one read of a file for the digests and the conversion
+    shards.py              safetensors files laid out beforehand, written by position
     names.py               what may be a tensor's name, and how it is quoted
 """
 

@@ -142,7 +142,7 @@ class ShardWriter:
         if name in self._variable:
             self._texts[name] = raw.tobytes()
             return
-        _write_all(self._fd, memoryview(raw), self._at[name] + offset)
+        _write_all(self._fd, raw.data, self._at[name] + offset)
 
     def close(self) -> None:
         """Append the texts, then the header; then make sure the disk has it all."""

@@ -79,7 +79,7 @@ def stream_file(
                     progress(_land(flight, pool))
                 buffer = pool.take(segment.length)
                 view = memoryview(buffer)[: segment.length]
-                read_range(file.fileno(), segment.offset, view)
+                read_range(file.fileno(), segment.offset, view, str(path))
                 waits = digest.feed(view) if segment.hashed else []
                 if consume is not None and segment.tensor is not None:
                     waits.append(worker.submit(consume, segment, view))

@@ -110,12 +110,12 @@ def _quantize_blocks(values, step_codes, codes, nested_absmax):  # type: ignore[
 def _nearest_step(scaled):  # type: ignore[no-untyped-def]
     """Which of the 65536 steps over [-1, 1] the float32 ``scaled`` is rounded to.
 
-    The library multiplies and adds with one rounding (a fused multiply-add): in float64
-    both are exact, so that the one rounding is the return to float32. NaN, from 0 times
-    the reciprocal of a denormal, is step 0.
+    Two roundings where the library's fused multiply-add has one: the step is the same
+    for every float32 share there is, which the tests try. NaN, from 0 times the infinite
+    reciprocal of a denormal, is step 0.
     """
     if np.isnan(scaled):
         return 0
     clamped = min(max(scaled, np.float32(-1.0)), np.float32(1.0))
     share = np.float32(np.float32(clamped + np.float32(1.0)) * np.float32(0.5))
-    return int(np.float32(np.float64(share) * 65535.0 + 0.5))
+    return int(np.float32(share * np.float32(_LAST_STEP)) + np.float32(0.5))

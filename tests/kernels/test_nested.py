@@ -86,6 +86,15 @@ def test_every_step_and_every_edge_between_steps() -> None:
         assert differs(blocks_with_peak(neighbours(neighbours(values)), 1.0)) is None
 
 
+@pytest.mark.parametrize(("low", "spacing"), [(0.0, 2.0**-24), (0.5, 2.0**-24), (1.0, 2.0**-23)])
+def test_every_share_exhaustively(low: float, spacing: float) -> None:
+    """All float32 that scaled value + 1 can be, from ``low`` on: 2**23 of them each."""
+    sums = low + torch.arange(1 << 23, dtype=torch.float32) * spacing
+    values = sums - 1
+    assert torch.equal(values + 1, sums)
+    assert differs(blocks_with_peak(values, 1.0)) is None
+
+
 def test_a_wrong_table_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest code, which the library does not look for, is not the same."""
     values = blocks_with_peak((torch.arange(65536) / 32767.5 - 1).float(), 1.0)

@@ -1,0 +1,128 @@
+"""What a model is judged on: a text cut into windows of ids, and prompts.
+
+The protocol: the whole text is encoded once without special tokens and cut into
+windows that do not overlap; perplexity is over all predicted tokens, that is over
+every token of a window but its first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.errors import UsageError
+from quantkit.recipe import Recipe
+from quantkit.resources import evaluation_text, prompts_file
+from quantkit.tokenizer import Tokenizer
+
+#: Without a tokenizer, prompts are the openings of windows, of this many tokens.
+_OPENING = 16
+_OPENINGS = 8
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """``sequences`` of ids to be cut into windows; ``sha256`` is of the file's bytes."""
+
+    name: str
+    sha256: str
+    route: str
+    sequences: tuple[tuple[int, ...], ...]
+
+    def windows(self, length: int, limit: int) -> tuple[tuple[int, ...], ...]:
+        """Windows of at most ``length`` ids and at least two; at most ``limit`` (0: all)."""
+        cut = tuple(
+            sequence[at : at + length]
+            for sequence in self.sequences
+            for at in range(0, len(sequence), length)
+            if len(sequence) - at >= 2
+        )
+        return cut[:limit] if limit else cut
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt as the model sees it; ``text`` is empty when it was made from ids."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> EvaluationText | None:
+    """Encode ``path``, or the text that ships with quantkit.
+
+    A ``.json`` file holds ids already: a list of lists, or an object with such a list.
+    ``None`` when there is text but no tokenizer.
+
+    Raises:
+        UsageError: the file cannot be read, or holds too little.
+    """
+    chosen = path or evaluation_text()
+    try:
+        raw = chosen.read_bytes()
+        if chosen.suffix == ".json":
+            found = EvaluationText(chosen.name, _sha256(raw), "ids", _id_lists(chosen, raw))
+        elif tokenizer is None:
+            return None
+        else:
+            ids = tuple(tokenizer.encode(raw.decode("utf-8")))
+            found = EvaluationText(chosen.name, _sha256(raw), tokenizer.route, (ids,))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
+    if not found.windows(length=2, limit=1):
+        raise UsageError(f"text {chosen}: fewer than two tokens; give a longer text")
+    return found
+
+
+def read_prompts(
+    recipe: Recipe, tokenizer: Tokenizer | None, text: EvaluationText | None
+) -> tuple[PromptIds, ...]:
+    """The recipe's prompts in the model's own form; without a tokenizer, openings of windows."""
+    if tokenizer is None:
+        openings = text.windows(length=1 << 62, limit=_OPENINGS) if text else ()
+        return tuple(PromptIds("", each[:_OPENING]) for each in openings)
+    plain = recipe.evaluation.prompts or tuple(
+        json.loads(prompts_file().read_text(encoding="utf-8"))
+    )
+    rendered = [recipe.prompt.render(each) if recipe.prompt else each for each in plain]
+    return tuple(PromptIds(each, tuple(tokenizer.encode(each))) for each in rendered)
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _id_lists(path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise UsageError(f"text {path}: not JSON: {error}") from error
+    candidates = [value, *value.values()] if isinstance(value, dict) else [value]
+    for each in candidates:
+        if _is_id_lists(each):
+            return tuple(tuple(sequence) for sequence in each)
+    raise UsageError(
+        f"text {path}: expected a list of lists of token ids, or an object with one; "
+        "give plain text as .txt"
+    )
+
+
+def _is_id_lists(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, list) and each for each in value)
+        and all(_is_id(number) for each in value for number in each)
+    )
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def largest_id(sequences: Sequence[Sequence[int]]) -> int:
+    """The largest id that occurs."""
+    return max(max(each) for each in sequences)

@@ -1,0 +1,188 @@
+"""The levels in order; a level that cannot run says why."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from quantkit.evaluation import (
+    EvaluationText,
+    PromptIds,
+    largest_id,
+    read_evaluation_text,
+    read_prompts,
+)
+from quantkit.gate.generation import check_generation
+from quantkit.gate.likelihood import check_likelihood, score
+from quantkit.gate.models import Reloaded, load_reference, load_saved, quiet_libraries
+from quantkit.gate.reload import check_reload
+from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
+from quantkit.gate.structure import check_structure
+from quantkit.planning import Plan
+from quantkit.recipe import Recipe
+from quantkit.tokenizer import Tokenizer, open_tokenizer
+from quantkit.types import ITEM_BYTES, Event, Listener, silent
+from quantkit.verification import VerifiedSource
+
+#: What the two loaded models and the libraries need beside the weights, in bytes.
+_WORKING_ROOM = 2 << 30
+
+_TOKENIZER_REASON = "not built yet: ids come from the source's own tokenizer"
+
+
+@dataclass(frozen=True)
+class _Models:
+    reference: Any
+    saved: Reloaded
+    dtype: str
+
+
+def gate(
+    folder: Path,
+    verified: VerifiedSource,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    text: Path | None = None,
+    device: str = "cpu",
+    listener: Listener = silent,
+) -> GateReport:
+    """Judge the staged ``folder`` against its source."""
+    structure = check_structure(folder, plan)
+    if structure.outcome == "failed":
+        return _only(structure, "the structure level failed")
+    tokenizer = open_tokenizer(verified.source.folder)
+    evaluated = read_evaluation_text(text, tokenizer)
+    prompts = read_prompts(recipe, tokenizer, evaluated)
+    dtype = _reference_dtype(plan)
+    if dtype is None:
+        return _only(structure, "both models together do not fit in memory")
+    listener(Event("gate", message="reopening the saved folder"))
+    try:
+        saved = load_saved(folder, plan.dtype, device)
+    except Exception as error:  # any error at load is a verdict: users would meet it
+        return _only(structure, "the saved folder cannot be opened", _unopened(error))
+    models = _Models(load_reference(verified.source, plan, dtype, device), saved, dtype)
+    reload = check_reload(saved, models.reference, recipe.gate)
+    if reload.outcome == "failed":
+        return _only(structure, "the reload level failed", reload)
+    levels = [structure, not_run("tokenizer", _TOKENIZER_REASON), reload]
+    with quiet_libraries():
+        levels.append(_perplexity(models, plan, recipe, evaluated, listener))
+        levels.append(_generation(models, recipe, prompts, tokenizer, listener))
+    return GateReport(tuple(levels))
+
+
+def _only(structure: Level, reason: str, reload: Level | None = None) -> GateReport:
+    """A report of the levels that ran, the others not run for ``reason``."""
+    ran = {"structure": structure} | ({"reload": reload} if reload else {})
+    return GateReport(tuple(ran.get(each.name, each) for each in gate_not_run(reason).levels))
+
+
+def _unopened(error: Exception) -> Level:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return judged("reload", {}, [Failure("reload", "from_pretrained", first, "opens")])
+
+
+def _reference_dtype(plan: Plan) -> str | None:
+    """float32 where it fits beside the saved model, else the source's own; ``None`` for neither."""
+    parameters = sum(each.source.elements for each in plan.tensors if each.action != "drop")
+    free = psutil.virtual_memory().available - _WORKING_ROOM - plan.output_bytes
+    fits = (dtype for dtype in ("float32", plan.dtype) if parameters * ITEM_BYTES[dtype] < free)
+    return next(fits, None)
+
+
+def _perplexity(
+    models: _Models,
+    plan: Plan,
+    recipe: Recipe,
+    text: EvaluationText | None,
+    listener: Listener,
+) -> Level:
+    if text is None:
+        return not_run(
+            "perplexity", "the source has no tokenizer; give token ids (--text FILE.json)"
+        )
+    vocabulary = models.reference.get_input_embeddings().weight.shape[0]
+    if largest_id(text.sequences) >= vocabulary:
+        return judged(
+            "perplexity",
+            {},
+            [
+                Failure(
+                    "perplexity",
+                    "largest token id",
+                    str(largest_id(text.sequences)),
+                    f"below {vocabulary}",
+                    text.name,
+                )
+            ],
+        )
+    length = min(recipe.evaluation.window, plan.max_positions or recipe.evaluation.window)
+    windows = text.windows(length, recipe.evaluation.max_windows)
+    scores = score(
+        models.reference, models.saved.model, windows, _counter(listener, "perplexity", len(windows))
+    )
+    return check_likelihood(
+        scores, recipe.gate, _protocol(models, plan, recipe, text, length, len(windows))
+    )
+
+
+def _protocol(
+    models: _Models,
+    plan: Plan,
+    recipe: Recipe,
+    text: EvaluationText,
+    length: int,
+    windows: int,
+) -> dict[str, Any]:
+    """Everything a number depends on, beside the two folders."""
+    compute = dict(recipe.method).get("compute_dtype", plan.dtype)
+    words = (
+        f"{windows} non-overlapping windows of at most {length} tokens, the whole text encoded "
+        f"once without special tokens ({text.route}), all predicted tokens, float32 log-softmax; "
+        f"reference in {models.dtype}, quantized loaded in {plan.dtype} and computed in {compute}, "
+        f"on {_device_name(models.reference.device)}"
+    )
+    return {"protocol": words, "text": text.name, "text_sha256": text.sha256}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _generation(
+    models: _Models,
+    recipe: Recipe,
+    prompts: tuple[PromptIds, ...],
+    tokenizer: Tokenizer | None,
+    listener: Listener,
+) -> Level:
+    if not prompts:
+        return not_run("generation", "no prompts: the source has no tokenizer and no ids were given")
+    return check_generation(
+        models.reference,
+        models.saved.model,
+        prompts,
+        recipe,
+        tokenizer,
+        _counter(listener, "generation", len(prompts)),
+    )
+
+
+def _counter(listener: Listener, stage: str, total: int) -> Callable[[int], None]:
+    unit = "windows" if stage == "perplexity" else "prompts"
+    return lambda done: listener(Event(stage, done, total, unit))

@@ -1,0 +1,102 @@
+"""Level ``perplexity``: both models on the same windows, each window read once.
+
+Definitions, per predicted token with source distribution p and quantized q, in nats:
+perplexity is exp(mean of -log q(true)); KL divergence is sum p (log p - log q), as in
+llama.cpp's perplexity tool; top-1 agreement is how often both rank the same token first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.gate.report import Failure, Level, judged
+from quantkit.recipe import GateSection
+
+#: Positions whose distributions are compared at a time; bounds the float32 logits held.
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per predicted token, over all windows: negative log-likelihoods, KL, top-1 agreement."""
+
+    reference: Tensor
+    quantized: Tensor
+    kl: Tensor
+    same_top: Tensor
+
+
+def score(
+    reference: Any,
+    quantized: Any,
+    windows: Sequence[Sequence[int]],
+    progress: Callable[[int], None],
+) -> Scores:
+    """Run both models over every window, side by side."""
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for count, window in enumerate(windows, start=1):
+        ids = torch.tensor([list(window)])
+        parts += _compare(_logits(reference, ids), _logits(quantized, ids), ids[0, 1:])
+        progress(count)
+    return Scores(*(torch.cat([part[at] for part in parts]) for at in range(4)))
+
+
+def check_likelihood(scores: Scores, limits: GateSection, protocol: dict[str, Any]) -> Level:
+    """Means over all tokens against the recipe's thresholds."""
+    source, saved = (exp(float(each.mean())) for each in (scores.reference, scores.quantized))
+    kl = float(scores.kl.mean())
+    agreement = float(scores.same_top.mean())
+    measures = {
+        "perplexity": {
+            "reference": source,
+            "quantized": saved,
+            "ratio": saved / source,
+            "tokens": scores.kl.numel(),
+            **protocol,
+        },
+        "kl_divergence": {"mean": kl, "p99": float(torch.quantile(scores.kl, 0.99))},
+        "top1_agreement": agreement,
+    }
+    bounds = [
+        ("perplexity ratio", saved / source, limits.max_perplexity_ratio, 1),
+        ("mean KL divergence", kl, limits.max_kl_mean, 1),
+        ("top-1 agreement", agreement, limits.min_top1_agreement, -1),
+    ]
+    failures = [
+        Failure("perplexity", name, value, bound)
+        for name, value, bound, sign in bounds
+        if not sign * value <= sign * bound  # so that NaN fails
+    ]
+    return judged("perplexity", measures, failures)
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids.to(model.device), use_cache=False).logits[0, :-1]  # type: ignore[no-any-return]
+
+
+def _compare(
+    source: Tensor, saved: Tensor, truth: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    found = []
+    for at in range(0, len(truth), _ROWS):
+        rows = slice(at, at + _ROWS)
+        p = torch.log_softmax(source[rows].float(), dim=-1)
+        q = torch.log_softmax(saved[rows].to(p.device).float(), dim=-1)
+        true = truth[rows, None].to(p.device)
+        # float64 sums: the mean over many tokens must not depend on how they were cut
+        found.append(
+            (
+                -p.gather(1, true)[:, 0].double().cpu(),
+                -q.gather(1, true)[:, 0].double().cpu(),
+                (p.exp() * (p - q)).sum(-1).double().cpu(),
+                (p.argmax(-1) == q.argmax(-1)).double().cpu(),
+            )
+        )
+    return found

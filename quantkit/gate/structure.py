@@ -1,0 +1,98 @@
+"""Level ``structure``: the staged files hold what the plan says, whole and finite.
+
+Reads the files' own headers and bytes; it shares nothing with the code that wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from quantkit.checkpoint import CheckpointIndex, open_checkpoint, read_tensor
+from quantkit.errors import CheckpointError
+from quantkit.gate.report import Failure, Level, judged
+from quantkit.planning import Plan
+from quantkit.types import FLOAT_DTYPES, OutputTensor, TensorRecord
+
+
+def check_structure(folder: Path, plan: Plan) -> Level:
+    """Every name, shape, data type and size accounted for; every float finite."""
+    try:
+        index = open_checkpoint(folder)
+    except CheckpointError as error:
+        failure = Failure("structure", "checkpoint", str(error), "readable")
+        return judged("structure", {}, [failure])
+    expected = {each.name: each for shard in plan.shards for each in shard.tensors}
+    found = {each.name: each for each in index.tensors}
+    failures = [
+        *_names(expected.keys(), found.keys()),
+        *_forms(expected, found),
+        *_sizes(index, plan),
+        *_config(folder, plan),
+        *_nonfinite(folder, index),
+    ]
+    measures = {"tensors": len(found), "bytes": sum(index.file_bytes.values())}
+    return judged("structure", measures, failures)
+
+
+def _names(expected: set[str] | object, found: set[str] | object) -> Iterator[Failure]:
+    missing = sorted(set(expected) - set(found))  # type: ignore[call-overload]
+    extra = sorted(set(found) - set(expected))  # type: ignore[call-overload]
+    if missing:
+        yield Failure("structure", "missing tensors", str(len(missing)), "0", missing[0])
+    if extra:
+        yield Failure("structure", "unplanned tensors", str(len(extra)), "0", extra[0])
+
+
+def _forms(
+    expected: dict[str, OutputTensor], found: dict[str, TensorRecord]
+) -> Iterator[Failure]:
+    for name in expected.keys() & found.keys():
+        want, got = expected[name], found[name]
+        shape_differs = want.shape != got.shape and not want.variable
+        if want.dtype != got.dtype or shape_differs:
+            yield Failure(
+                "structure",
+                "tensor",
+                f"{got.dtype} {list(got.shape)}",
+                f"{want.dtype} {list(want.shape)}",
+                name,
+            )
+
+
+def _sizes(index: CheckpointIndex, plan: Plan) -> Iterator[Failure]:
+    for shard in plan.shards:
+        size = index.file_bytes.get(shard.name, 0)
+        if not shard.nbytes - shard.slack <= size <= shard.nbytes:
+            yield Failure(
+                "structure",
+                "file size",
+                f"{size} bytes",
+                f"{shard.nbytes - shard.slack} to {shard.nbytes}",
+                shard.name,
+            )
+
+
+def _config(folder: Path, plan: Plan) -> Iterator[Failure]:
+    try:
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Failure("structure", "config.json", str(error), "readable")
+        return
+    for key in sorted(written.keys() | plan.config.keys()):
+        if written.get(key) != plan.config.get(key):
+            yield Failure(
+                "structure", "config.json", repr(written.get(key)), repr(plan.config.get(key)), key
+            )
+
+
+def _nonfinite(folder: Path, index: CheckpointIndex) -> Iterator[Failure]:
+    for record in index.tensors:
+        if record.dtype not in FLOAT_DTYPES or not record.elements:
+            continue
+        low, high = torch.aminmax(read_tensor(folder, record))
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            yield Failure("structure", "values", "NaN or infinite", "finite", record.name)
