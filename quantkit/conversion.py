@@ -29,10 +29,6 @@ from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
 from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
 
-#: transformers reads this file's keys as generation defaults.
-GENERATION = "generation_config.json"
-
-
 @dataclass(frozen=True)
 class Converted:
     """What the pass found out, beside the files that it wrote.
@@ -96,7 +92,7 @@ def run(
         for writer in writers:
             writer.close()
     write_index(folder, plan.shards)
-    _write_companions(plan, source, recipe, folder)
+    _write_companions(plan, source, folder)
     return Converted(digests, dict(tally.underflows))
 
 
@@ -246,25 +242,12 @@ def _check_ties(plan: Plan, source: Source) -> None:
             )
 
 
-def _write_companions(plan: Plan, source: Source, recipe: Recipe, folder: Path) -> None:
+def _write_companions(plan: Plan, source: Source, folder: Path) -> None:
     """The small files: config, generation defaults, tokenizer, licence."""
-    _write_json(folder / "config.json", dict(plan.config))
-    _write_json(folder / GENERATION, _generation_config(source, recipe))
+    _write_json(folder / "config.json", plan.config)
+    _write_json(folder / "generation_config.json", plan.generation)
     for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
         (folder / name).write_bytes((source.folder / name).read_bytes())
-
-
-def _generation_config(source: Source, recipe: Recipe) -> dict[str, object]:
-    """The source's generation defaults, else its special ids; then the recipe's settings."""
-    path = source.folder / GENERATION
-    if path.is_file():
-        settings: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        settings = {key: source.config[key] for key in ids if source.config.get(key) is not None}
-    if recipe.generation is not None:
-        settings |= recipe.generation.model_dump(exclude_none=True)
-    return settings
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

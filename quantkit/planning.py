@@ -26,6 +26,10 @@ Action = Literal["quantize", "copy", "cast", "drop"]
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000
 
+#: Resident memory of the libraries and of the segments in flight, in bytes; bench/bnb.py
+#: measures the whole process.
+_LIBRARY_BYTES = 600_000_000
+
 
 @dataclass(frozen=True)
 class TensorPlan:
@@ -57,6 +61,7 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     shards: tuple[shards.Shard, ...]
     config: Mapping[str, Any]
+    generation: Mapping[str, Any]
     max_positions: int | None
     warnings: tuple[str, ...]
 
@@ -73,6 +78,17 @@ class Plan:
     def slack_bytes(self) -> int:
         """How much less than ``output_bytes`` it may be: texts of variable length."""
         return sum(shard.slack for shard in self.shards)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Forecast of the peak without the gate: libraries, segments in flight, and the
+        largest weight that must be held whole."""
+        whole = [
+            each.source.nbytes
+            for each in self.tensors
+            if each.action != "drop" and (each.transposed or each.source.stride is not None)
+        ]
+        return _LIBRARY_BYTES + 3 * max(whole, default=0)
 
     @property
     def quantized_share(self) -> float:
@@ -118,6 +134,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         tensors=tensors,
         shards=shards.layout([each.outputs for each in tensors], _shard_limit(recipe)),
         config=_config(source, architecture, form, recipe, tensors),
+        generation=_generation(source, recipe),
         max_positions=architecture.max_positions,
         warnings=tuple(_warnings(source, architecture, recipe, tensors)),
     )
@@ -255,6 +272,17 @@ def _config(
     return config
 
 
+def _generation(source: Source, recipe: Recipe) -> dict[str, Any]:
+    """The source's generation defaults, else its special ids; then the recipe's settings."""
+    settings = dict(source.generation)
+    if not settings:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {key: source.config[key] for key in ids if source.config.get(key) is not None}
+    if recipe.generation is not None:
+        settings |= recipe.generation.model_dump(exclude_none=True)
+    return settings
+
+
 def _skipped(
     architecture: Architecture, recipe: Recipe, tensors: Sequence[TensorPlan]
 ) -> list[str] | None:
@@ -312,5 +340,6 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "source_bytes": plan.source_bytes,
         "output_bytes": plan.output_bytes,
         "slack_bytes": plan.slack_bytes,
+        "memory_bytes": plan.memory_bytes,
         "quantized_share": plan.quantized_share,
     }

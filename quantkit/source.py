@@ -49,6 +49,7 @@ class Source:
     given: str
     folder: Path
     config: Mapping[str, Any]
+    generation: Mapping[str, Any]
     checkpoint: CheckpointIndex
     repo_id: str | None = None
     revision: str | None = None
@@ -91,30 +92,39 @@ def _open_folder(
     revision: str | None,
     hub_sha256: Mapping[str, str],
 ) -> Source:
-    config = _read_config(folder)
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
+    config = _read_object(folder / "config.json")
+    if not config:
+        raise SourceError(
+            f"source {given}: no config.json; a checkpoint's folder holds config.json and weights"
+        )
+    if quantization := config.get("quantization_config"):
+        method = dict(quantization).get("quant_method", "an unnamed method")
         raise SourceError(
             f"source {given}: already quantized ({method}); give the unquantized checkpoint"
         )
     return Source(
-        given, folder, config, open_checkpoint(folder), repo_id, revision, dict(hub_sha256)
+        given=given,
+        folder=folder,
+        config=config,
+        generation=_read_object(folder / "generation_config.json"),
+        checkpoint=open_checkpoint(folder),
+        repo_id=repo_id,
+        revision=revision,
+        hub_sha256=dict(hub_sha256),
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; empty when there is no such file."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SourceError(
-            f"source {folder}: no config.json; a checkpoint's folder holds config.json and weights"
-        ) from None
+        return {}
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise SourceError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    return config
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def _cache_identity(folder: Path) -> tuple[str | None, str | None]:

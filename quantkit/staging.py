@@ -7,6 +7,7 @@ without quantizing, or say why it starts over.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import OutputExistsError, StorageError, UsageError
+from quantkit.errors import (
+    GateError,
+    OutputExistsError,
+    QuantkitError,
+    StorageError,
+    UsageError,
+)
 
 NOTE = "quantkit-staging.json"
 MANIFEST = "quantkit-manifest.json"
@@ -68,13 +75,8 @@ def check_room(staging: Staging, needed: int) -> None:
 
     Raises:
         StorageError: too little room.
-        UsageError: the parent folder cannot be made.
     """
     parent = staging.partial.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output {staging.out}: cannot make {parent}: {error.strerror}") from error
     free = shutil.disk_usage(parent).free
     if free < needed + _HEADROOM:
         raise StorageError(
@@ -91,7 +93,7 @@ def held(staging: Staging) -> Iterator[None]:
         UsageError: another run holds it, or it cannot be made.
     """
     try:
-        staging.partial.mkdir(exist_ok=True)
+        staging.partial.mkdir(parents=True, exist_ok=True)
         fd = os.open(staging.partial, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"output {staging.partial}: cannot be made: {error.strerror}") from error
@@ -165,3 +167,22 @@ def _flush(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def cleaned(staging: Staging) -> Iterator[None]:
+    """Whatever stops a run leaves nothing behind but, where it helps, a note."""
+    try:
+        yield
+    except GateError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            discard(staging)
+            raise
+        said = f"the disk at {staging.partial.parent} is full; free some room and run again"
+        discard(staging, {"state": "failed", "reason": said})
+        raise StorageError(f"output {staging.out}: {said}") from error
+    except (QuantkitError, KeyboardInterrupt):
+        discard(staging)
+        raise

@@ -1,6 +1,6 @@
 """Make the demo model: a small GPT-NeoX and its tokenizer, trained from nothing.
 
-    python tools/make_demo_model.py --out quantkit/demo/model
+    python tools/make_demo_model.py --out quantkit/data/demo-model
 
 ``quantkit demo`` needs a checkpoint that looks like the ones people quantize and
 that can be shipped: old tensor names, old buffers, half-precision ``.bin``, a
@@ -440,7 +440,7 @@ def command(args: argparse.Namespace) -> str:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The defaults are what the shipped model was made with."""
     parser = argparse.ArgumentParser(description="Train quantkit's demo model.")
-    parser.add_argument("--out", type=Path, default=Path("quantkit/demo/model"))
+    parser.add_argument("--out", type=Path, default=Path("quantkit/data/demo-model"))
     parser.add_argument("--seed", type=int, default=20230517)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=8)

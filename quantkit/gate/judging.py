@@ -48,7 +48,6 @@ def gate(
     verified: VerifiedSource,
     plan: Plan,
     recipe: Recipe,
-    *,
     text: Path | None = None,
     device: str = "cpu",
     listener: Listener = silent,

@@ -35,6 +35,8 @@ def load_saved(folder: Path, dtype: str, device: str) -> Reloaded:
     from transformers import AutoModelForCausalLM
 
     with quiet_libraries():
+        import bitsandbytes  # noqa: F401 - here, so that its advice at import is held back
+
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), device_map=device, output_loading_info=True
         )

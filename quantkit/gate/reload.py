@@ -20,7 +20,8 @@ from quantkit.recipe import GateSection
 def check_reload(reloaded: Reloaded, reference: Any, limits: GateSection) -> Level:
     """The loading report is empty, and every weight is what was meant."""
     failures = list(_loading_report(reloaded))
-    errors = _weight_errors(reloaded.model, reference)
+    with torch.inference_mode():
+        errors = _weight_errors(reloaded.model, reference)
     failures += [
         Failure("reload", "weight", "differs from the source", "equal", name)
         for name, error in errors.items()

@@ -1,0 +1,11 @@
+"""The command line: argv -> one call of the API; errors -> text and an exit code.
+
+    app.py        the verbs and their options
+    display.py    progress, tables and JSON; the only place that prints
+
+Nothing heavy is imported before a verb needs it, so that ``--help`` is quick.
+"""
+
+from quantkit.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,224 @@
+"""The verbs. Each parses, calls the function of the same name, and shows what it returns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import quantkit
+from quantkit.cli.display import Display
+from quantkit.errors import QuantkitError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="quantkit",
+    help="Turn a checkpoint you can prove into a quantized repository you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 source not verified or withdrawn, "
+    "4 gate failed, 130 interrupted.",
+)
+
+
+class DeviceName(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, or a Hub id (owner/name).")
+]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", "-r", help="A recipe's name (see 'recipes'), or a .toml file.")
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one recipe value; may be repeated."),
+]
+Checksums = Annotated[
+    list[Path] | None,
+    typer.Option("--checksums", metavar="DIR", help="More registry entries; may be repeated."),
+]
+RequireVerified = Annotated[
+    bool,
+    typer.Option("--require-verified", help="Stop unless the digests are a current release's."),
+]
+AllowWithdrawn = Annotated[
+    bool,
+    typer.Option("--allow-withdrawn", help="Go on with a withdrawn release; the card will say so."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"quantkit {quantkit.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def convert(
+    source: Source,
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
+    revision: Revision = None,
+    device: Annotated[
+        DeviceName, typer.Option("--device", help="auto takes CUDA when there is one.")
+    ] = DeviceName.auto,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="Evaluation text (.txt), or token ids (.json)."),
+    ] = None,
+    checksums: Checksums = None,
+    require_verified: RequireVerified = False,
+    allow_withdrawn: AllowWithdrawn = False,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Save without judging; recorded as not run.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output, if quantkit made it.")
+    ] = False,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify, quantize, judge and save a checkpoint."""
+    with _display(as_json) as display:
+        manifest = quantkit.convert(
+            source,
+            recipe,
+            out,
+            revision=revision,
+            device=device.value,
+            text=text,
+            checksums=checksums or (),
+            require_verified=require_verified,
+            allow_withdrawn=allow_withdrawn,
+            no_gate=no_gate,
+            overwrite=overwrite,
+            set=set_ or (),
+            listener=display.listener,
+        )
+        display.converted(out, manifest)
+
+
+@app.command()
+def plan(
+    source: Source,
+    recipe: RecipeName,
+    revision: Revision = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every tensor's fate and every file's size; writes nothing."""
+    with _display(as_json) as display:
+        made = quantkit.plan(
+            source, recipe, revision=revision, set=set_ or (), listener=display.listener
+        )
+        display.planned(made)
+
+
+@app.command()
+def verify(
+    path_or_repo: Annotated[
+        str, typer.Argument(metavar="PATH_OR_REPO", help="A checkpoint, or quantkit's output.")
+    ],
+    revision: Revision = None,
+    checksums: Checksums = None,
+    require_verified: RequireVerified = False,
+    allow_withdrawn: AllowWithdrawn = False,
+    as_json: AsJson = False,
+) -> None:
+    """Digest a checkpoint or an output and hold it to the registry and its manifest."""
+    with _display(as_json) as display:
+        found = quantkit.verify(
+            path_or_repo,
+            revision=revision,
+            checksums=checksums or (),
+            require_verified=require_verified,
+            allow_withdrawn=allow_withdrawn,
+            listener=display.listener,
+        )
+        display.verified(found)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes that are built in, or show one."""
+    with _display(as_json) as display:
+        display.recipes([quantkit.load_recipe(name)] if name else quantkit.recipes(), whole=name)
+
+
+@app.command()
+def checksums(
+    repository: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+    folders: Checksums = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the releases that the registry knows, or show one repository's."""
+    with _display(as_json) as display:
+        display.registry(quantkit.checksums(folders or ()), repository)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")] = Path(
+        "demo-output"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Do the main job on a small model that the project made; nothing is downloaded."""
+    with _display(as_json) as display:
+        display.demonstrated(quantkit.demo(out, listener=display.listener))
+
+
+@contextmanager
+def _display(as_json: bool) -> Iterator[Display]:
+    """The one place that turns errors into text and an exit code."""
+    display = Display(as_json=as_json)
+    try:
+        with display:
+            yield display
+    except QuantkitError as error:
+        display.error(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        display.error("interrupted; nothing was saved")
+        raise typer.Exit(INTERRUPTED) from None
+    except MemoryError:
+        display.error("out of memory; close other programs, or use a machine with more")
+        raise typer.Exit(QuantkitError.exit_code) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        display.error(f"{where}{error.strerror or error}")
+        raise typer.Exit(QuantkitError.exit_code) from None
+
+
+def main() -> None:
+    """The console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except KeyboardInterrupt:  # before a verb's own handler was in place
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,92 @@
+"""``verify``: a source against the registry, an output against its own manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit.digests import digest_file
+from quantkit.errors import MismatchError, WithdrawnError
+from quantkit.manifest import read_manifest
+from quantkit.registry import Registry
+from quantkit.registry import checksums as read_checksums
+from quantkit.source import open_source
+from quantkit.staging import MANIFEST
+from quantkit.types import FileDigest, Listener, silent
+from quantkit.verification import Policy, digest_source, settle
+
+
+def verify(
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    checksums: Sequence[str | Path] = (),
+    require_verified: bool = False,
+    allow_withdrawn: bool = False,
+    listener: Listener = silent,
+) -> dict[str, Any]:
+    """Digest a checkpoint, or a folder that quantkit made, and say what it is.
+
+    An output is held to its manifest file by file, and the source that its manifest
+    names to today's registry: it may have been withdrawn since.
+
+    Raises:
+        VerificationError: a digest differs, or the release was withdrawn.
+        SourceError: it cannot be read.
+    """
+    registry = read_checksums([Path(each) for each in checksums])
+    policy = Policy(allow_withdrawn, require_verified)
+    folder = Path(path_or_repo)
+    if (folder / MANIFEST).is_file():
+        return _verify_output(folder, registry, policy)
+    source = open_source(path_or_repo, revision, listener)
+    verified = settle(source, digest_source(source, registry, listener), None, registry, policy)
+    return {
+        "kind": "source",
+        "path": source.given,
+        "revision": source.revision,
+        "status": verified.verdict.status,
+        "verdict": asdict(verified.verdict),
+        "files": [asdict(each) for each in verified.files],
+    }
+
+
+def _verify_output(folder: Path, registry: Registry, policy: Policy) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    differences = list(_differences(folder, manifest))
+    if differences:
+        raise MismatchError(
+            f"{folder}: not as its manifest says: {'; '.join(differences)}; fetch it again"
+        )
+    lineage = registry.judge(
+        [FileDigest(**each) for each in manifest["source"]["files"]],
+        [each for each in (manifest["source"]["repo_id"],) if each],
+    )
+    if lineage.status == "withdrawn" and not policy.allow_withdrawn:
+        raise WithdrawnError(
+            f"{folder}: made from {lineage.repository}, release of {lineage.release}, withdrawn: "
+            f"{lineage.reason} (stated at {lineage.stated_at}); {lineage.advice}"
+        )
+    return {
+        "kind": "output",
+        "path": str(folder),
+        "status": lineage.status,
+        "verdict": asdict(lineage),
+        "gate": manifest["gate"]["status"],
+        "files": manifest["output"]["files"],
+    }
+
+
+def _differences(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Every file that is missing, changed or extra; all of them, not the first."""
+    listed = {each["name"]: each["sha256"] for each in manifest["output"]["files"]}
+    present = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
+    for name in sorted(listed.keys() - present):
+        yield f"{name} is missing"
+    for name in sorted(present - listed.keys()):
+        yield f"{name} is not in the manifest"
+    for name in sorted(listed.keys() & present):
+        if digest_file(folder / name).sha256 != listed[name]:
+            yield f"{name} has changed"

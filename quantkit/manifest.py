@@ -1,0 +1,122 @@
+"""``quantkit-manifest.json``: what was done, to what, with what, and how it was judged.
+
+The card can contain only what the manifest contains, and ``verify`` holds a folder to it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import quantkit
+from quantkit.clock import Measured
+from quantkit.errors import SourceError
+from quantkit.execution import Staged
+from quantkit.gate import GateReport, report_json
+from quantkit.planning import Plan
+from quantkit.recipe import Recipe
+from quantkit.staging import MANIFEST
+from quantkit.verification import VerifiedSource
+
+#: Raised when a reader of the old schema would misread the new one.
+SCHEMA = 1
+
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "sentencepiece")
+
+
+def build_manifest(
+    verified: VerifiedSource,
+    plan: Plan,
+    recipe: Recipe,
+    staged: Staged,
+    report: GateReport,
+    measured: Measured,
+    device: str,
+) -> dict[str, Any]:
+    """Everything in one JSON object."""
+    source = verified.source
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": "quantkit", "version": quantkit.__version__},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": {
+            "path": source.given,
+            "repo_id": source.repo_id,
+            "revision": source.revision,
+            "status": verified.verdict.status,
+            "verdict": asdict(verified.verdict),
+            "config": dict(source.config),
+            "files": [asdict(each) for each in verified.files],
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "plan": _plan_summary(plan),
+        "conversion": {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "underflows": dict(staged.converted.underflows),
+        },
+        "versions": _versions(),
+        "sizes": {
+            "source_bytes": source.weight_bytes,
+            "output_bytes": sum(each.bytes for each in staged.outputs if each.is_weight),
+            "expected_output_bytes": plan.output_bytes,
+        },
+        "seconds": dict(measured.seconds),
+        "peak_rss_bytes": measured.peak_rss_bytes,
+        "gate": report_json(report),
+        "output": {"files": [asdict(each) for each in staged.outputs]},
+    }
+
+
+def _plan_summary(plan: Plan) -> dict[str, Any]:
+    return {
+        "digest": plan.digest,
+        "class_name": plan.class_name,
+        "dtype": plan.dtype,
+        "quantized_share": plan.quantized_share,
+        "tensors": {
+            action: len(plan.with_action(action))
+            for action in ("quantize", "copy", "cast", "drop")
+        },
+        "dropped": {each.source.name: each.reason for each in plan.with_action("drop")},
+        "warnings": list(plan.warnings),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in _LIBRARIES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that quantkit made.
+
+    Raises:
+        SourceError: it cannot be read, or is of a later schema.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        schema = manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path}: not a readable quantkit manifest: {error}") from error
+    if schema != SCHEMA:
+        raise SourceError(
+            f"{path}: schema {schema!r}, expected {SCHEMA}; use the quantkit that wrote it or newer"
+        )
+    return dict(manifest)

@@ -1,0 +1,109 @@
+"""The story: proven bytes in, one pass, the saved artefact judged, one rename."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from quantkit.card import write_card
+from quantkit.clock import Clock
+from quantkit.digests import digest_file
+from quantkit.errors import UsageError
+from quantkit.execution import mark_failed, stage
+from quantkit.gate import gate, gate_not_run
+from quantkit.manifest import build_manifest, write_manifest
+from quantkit.planning import Plan, make_plan
+from quantkit.recipe import load_recipe
+from quantkit.registry import checksums as read_checksums
+from quantkit.source import open_source
+from quantkit.staging import check_free, cleaned, commit, held, staging_for
+from quantkit.types import Event, Listener, silent
+from quantkit.verification import Policy, settle
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def plan(
+    source: str | Path,
+    recipe: str | Path,
+    *,
+    revision: str | None = None,
+    set: Sequence[str] = (),
+    listener: Listener = silent,
+) -> Plan:
+    """Every tensor's fate and every output file's size; writes nothing."""
+    return make_plan(open_source(source, revision, listener), load_recipe(recipe, set))
+
+
+def convert(
+    source: str | Path,
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    device: Device = "auto",
+    text: str | Path | None = None,
+    checksums: Sequence[str | Path] = (),
+    require_verified: bool = False,
+    allow_withdrawn: bool = False,
+    no_gate: bool = False,
+    overwrite: bool = False,
+    set: Sequence[str] = (),
+    listener: Listener = silent,
+) -> dict[str, Any]:
+    """Turn a checkpoint into a quantized repository at ``out``; returns its manifest.
+
+    ``set`` holds ``"key=value"`` overrides of the recipe, ``checksums`` folders of
+    registry entries beside the built-in ones, ``text`` the evaluation text.
+
+    Raises:
+        UsageError: a name, a recipe's key, or an output that exists.
+        SourceError: the source cannot be used.
+        VerificationError: its digests forbid going on; nothing is left written.
+        GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
+        StorageError: the disk is full, or will not hold the output.
+    """
+    clock = Clock()
+    chosen = load_recipe(recipe, set)
+    registry = read_checksums([Path(each) for each in checksums])
+    policy = Policy(allow_withdrawn, require_verified)
+    where, place = _device(device), staging_for(Path(out))
+    check_free(place, overwrite=overwrite)
+    opened = open_source(source, revision, listener)
+    planned = make_plan(opened, chosen)
+    listener(Event("plan", message=planned.digest))
+    with held(place), cleaned(place):
+        staged = stage(planned, opened, chosen, registry, place, where, listener, clock)
+        with clock.measure("verify"):
+            verified = settle(opened, staged.converted.source_files, chosen, registry, policy)
+        with clock.measure("gate"):
+            report = (
+                gate_not_run("--no-gate")
+                if no_gate
+                else gate(place.partial, verified, planned, chosen, _path(text), where, listener)
+            )
+        manifest = build_manifest(
+            verified, planned, chosen, staged, report, clock.measured(), where
+        )
+        if report.status == "failed":
+            mark_failed(place, staged, manifest["gate"])
+        card = write_card(manifest, place.partial)
+        manifest["output"]["files"].append(asdict(digest_file(card)))
+        write_manifest(manifest, place.partial)
+        commit(place)
+    return manifest
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return Path(given) if given is not None else None
+
+
+def _device(wanted: Device) -> str:
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return "cuda" if wanted != "cpu" and there else "cpu"
