@@ -2,7 +2,9 @@
 
 Names, shapes, data types, which modules are Linear, which weights are tied, and how
 source names map to names in memory are read from the class that will load the
-result. No table of regular expressions stands in for it, and no tensor is allocated.
+result. No table of regular expressions stands in for it, and no tensor is allocated. What is
+read is remembered on disk by all that it depends on, since loading the libraries takes
+longer than quantizing a small model.
 
 This is the one module that uses transformers' conversion mapping
 (``transformers.conversion_mapping``, ``transformers.core_model_loading``).
@@ -12,12 +14,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 
+from quantkit.cache import remembered
 from quantkit.errors import SourceError, UnsupportedModelError
 
 
@@ -37,7 +42,8 @@ class Architecture:
     ``memory_names`` maps each source tensor to its name in memory, ``None`` when the
     model has no place for it; ``ignored`` gives the reason where transformers itself
     ignores such a tensor. ``parameters`` gives shape and data type by name in memory.
-    ``kept`` are the modules that transformers leaves unquantized (heads, tied ones).
+    ``kept`` are the patterns by which transformers leaves modules unquantized (heads, tied
+    ones), ``kept_modules`` the modules of ``linears`` that they match.
     ``ties`` maps a tied name to the name that it shares its weight with.
     """
 
@@ -48,15 +54,22 @@ class Architecture:
     parameters: Mapping[str, tuple[tuple[int, ...], str]]
     linears: Mapping[str, Linear]
     kept: tuple[str, ...]
+    kept_modules: tuple[str, ...]
     ties: Mapping[str, str]
     memory_names: Mapping[str, str | None]
     ignored: Mapping[str, str]
 
     def is_kept(self, module: str, ignore: Sequence[str]) -> bool:
         """Whether ``module`` stays as it is, by transformers' own matching rule."""
-        from transformers.quantizers.quantizers_utils import should_convert_module
+        return module in self.kept_modules or _matches(module, ignore)
 
-        return not should_convert_module(module, [*self.kept, *ignore])
+
+def _matches(module: str, patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return False
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    return not should_convert_module(module, list(patterns))
 
 
 def read_architecture(
@@ -72,19 +85,34 @@ def read_architecture(
     Raises:
         UnsupportedModelError: not a dense decoder-only model that transformers knows.
     """
+    named = list(names)
+    libraries = [version(each) for each in ("quantkit", "torch", "transformers")]
+    found = remembered(
+        "architecture",
+        [libraries, dict(config), named, dtype, stored],
+        lambda: asdict(_read(folder, config, named, dtype, stored)),
+    )
+    return TypeAdapter(Architecture).validate_python(found)
+
+
+def _read(
+    folder: Path, config: Mapping[str, Any], names: Sequence[str], dtype: str, stored: str
+) -> Architecture:
     parsed = _parse_config(folder, config)
     resolved = _resolve_dtype(parsed, dtype, stored)
     model = _build(parsed, resolved)
     _refuse_experts(model, parsed)
     memory_names = _memory_names(model, names)
+    linears, kept = _linears(model), _kept(model)
     return Architecture(
         model_type=str(parsed.model_type),
         class_name=type(model).__name__,
         dtype=resolved,
         max_positions=getattr(parsed, "max_position_embeddings", None),
         parameters=_parameters(model, resolved),
-        linears=_linears(model),
-        kept=_kept(model),
+        linears=linears,
+        kept=kept,
+        kept_modules=tuple(module for module in linears if _matches(module, kept)),
         ties={str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()},
         memory_names=memory_names,
         ignored=_ignored(model, memory_names),
@@ -97,7 +125,9 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
 
     model_type = config.get("model_type")
     if not model_type:
-        raise SourceError(f"{folder}/config.json: no model_type; transformers cannot tell its class")
+        raise SourceError(
+            f"{folder}/config.json: no model_type; transformers cannot tell its class"
+        )
     if model_type not in CONFIG_MAPPING_NAMES:
         why = "it brings code of its own" if "auto_map" in config else "unknown to transformers"
         raise UnsupportedModelError(
@@ -107,7 +137,9 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a bad config
-        raise SourceError(f"{folder}/config.json: transformers refuses it: {_line(error)}") from error
+        raise SourceError(
+            f"{folder}/config.json: transformers refuses it: {_line(error)}"
+        ) from error
 
 
 def _resolve_dtype(parsed: Any, wanted: str, stored: str) -> str:

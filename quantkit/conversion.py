@@ -9,10 +9,14 @@ for a weight stored transposed or strided, that one weight.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -28,6 +32,7 @@ from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
 from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -70,9 +75,9 @@ def run(
     tally = _Tally()
     with ExitStack() as stack:
         writers = [stack.enter_context(ShardWriter(folder, shard)) for shard in plan.shards]
-        home = {name: writer for writer in writers for name in writer.names}
         form = format_of(recipe.method)
-        worker = _Worker(plan, form, device, home, tally)
+        queue = stack.enter_context(_WriteQueue(writers))
+        worker = _Worker(plan, form, device, queue, tally)
 
         def tell(count: int) -> None:
             tally.read += count
@@ -89,11 +94,27 @@ def run(
             for name in source.checkpoint.files
         )
         _check_ties(plan, source)
+        queue.drain()
         for writer in writers:
-            writer.close()
+            writer.finish()
     write_index(folder, plan.shards)
     _write_companions(plan, source, folder)
     return Converted(digests, dict(tally.underflows))
+
+
+def settle_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
+    """Have the disk take what was written, and digest it meanwhile."""
+    with ThreadPoolExecutor(1, "flush") as thread:
+        flushed = thread.submit(_flush_all, folder)
+        digests = digest_output(folder, plan)
+        flushed.result()
+    return digests
+
+
+def _flush_all(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def digest_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
@@ -138,6 +159,39 @@ def _is_rearranged(item: TensorPlan) -> bool:
     return item.transposed or item.source.stride is not None
 
 
+class _WriteQueue:
+    """Puts bytes into the shards on a thread of its own, a few writes behind the encoders."""
+
+    _DEPTH = 8
+
+    def __init__(self, writers: Sequence[ShardWriter]) -> None:
+        self._home = {name: writer for writer in writers for name in writer.names}
+        self._thread = ThreadPoolExecutor(1, "write")
+        self._flight: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _WriteQueue:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, write: Write) -> None:
+        """Queue a write; raises what an earlier one met."""
+        if len(self._flight) >= self._DEPTH:
+            self._flight.popleft().result()
+        task = self._home[write.name].write
+        self._flight.append(self._thread.submit(task, write.name, write.offset, write.data))
+
+    def drain(self) -> None:
+        while self._flight:
+            self._flight.popleft().result()
+
+
 class _Worker:
     """Takes pieces in file order; runs on one thread."""
 
@@ -146,20 +200,22 @@ class _Worker:
         plan: Plan,
         form: Format,
         device: str,
-        home: Mapping[str, ShardWriter],
+        queue: _WriteQueue,
         tally: _Tally,
     ) -> None:
         self._items = {each.source.name: each for each in plan.tensors}
-        self._form, self._device, self._home, self._tally = form, device, home, tally
+        self._form, self._device, self._queue, self._tally = form, device, queue, tally
         self._encoders: dict[str, Encoder] = {}
 
     def __call__(self, segment: Segment, data: memoryview) -> None:
         item = self._items[segment.tensor or ""]
         encoder = self._encoders.get(item.source.name) or self._start(item)
         piece = self._cast(item, _elements(item, data)).to(self._device)
-        self._write(encoder.feed(piece))
+        for each in encoder.feed(piece):
+            self._queue.put(each)
         if segment.last:
-            self._write(encoder.finish())
+            for each in encoder.finish():
+                self._queue.put(each)
             del self._encoders[item.source.name]
 
     def _start(self, item: TensorPlan) -> Encoder:
@@ -169,10 +225,6 @@ class _Worker:
             encoder = self._form.encoder(item.source.name, item.shape, item.dtype, self._device)
         self._encoders[item.source.name] = encoder
         return encoder
-
-    def _write(self, writes: Iterator[Write]) -> None:
-        for each in writes:
-            self._home[each.name].write(each.name, each.offset, each.data)
 
     def _cast(self, item: TensorPlan, values: Tensor) -> Tensor:
         """``values`` in the plan's data type; what a cast loses is counted."""
@@ -195,7 +247,8 @@ class _Copy:
 
     def feed(self, piece: Tensor) -> Iterator[Write]:
         _refuse_nonfinite(self._item, piece)
-        yield Write(self._item.source.name, self._at, piece)
+        # a clone: the segment's buffer is reused before the write has happened
+        yield Write(self._item.source.name, self._at, piece.clone())
         self._at += piece.numel() * piece.element_size()
 
     def finish(self) -> Iterator[Write]:

@@ -57,6 +57,7 @@ def demo(
     else:
         raise AssertionError("the withdrawn demo model was converted")
     return {
+        "source": str(model),
         "out": str(folder / "model"),
         "manifest": manifest,
         "verified": checked["status"],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.clock import Clock
-from quantkit.conversion import Converted, digest_output, run
+from quantkit.conversion import Converted, digest_output, run, settle_output
 from quantkit.errors import GateError
 from quantkit.planning import Plan
 from quantkit.recipe import Recipe
@@ -49,7 +49,7 @@ def stage(
         converted = run(
             plan, source, recipe, registry, place.partial, device=device, listener=listener
         )
-        outputs = digest_output(place.partial, plan)
+        outputs = settle_output(place.partial, plan)
     note = {
         "state": "staged",
         "plan": plan.digest,

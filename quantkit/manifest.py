@@ -48,7 +48,7 @@ def build_manifest(
         "tool": {"name": "quantkit", "version": quantkit.__version__},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": {
-            "path": source.given,
+            "name": source.repo_id or source.folder.resolve().name,
             "repo_id": source.repo_id,
             "revision": source.revision,
             "status": verified.verdict.status,
@@ -83,8 +83,7 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "quantized_share": plan.quantized_share,
         "tensors": {
-            action: len(plan.with_action(action))
-            for action in ("quantize", "copy", "cast", "drop")
+            action: len(plan.with_action(action)) for action in ("quantize", "copy", "cast", "drop")
         },
         "dropped": {each.source.name: each.reason for each in plan.with_action("drop")},
         "warnings": list(plan.warnings),

@@ -28,7 +28,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 #: Resident memory of the libraries and of the segments in flight, in bytes; bench/bnb.py
 #: measures the whole process.
-_LIBRARY_BYTES = 600_000_000
+_LIBRARY_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -294,9 +294,7 @@ def _skipped(
     ignore = recipe.method.ignore if isinstance(recipe.method, BnbMethod) else ()
     if not ignore:
         return None
-    in_memory = {
-        architecture.memory_names[each.source.name]: each.source.name for each in tensors
-    }
+    in_memory = {architecture.memory_names[each.source.name]: each.source.name for each in tensors}
     sources = {
         in_memory[f"{module}.weight"].removesuffix(".weight")
         for module in architecture.kept

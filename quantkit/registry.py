@@ -130,10 +130,7 @@ def _proves(entry: Entry, release: Release, weights: Sequence[FileDigest]) -> bo
     the two apart.
     """
     good = [
-        listed
-        for other in entry.releases
-        if other.status != "withdrawn"
-        for listed in other.files
+        listed for other in entry.releases if other.status != "withdrawn" for listed in other.files
     ]
     return any(
         listed.matches(file) and not any(each.matches(file) for each in good)

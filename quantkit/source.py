@@ -157,9 +157,7 @@ def _fetch(
     return Path(folder), commit, digests
 
 
-def _cached(
-    repo_id: str, revision: str | None, why: Exception
-) -> tuple[Path, str, dict[str, str]]:
+def _cached(repo_id: str, revision: str | None, why: Exception) -> tuple[Path, str, dict[str, str]]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -175,9 +173,7 @@ def _cached(
 
 
 def _lfs_digests(siblings: list[Any]) -> dict[str, str]:
-    return {
-        each.rfilename: str(each.lfs.sha256) for each in siblings if getattr(each, "lfs", None)
-    }
+    return {each.rfilename: str(each.lfs.sha256) for each in siblings if getattr(each, "lfs", None)}
 
 
 def _wanted(names: list[str]) -> list[str]:

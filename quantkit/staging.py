@@ -45,9 +45,7 @@ class Staging:
 def staging_for(out: Path) -> Staging:
     """The places that belong to ``out``."""
     out = Path(os.path.abspath(out.expanduser()))
-    return Staging(
-        out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced")
-    )
+    return Staging(out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced"))
 
 
 def check_free(staging: Staging, *, overwrite: bool) -> None:

@@ -104,8 +104,7 @@ def _header(tensors: Sequence[OutputTensor], lengths: Mapping[str, int]) -> byte
 class ShardWriter:
     """Writes one shard by position; bytes may come in any order.
 
-    ``close`` writes the header last, so that a file cut short never looks whole, and
-    flushes to the disk.
+    ``finish`` writes the header last, so that a file cut short never looks whole.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -144,8 +143,8 @@ class ShardWriter:
             return
         _write_all(self._fd, raw.data, self._at[name] + offset)
 
-    def close(self) -> None:
-        """Append the texts, then the header; then make sure the disk has it all."""
+    def finish(self) -> None:
+        """Append the texts, then the header."""
         lengths = {each.name: each.nbytes for each in self._shard.tensors}
         lengths |= {name: len(text) for name, text in self._texts.items()}
         at = self._shard.header_bytes + sum(
@@ -159,7 +158,6 @@ class ShardWriter:
         room = self._shard.header_bytes - 8
         header = _header(self._shard.tensors, lengths).ljust(room)
         _write_all(self._fd, memoryview(room.to_bytes(8, "little") + header), 0)
-        os.fsync(self._fd)
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

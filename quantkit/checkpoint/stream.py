@@ -17,8 +17,9 @@ from quantkit.checkpoint.reading import open_weights, read_range
 from quantkit.digests import StreamDigest
 from quantkit.types import FileDigest
 
-#: The size that segments aim at, in bytes.
-SEGMENT_BYTES = 8 << 20
+#: The size that segments aim at, in bytes: what is read, digested, quantized and written
+#: then stays in the caches of a core.
+SEGMENT_BYTES = 2 << 20
 
 #: How many segments are in flight at once: one being read, one digested by each
 #: thread, one converted, and some slack for the slower of them.

@@ -65,10 +65,10 @@ class Display:
         self._stop()
         print(f"quantkit: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
-    def converted(self, out: Path, manifest: Mapping[str, Any]) -> None:
+    def converted(self, source: str, out: Path, manifest: Mapping[str, Any]) -> None:
         self._stop()
         if self._as_json:
-            self._json(_converted_json(out, manifest))
+            self._json(_converted_json(source, out, manifest))
             return
         for warning in _warnings(manifest):
             self._say(f"warning: {warning}")
@@ -129,7 +129,9 @@ class Display:
                     "out": shown["out"],
                     "verified": shown["verified"],
                     "refusal": shown["refusal"],
-                    "convert": _converted_json(Path(shown["out"]), shown["manifest"]),
+                    "convert": _converted_json(
+                        shown["source"], Path(shown["out"]), shown["manifest"]
+                    ),
                 }
             )
             return
@@ -209,7 +211,7 @@ def _converted_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     gate, sizes, seconds = manifest["gate"], manifest["sizes"], manifest["seconds"]
     ratio = sizes["output_bytes"] / sizes["source_bytes"]
     rows = [
-        ("source", f"{manifest['source']['path']} ({manifest['source']['status']})"),
+        ("source", f"{manifest['source']['name']} ({manifest['source']['status']})"),
         ("recipe", f"{manifest['recipe']['name']} on {manifest['conversion']['device']}"),
         ("quantized", f"{manifest['plan']['quantized_share']:.1%} of the parameters"),
         ("weights", f"{sizes['source_bytes']:,} -> {sizes['output_bytes']:,} bytes ({ratio:.1%})"),
@@ -260,7 +262,7 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _converted_json(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _converted_json(given: str, out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The contract's object: a view of the manifest."""
     source = manifest["source"]
     gate = {key: manifest["gate"][key] for key in manifest["gate"]}
@@ -271,7 +273,7 @@ def _converted_json(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": manifest["recipe"]["name"],
         "device": manifest["conversion"]["device"],
         "source": {
-            "path": source["path"],
+            "path": given,
             "revision": source["revision"],
             "status": source["status"],
             "files": [
@@ -284,4 +286,3 @@ def _converted_json(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "peak_rss_bytes": manifest["peak_rss_bytes"],
         "gate": gate,
     }
-

@@ -102,9 +102,7 @@ def _four_bit_outputs(
         nested_blocks = ceil(blocks / NESTED_BLOCK)
         found += [
             OutputTensor(f"{weight}.absmax", "uint8", (blocks,), blocks),
-            OutputTensor(
-                f"{weight}.nested_absmax", "float32", (nested_blocks,), 4 * nested_blocks
-            ),
+            OutputTensor(f"{weight}.nested_absmax", "float32", (nested_blocks,), 4 * nested_blocks),
             OutputTensor(f"{weight}.nested_quant_map", "float32", (256,), 1024),
         ]
     else:
@@ -208,9 +206,7 @@ class _Int8Encoder:
         self._row += made.rows.shape[0]
 
     def finish(self) -> Iterator[Write]:
-        yield Write(
-            f"{_module(self._weight)}.weight_format", 0, torch.zeros((), dtype=torch.uint8)
-        )
+        yield Write(f"{_module(self._weight)}.weight_format", 0, torch.zeros((), dtype=torch.uint8))
 
 
 def _refuse_nonfinite(weight: str, count: int) -> None:

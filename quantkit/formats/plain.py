@@ -31,4 +31,3 @@ class Plain:
 
     def quantization_config(self, kept: Sequence[str] | None) -> None:
         return None
-

@@ -126,7 +126,10 @@ def _perplexity(
     length = min(recipe.evaluation.window, plan.max_positions or recipe.evaluation.window)
     windows = text.windows(length, recipe.evaluation.max_windows)
     scores = score(
-        models.reference, models.saved.model, windows, _counter(listener, "perplexity", len(windows))
+        models.reference,
+        models.saved.model,
+        windows,
+        _counter(listener, "perplexity", len(windows)),
     )
     return check_likelihood(
         scores, recipe.gate, _protocol(models, plan, recipe, text, length, len(windows))
@@ -171,7 +174,9 @@ def _generation(
     listener: Listener,
 ) -> Level:
     if not prompts:
-        return not_run("generation", "no prompts: the source has no tokenizer and no ids were given")
+        return not_run(
+            "generation", "no prompts: the source has no tokenizer and no ids were given"
+        )
     return check_generation(
         models.reference,
         models.saved.model,

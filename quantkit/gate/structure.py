@@ -47,9 +47,7 @@ def _names(expected: set[str] | object, found: set[str] | object) -> Iterator[Fa
         yield Failure("structure", "unplanned tensors", str(len(extra)), "0", extra[0])
 
 
-def _forms(
-    expected: dict[str, OutputTensor], found: dict[str, TensorRecord]
-) -> Iterator[Failure]:
+def _forms(expected: dict[str, OutputTensor], found: dict[str, TensorRecord]) -> Iterator[Failure]:
     for name in expected.keys() & found.keys():
         want, got = expected[name], found[name]
         shape_differs = want.shape != got.shape and not want.variable

@@ -1,0 +1,283 @@
+"""quantkit beside transformers' own bitsandbytes route: whole processes, in one run.
+
+    python bench/bnb.py                      # 1.1B parameters, NF4 and int8
+    python bench/bnb.py --model 267M --runs 1
+
+Both sides read the same random fp16 GPT-NeoX, made here, and write a folder that
+transformers opens. Runs alternate; medians and ratios are reported, with versions and
+machine, and appended to bench/RESULTS.md.
+
+The floor is what no implementation in this process model could beat: the measured
+start-up (imports and building the model class), plus the larger of (reading the source
+and writing the output) and (core-seconds of digests and kernel over the cores, no
+digest faster than alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "RESULTS.md"
+
+SIZES = {
+    "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 4096},
+    "267M": {"hidden_size": 1024, "num_hidden_layers": 16, "vocab_size": 32000},
+    "1.1B": {"hidden_size": 2048, "num_hidden_layers": 18, "vocab_size": 50432},
+    "3.6B": {"hidden_size": 2816, "num_hidden_layers": 36, "vocab_size": 32000},
+}
+
+THEIRS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+source, out, kind = sys.argv[1:4]
+if kind == "bnb-int8":
+    config = BitsAndBytesConfig(load_in_8bit=True)
+else:
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                bnb_4bit_compute_dtype="float16")
+model = AutoModelForCausalLM.from_pretrained(
+    source, quantization_config=config, dtype="auto", device_map="cpu")
+model.save_pretrained(out)
+"""
+
+STARTUP = """
+import sys
+from pathlib import Path
+from quantkit.recipe import load_recipe
+from quantkit.source import open_source
+from quantkit.planning import make_plan
+from quantkit import pipeline
+make_plan(open_source(sys.argv[1]), load_recipe(sys.argv[2]))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One whole process: seconds of wall time and of CPU, and peak bytes resident."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=SIZES, default="1.1B")
+    parser.add_argument("--container", choices=["safetensors", "torch"], default="safetensors")
+    parser.add_argument("--recipes", nargs="+", default=["bnb-nf4", "bnb-int8"])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
+    parser.add_argument("--ours-only", action="store_true", help="leave the other side out")
+    parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    source = make_model(args.work, args.model, args.container)
+    rows = [compare(args, source, recipe) for recipe in args.recipes]
+    text = report(args, source, rows)
+    print(text)
+    if not args.no_record:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def make_model(work: Path, size: str, container: str) -> Path:
+    """A random fp16 GPT-NeoX under its old names, written tensor by tensor."""
+    folder = work / f"{size}-{container}"
+    if (folder / "done").exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import random_neox as r; " + (
+        f"r.write({str(folder)!r}, {json.dumps(SIZES[size])}, {container!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (folder / "done").touch()
+    return folder
+
+
+def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, object]:
+    """Runs of both sides in turn, after a first run of ours that reads the architecture.
+
+    The first run finds quantkit's cache of architectures empty; it is reported too. The
+    kernels are compiled beforehand, once for each installation.
+    """
+    kernel_seconds(recipe)
+    out = args.work / "out"
+    ours_command = [
+        str(Path(sys.executable).with_name("quantkit")), "convert", str(source),
+        "--recipe", recipe, "--out", str(out), "--no-gate", "--device", "cpu", "--json",
+    ]  # fmt: skip
+    theirs_command = [sys.executable, "-c", THEIRS, str(source), str(out), recipe]
+    os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
+    shutil.rmtree(args.work / "cache", ignore_errors=True)
+    first = process(ours_command, out)
+    ours, theirs = [], []
+    for _ in range(args.runs):
+        ours.append(process(ours_command, out))
+        written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        if not args.ours_only:
+            theirs.append(process(theirs_command, out))
+    shutil.rmtree(out, ignore_errors=True)
+    return {
+        "recipe": recipe,
+        "first": first,
+        "ours": ours,
+        "theirs": theirs,
+        "floor": floor(args.work, source, recipe, written),
+    }
+
+
+def process(command: list[str], out: Path) -> Run:
+    """Run to the end and account for it from outside."""
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    said = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{command[:3]} failed: {said.decode()[-2000:]}")
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def floor(work: Path, source: Path, recipe: str, written: int) -> dict[str, float]:
+    """Each part of the floor, measured here and now; seconds."""
+    files = sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])
+    size = sum(path.stat().st_size for path in files)
+    start = statistics.median(
+        process([sys.executable, "-c", STARTUP, str(source), recipe], work / "none").seconds
+        for _ in range(3)
+    )
+    read = timed(lambda: [consume(path) for path in files])
+    sample = bytearray(os.urandom(256 << 20))
+    sha = timed(lambda: hashlib.sha256(sample)) * (size + written) / len(sample)
+    with_md5 = any(path.suffix == ".bin" for path in files)
+    md5 = timed(lambda: hashlib.md5(sample)) * size / len(sample) if with_md5 else 0.0
+    write = timed(lambda: produce(work / "floor.tmp", sample, written))
+    kernel = kernel_seconds(recipe) * size
+    cores = os.cpu_count() or 1
+    work_bound = max((sha + md5 + kernel) / cores, md5, sha * size / (size + written))
+    return {
+        "startup": start,
+        "read": read,
+        "write": write,
+        "sha256": sha,
+        "md5": md5,
+        "kernel": kernel,
+        "floor": start + max(read + write, work_bound),
+    }
+
+
+def kernel_seconds(recipe: str) -> float:
+    """Seconds a byte of fp16 input, on one core."""
+    import torch
+
+    from quantkit.kernels.fourbit import quantize_4bit
+    from quantkit.kernels.int8 import quantize_int8
+
+    values = torch.randn(16 << 20, dtype=torch.float32).to(torch.float16)
+    if recipe == "bnb-int8":
+        rows = values.reshape(-1, 2048)
+        quantize_int8(rows)
+        return timed(lambda: quantize_int8(rows)) / values.nbytes
+    quantize_4bit(values, "nf4", 64)
+    return timed(lambda: quantize_4bit(values, "nf4", 64)) / values.nbytes
+
+
+def timed(work) -> float:  # noqa: ANN001
+    """The median of three."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def consume(path: Path) -> None:
+    buffer = bytearray(8 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def produce(path: Path, sample: bytearray, size: int) -> None:
+    with path.open("wb", buffering=0) as file:
+        for at in range(0, size, len(sample)):
+            file.write(memoryview(sample)[: min(len(sample), size - at)])
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:
+    size = sum(p.stat().st_size for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
+    names = ("torch", "transformers", "bitsandbytes", "numba")
+    lines = [
+        f"## {time.strftime('%Y-%m-%d %H:%M')} bnb.py: GPT-NeoX {args.model}, "
+        f"{args.container}, {size / 1e9:.2f} GB fp16, random weights",
+        "",
+        f"{machine()}; python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in names)
+        + f"; medians of {args.runs} alternating whole processes, `--no-gate`, source in the page "
+        "cache.",
+        "",
+        "| recipe | side | wall s | CPU s | peak MB | times transformers | times the floor |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        ours = median(row["ours"])
+        bound = row["floor"]["floor"]
+        theirs = median(row["theirs"]) if row["theirs"] else None
+        ratio = f"{theirs.seconds / ours.seconds:.2f} x faster" if theirs else "not run"
+        lines.append(line(row["recipe"], "quantkit", ours, ratio, f"{ours.seconds / bound:.2f}"))
+        lines.append(
+            line(row["recipe"], "quantkit, first run for this config", row["first"], "", "")
+        )
+        if theirs:
+            lines.append(line(row["recipe"], "transformers", theirs, "1", ""))
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in row["floor"].items())
+        lines.append(f"| {row['recipe']} | floor, seconds | {parts} | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def line(recipe: str, side: str, run: Run, ratio: str, floor: str) -> str:
+    return (
+        f"| {recipe} | {side} | {run.seconds:.2f} | {run.cpu:.2f} | {run.peak / 1e6:.0f} "
+        f"| {ratio} | {floor} |"
+    )
+
+
+def median(runs: list[Run]) -> Run:
+    return Run(
+        statistics.median(each.seconds for each in runs),
+        statistics.median(each.cpu for each in runs),
+        int(statistics.median(each.peak for each in runs)),
+    )
+
+
+def machine() -> str:
+    names = [
+        text.partition(":")[2].strip()
+        for text in Path("/proc/cpuinfo").read_text().splitlines()
+        if text.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A small cache of pure results on disk: JSON, named by the digest of all it depends on.
+
+It holds nothing that cannot be made again, so a file that cannot be read is a miss
+and a folder that cannot be written costs only time. ``QUANTKIT_CACHE=off`` turns it off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+
+def cache_folder() -> Path | None:
+    """``$QUANTKIT_CACHE``, else ``quantkit`` in the user's cache folder; ``None`` when off."""
+    chosen = os.environ.get("QUANTKIT_CACHE", "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "quantkit"
+
+
+def remembered(kind: str, depends_on: object, make: Callable[[], Any]) -> Any:
+    """``make()``'s JSON value, from disk if it was made before from the same things."""
+    folder = cache_folder()
+    if folder is None:
+        return make()
+    text = json.dumps([kind, depends_on], sort_keys=True)
+    path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = make()
+    with suppress(OSError):
+        _write(path, value)
+    return value
+
+
+def _write(path: Path, value: Any) -> None:
+    """Whole or not at all, as several processes may write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(value, file)
+    Path(file.name).replace(path)
