@@ -198,7 +198,7 @@ def kernel_seconds(recipe: str) -> float:
     return timed(lambda: quantize_4bit(values, "nf4", 64)) / values.nbytes
 
 
-def timed(work) -> float:  # noqa: ANN001
+def timed(work) -> float:
     """The median of three."""
     found = []
     for _ in range(3):

@@ -24,6 +24,7 @@ from quantkit.gate import GateReport, report_json
 from quantkit.planning import Plan
 from quantkit.recipe import Recipe
 from quantkit.staging import MANIFEST
+from quantkit.types import ACTIONS
 from quantkit.verification import VerifiedSource
 
 #: Raised when a reader of the old schema would misread the new one.
@@ -82,9 +83,7 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
         "class_name": plan.class_name,
         "dtype": plan.dtype,
         "quantized_share": plan.quantized_share,
-        "tensors": {
-            action: len(plan.with_action(action)) for action in ("quantize", "copy", "cast", "drop")
-        },
+        "tensors": {action: len(plan.with_action(action)) for action in ACTIONS},
         "dropped": {each.source.name: each.reason for each in plan.with_action("drop")},
         "warnings": list(plan.warnings),
     }

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from quantkit.architecture import Architecture, Linear, read_architecture
 from quantkit.checkpoint import shards
@@ -19,9 +19,7 @@ from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
 from quantkit.recipe import BnbMethod, PlainMethod, Recipe
 from quantkit.source import Source
-from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
-
-Action = Literal["quantize", "copy", "cast", "drop"]
+from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, Action, OutputTensor, TensorRecord
 
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000

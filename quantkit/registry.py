@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quantkit.errors import UsageError
 from quantkit.resources import shipped_folder
-from quantkit.types import FileDigest, Verdict
+from quantkit.types import FileDigest, Status, Verdict
 
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -109,8 +109,8 @@ class Registry:
         for entry in claimed or self.entries:
             for release in entry.releases:
                 if release.status != "withdrawn" and _is_release(release, files):
-                    status = "verified" if release.status == "current" else "superseded"
-                    return _verdict(status, entry, release)
+                    good: Status = "verified" if release.status == "current" else "superseded"
+                    return _verdict(good, entry, release)
         if claimed:
             return Verdict(
                 "mismatch",
@@ -150,9 +150,7 @@ def _is_release(release: Release, files: Sequence[FileDigest]) -> bool:
     )
 
 
-def _verdict(
-    status: Literal["verified", "superseded", "withdrawn"], entry: Entry, release: Release
-) -> Verdict:
+def _verdict(status: Status, entry: Entry, release: Release) -> Verdict:
     return Verdict(
         status,
         repository=entry.repository,

@@ -44,7 +44,9 @@ class Staging:
 
 def staging_for(out: Path) -> Staging:
     """The places that belong to ``out``."""
-    out = Path(os.path.abspath(out.expanduser()))
+    out = Path(os.path.normpath(out.expanduser().absolute()))
+    if not out.name:
+        raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
     return Staging(out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced"))
 
 
@@ -100,7 +102,7 @@ def held(staging: Staging) -> Iterator[None]:
     except BlockingIOError:
         os.close(fd)
         raise UsageError(
-            f"output {staging.partial}: another quantkit is writing it; wait, or choose another --out"
+            f"output {staging.partial}: another quantkit is writing it; wait, or choose another"
         ) from None
     try:
         yield

@@ -80,7 +80,7 @@ def _same_numbers(model: Any, folder: Path) -> bool:
     sample = range(size // 2, size, max(1, size // 64))
     theirs = library.convert_ids_to_tokens(list(sample))
     ours = [model.id_to_piece(each) for each in sample]
-    return sum(a == b for a, b in zip(ours, theirs, strict=True)) * 2 > len(ours)
+    return bool(sum(a == b for a, b in zip(ours, theirs, strict=True)) * 2 > len(ours))
 
 
 def _library(folder: Path) -> Any:

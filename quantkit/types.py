@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 #: Bytes of one element. The only data types quantkit reads or writes.
 ITEM_BYTES: dict[str, int] = {
@@ -52,6 +52,9 @@ class TensorRecord:
     def elements(self) -> int:
         return prod(self.shape)
 
+
+Action = Literal["quantize", "copy", "cast", "drop"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
 
 Status = Literal["verified", "superseded", "withdrawn", "mismatch", "unlisted"]
 

@@ -48,7 +48,7 @@ def source_state(model_type: str, dtype: torch.dtype, seed: int = 0) -> dict[str
     return state
 
 
-def build(model_type: str, dtype: torch.dtype, seed: int = 0):  # noqa: ANN201 - a PreTrainedModel
+def build(model_type: str, dtype: torch.dtype, seed: int = 0):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
-from quantkit.types import Event
+from quantkit.types import ACTIONS, Event
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -249,11 +249,10 @@ def _converted_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
-    actions = ("quantize", "copy", "cast", "drop")
     exact = "" if not plan.slack_bytes else f", at most; {plan.slack_bytes} fewer at least"
     return [
         ("model", f"{plan.class_name}, {plan.dtype}"),
-        ("tensors", ", ".join(f"{action} {len(plan.with_action(action))}" for action in actions)),
+        ("tensors", ", ".join(f"{action} {len(plan.with_action(action))}" for action in ACTIONS)),
         ("quantized", f"{plan.quantized_share:.1%} of the parameters"),
         ("reads", f"{plan.source_bytes:,} bytes of tensors"),
         ("writes", f"{plan.output_bytes:,} bytes{exact}"),

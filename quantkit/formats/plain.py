@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from quantkit.formats.base import Encoder
 from quantkit.recipe import PlainMethod

@@ -74,10 +74,12 @@ def _decoded(module: Any) -> Tensor | None:
         weight = module.weight
         if getattr(weight, "quant_state", None) is None:
             return None
-        return functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        decoded: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        return decoded
     if isinstance(module, nn.Linear8bitLt):
         scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
-        return functional.int8_vectorwise_dequant(module.weight.data, scales)
+        rows: Tensor = functional.int8_vectorwise_dequant(module.weight.data, scales)
+        return rows
     return None
 
 

@@ -27,7 +27,8 @@ class Failure:
 
     def __str__(self) -> str:
         at = f" at {self.where}" if self.where else ""
-        return f"{self.level}: {self.measure} is {_short(self.value)}{at}, allowed {_short(self.threshold)}"
+        found, allowed = _short(self.value), _short(self.threshold)
+        return f"{self.level}: {self.measure} is {found}{at}, allowed {allowed}"
 
 
 def _short(value: float | str) -> str:

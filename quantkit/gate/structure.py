@@ -6,7 +6,7 @@ Reads the files' own headers and bytes; it shares nothing with the code that wro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import torch
@@ -38,9 +38,8 @@ def check_structure(folder: Path, plan: Plan) -> Level:
     return judged("structure", measures, failures)
 
 
-def _names(expected: set[str] | object, found: set[str] | object) -> Iterator[Failure]:
-    missing = sorted(set(expected) - set(found))  # type: ignore[call-overload]
-    extra = sorted(set(found) - set(expected))  # type: ignore[call-overload]
+def _names(expected: Set[str], found: Set[str]) -> Iterator[Failure]:
+    missing, extra = sorted(expected - found), sorted(found - expected)
     if missing:
         yield Failure("structure", "missing tensors", str(len(missing)), "0", missing[0])
     if extra:
