@@ -14,7 +14,7 @@ from quantkit.errors import UsageError
 from quantkit.execution import mark_failed, stage
 from quantkit.gate import gate, gate_not_run
 from quantkit.manifest import build_manifest, write_manifest
-from quantkit.planning import Plan, make_plan
+from quantkit.planning import Plan, make_plan, summary
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums as read_checksums
 from quantkit.source import open_source
@@ -70,10 +70,10 @@ def convert(
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
     where, place = _device(device), staging_for(Path(out))
-    check_free(place, overwrite=overwrite)
     opened = open_source(source, revision, listener)
+    check_free(place, opened.folder, overwrite=overwrite)
     planned = make_plan(opened, chosen)
-    listener(Event("plan", message=planned.digest))
+    listener(Event("plan", message=summary(planned)))
     with held(place), cleaned(place):
         staged = stage(planned, opened, chosen, registry, place, where, listener, clock)
         with clock.measure("verify"):

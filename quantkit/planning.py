@@ -19,7 +19,7 @@ from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
 from quantkit.recipe import BnbMethod, PlainMethod, Recipe
 from quantkit.source import Source
-from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, Action, OutputTensor, TensorRecord
+from quantkit.types import ACTIONS, FLOAT_DTYPES, ITEM_BYTES, Action, OutputTensor, TensorRecord
 
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -326,6 +326,18 @@ def _warnings(
 
 def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> bool:
     return shape is not None and (shape[0] % 32 != 0 or shape[1] % block_size != 0)
+
+
+def summary(plan: Plan) -> str:
+    """The plan in a few lines, for people about to spend minutes on it."""
+    counts = ", ".join(f"{action} {len(plan.with_action(action))}" for action in ACTIONS)
+    lines = [
+        f"plan: {plan.class_name} in {plan.dtype}; tensors: {counts}; "
+        f"{plan.quantized_share:.1%} of the parameters quantized",
+        f"      reads {plan.source_bytes:,} bytes, writes {plan.output_bytes:,}, takes about "
+        f"{plan.memory_bytes / 1e6:,.0f} MB of memory before the gate",
+    ]
+    return "\n".join([*lines, *(f"warning: {each}" for each in plan.warnings)])
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

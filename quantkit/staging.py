@@ -50,13 +50,15 @@ def staging_for(out: Path) -> Staging:
     return Staging(out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced"))
 
 
-def check_free(staging: Staging, *, overwrite: bool) -> None:
+def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless it may be replaced and quantkit made it.
 
     Raises:
-        OutputExistsError: it exists and may not be replaced.
+        OutputExistsError: it exists and may not be replaced, or it is the ``source`` itself.
     """
     out = staging.out
+    if out.resolve() == source.resolve():
+        raise OutputExistsError(f"output {out}: is the source; choose another --out")
     if staging.replaced.exists() and not out.exists():
         staging.replaced.rename(out)  # a run was killed between the two renames of a replacement
     if not os.path.lexists(out):

@@ -50,8 +50,7 @@ class Display:
     def listener(self, event: Event) -> None:
         """Show an event of the core."""
         if event.message:
-            if event.stage != "plan":
-                self._say(event.message)
+            self._say(event.message)
             return
         if not sys.stderr.isatty():
             return
@@ -193,7 +192,7 @@ def _console() -> Console:
 
 
 def _warnings(manifest: Mapping[str, Any]) -> list[str]:
-    said = list(manifest["plan"]["warnings"])
+    said = []
     status = manifest["source"]["status"]
     if status != "verified":
         known = "no registry knows these digests" if status == "unlisted" else "see the card"

@@ -19,7 +19,7 @@ from quantkit.gate.report import Failure, Level, judged
 from quantkit.recipe import GateSection
 
 #: Positions whose distributions are compared at a time; bounds the float32 logits held.
-_ROWS = 256
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ def score(
     progress: Callable[[int], None],
 ) -> Scores:
     """Run both models over every window, side by side."""
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    total = sum(len(window) - 1 for window in windows)
+    # made once: small results allocated between large logits would keep the heap from shrinking
+    scores = Scores(*(torch.empty(total, dtype=torch.float64) for _ in range(4)))
+    at = 0
     for count, window in enumerate(windows, start=1):
         ids = torch.tensor([list(window)])
-        parts += _compare(_logits(reference, ids), _logits(quantized, ids), ids[0, 1:])
+        truth = ids[0, 1:]
+        _compare(_logits(reference, ids), _logits(quantized, ids), truth, scores, at)
+        at += len(truth)
         progress(count)
-    return Scores(*(torch.cat([part[at] for part in parts]) for at in range(4)))
+    return scores
 
 
 def check_likelihood(scores: Scores, limits: GateSection, protocol: dict[str, Any]) -> Level:
@@ -81,22 +86,15 @@ def _logits(model: Any, ids: Tensor) -> Tensor:
         return model(input_ids=ids.to(model.device), use_cache=False).logits[0, :-1]  # type: ignore[no-any-return]
 
 
-def _compare(
-    source: Tensor, saved: Tensor, truth: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    found = []
-    for at in range(0, len(truth), _ROWS):
-        rows = slice(at, at + _ROWS)
+def _compare(source: Tensor, saved: Tensor, truth: Tensor, scores: Scores, at: int) -> None:
+    """One window's measures into ``scores`` from ``at`` on. float64, so that means are exact."""
+    for start in range(0, len(truth), _ROWS):
+        rows = slice(start, start + _ROWS)
         p = torch.log_softmax(source[rows].float(), dim=-1)
         q = torch.log_softmax(saved[rows].to(p.device).float(), dim=-1)
         true = truth[rows, None].to(p.device)
-        # float64 sums: the mean over many tokens must not depend on how they were cut
-        found.append(
-            (
-                -p.gather(1, true)[:, 0].double().cpu(),
-                -q.gather(1, true)[:, 0].double().cpu(),
-                (p.exp() * (p - q)).sum(-1).double().cpu(),
-                (p.argmax(-1) == q.argmax(-1)).double().cpu(),
-            )
-        )
-    return found
+        place = slice(at + start, at + start + len(p))
+        scores.reference[place] = -p.gather(1, true)[:, 0]
+        scores.quantized[place] = -q.gather(1, true)[:, 0]
+        scores.same_top[place] = (p.argmax(-1) == q.argmax(-1)).double()
+        scores.kl[place] = p.exp().mul_(p.sub_(q)).sum(-1)

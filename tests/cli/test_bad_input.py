@@ -1,0 +1,416 @@
+"""Bad input: one line that says what and where, the right exit code, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commanding import refused, refused_for_real, succeeded
+from safetensors.torch import load_file, save_file
+from tiny import source_state, write_source, write_state
+
+MakeSource = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("pristine") / "neox")
+
+
+@pytest.fixture
+def source(pristine: Path, tmp_path: Path) -> Path:
+    """A good checkpoint, to be broken."""
+    return shutil.copytree(pristine, tmp_path / "source")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def convert(source: Path, out: Path, *more: str | Path) -> tuple[str | Path, ...]:
+    return ("convert", source, "--recipe", "bnb-nf4", "--out", out, "--no-gate", *more)
+
+
+def refused_unwritten(code: int, source: Path, out: Path, *more: str | Path) -> str:
+    said = refused(code, *convert(source, out, *more))
+    assert not out.exists()
+    assert not out.with_name(f"{out.name}.partial").exists()
+    return said
+
+
+def edit_config(source: Path, **changes: object) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | changes))
+
+
+def edit_weights(source: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    state = load_file(source / "model.safetensors")
+    change(state)
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(path: Path, count: int = 100) -> None:
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+# the request
+
+
+def test_a_missing_folder(tmp_path: Path, out: Path) -> None:
+    assert "no such folder" in refused_unwritten(2, tmp_path / "nowhere", out)
+
+
+def test_a_file_in_place_of_a_folder(source: Path, out: Path) -> None:
+    assert "no such folder" in refused_unwritten(2, source / "config.json", out)
+
+
+def test_an_unknown_recipe_names_the_nearest(source: Path, out: Path) -> None:
+    said = refused(2, "convert", source, "--recipe", "bnb-nf", "--out", out)
+    assert "did you mean 'bnb-nf4'?" in said
+
+
+def test_an_unknown_recipe_near_nothing_lists_all(source: Path, out: Path) -> None:
+    said = refused(2, "convert", source, "--recipe", "zzzzzz", "--out", out)
+    assert "bnb-int8" in said
+    assert "rinna-3.6b-ppo-nf4" in said
+
+
+def test_an_unknown_key_in_a_recipe_file_names_the_nearest(
+    source: Path, out: Path, tmp_path: Path
+) -> None:
+    from quantkit.resources import shipped_folder
+
+    text = (shipped_folder("recipes") / "bnb-nf4.toml").read_text()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text.replace("block_size", "blocksize"))
+    said = refused(2, "convert", source, "--recipe", mine, "--out", out)
+    assert "method.blocksize" in said
+    assert "did you mean 'block_size'?" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("method.block_sise=64", "did you mean 'block_size'?"),
+        ("gate.max_kl_meen=1.0", "did you mean 'max_kl_mean'?"),
+        ("evaluation.windows=3", "did you mean 'window'?"),
+        ("methd.block_size=64", "did you mean 'method'?"),
+        ("method.block_size=63", "63"),
+        ("method.block_size='64'", "method.block_size"),
+        ("method.double_quant=yes", "method.double_quant"),
+        ("method.format=gptq5", "gptq5"),
+        ("method.ignore=[lm_head]", "method.ignore"),
+        ("gate.min_top1_agreement=1.5", "gate.min_top1_agreement"),
+        ("name.first=x", "not a section"),
+        ("method.block_size", "expected key=value"),
+        ("=64", "expected key=value"),
+        ("method..block_size=64", "method."),
+    ],
+)
+def test_a_bad_set(source: Path, out: Path, given: str, words: str) -> None:
+    assert words in refused_unwritten(2, source, out, "--set", given)
+
+
+@pytest.mark.parametrize("key", ["source.drop", "method.ignore"])
+def test_a_pattern_that_is_no_regular_expression(source: Path, out: Path, key: str) -> None:
+    assert key in refused_unwritten(2, source, out, "--set", f'{key}=["layers.[0"]')
+
+
+def test_a_device_that_is_not_there(source: Path, out: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    assert "no CUDA device" in refused_unwritten(2, source, out, "--device", "cuda")
+
+
+def test_a_checksums_folder_that_is_not_there(source: Path, out: Path, tmp_path: Path) -> None:
+    said = refused_unwritten(2, source, out, "--checksums", tmp_path / "none")
+    assert "no such folder" in said
+
+
+def test_an_evaluation_text_that_is_not_there(source: Path, out: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "none.txt"
+    said = refused(
+        2, "convert", source, "--recipe", "bnb-nf4", "--out", out, "--text", missing
+    )  # fmt: skip
+    assert "none.txt" in said
+    assert not out.exists()
+
+
+# the output
+
+
+def test_an_output_that_exists_is_left(source: Path, out: Path) -> None:
+    out.mkdir()
+    assert "exists already" in refused(2, *convert(source, out))
+    assert list(out.iterdir()) == []
+
+
+def test_overwrite_leaves_what_quantkit_did_not_make(source: Path, out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    assert "not made by quantkit" in refused(2, *convert(source, out, "--overwrite"))
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_overwrite_leaves_a_file_and_a_link(source: Path, out: Path, tmp_path: Path) -> None:
+    out.write_text("mine")
+    refused(2, *convert(source, out, "--overwrite"))
+    assert out.read_text() == "mine"
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "dangling")
+    refused(2, *convert(source, link, "--overwrite"))
+    assert link.is_symlink()
+
+
+def test_overwrite_replaces_what_quantkit_made(source: Path, out: Path) -> None:
+    succeeded(*convert(source, out))
+    (out / "stray").write_text("added later")
+    assert "exists already" in refused(2, *convert(source, out))
+    succeeded(*convert(source, out, "--overwrite", "--set", "method.quant_type=fp4"))
+    assert not (out / "stray").exists()
+    assert json.loads((out / "quantkit-manifest.json").read_text())["recipe"]["method"][
+        "quant_type"
+    ] == "fp4"  # fmt: skip
+    assert {path.name for path in out.parent.iterdir()} == {"source", "out"}
+
+
+def test_a_failed_overwrite_leaves_the_old_output(source: Path, out: Path) -> None:
+    succeeded(*convert(source, out))
+    before = (out / "model.safetensors").read_bytes()
+    edit_weights(source, lambda state: state["gpt_neox.embed_in.weight"].fill_(float("nan")))
+    refused(1, *convert(source, out, "--overwrite"))
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_foreign_partial_folder_is_not_emptied(source: Path, out: Path) -> None:
+    """``OUT.partial`` is quantkit's by name only; what is in it may be somebody's work."""
+    partial = out.with_name("out.partial")
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    refused(2, *convert(source, out))
+    assert (partial / "thesis.tex").read_text() == "years of work"
+
+
+# the source's files
+
+
+def test_no_config(source: Path, out: Path) -> None:
+    (source / "config.json").unlink()
+    assert "config.json" in refused_unwritten(1, source, out)
+
+
+def test_no_weights(source: Path, out: Path) -> None:
+    (source / "model.safetensors").unlink()
+    assert "model.safetensors" in refused_unwritten(1, source, out)
+
+
+@pytest.mark.parametrize("container", ["safetensors", "torch"])
+@pytest.mark.parametrize("shards", [1, 5])
+def test_a_truncated_shard_is_named(
+    tmp_path: Path, out: Path, container: str, shards: int
+) -> None:
+    source = write_source(tmp_path / "source", container=container, shards=shards)
+    last = sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])[-1]
+    cut(last)
+    assert last.name in refused_unwritten(1, source, out)
+
+
+def test_an_index_that_names_a_missing_tensor(tmp_path: Path, out: Path) -> None:
+    source = write_source(tmp_path / "source", shards=2)
+    path = source / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["gpt_neox.layers.7.ghost"] = "model-00001-of-00002.safetensors"
+    path.write_text(json.dumps(index))
+    assert "gpt_neox.layers.7.ghost" in refused_unwritten(1, source, out)
+
+
+def test_an_index_that_names_a_missing_shard(tmp_path: Path, out: Path) -> None:
+    source = write_source(tmp_path / "source", shards=2)
+    (source / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors" in refused_unwritten(1, source, out)
+
+
+def test_a_foreign_global_never_runs(source: Path, out: Path, tmp_path: Path) -> None:
+    from pickle_builder import write
+
+    sentinel = tmp_path / "ran"
+    (source / "model.safetensors").unlink()
+    command = f"touch {sentinel}".encode()
+    payload = b"cposix\nsystem\nX" + len(command).to_bytes(4, "little") + command + b"\x85R."
+    write(source / "pytorch_model.bin", payload)
+    assert "posix" in refused_unwritten(1, source, out)
+    assert not sentinel.exists()
+    torch.load(source / "pytorch_model.bin", weights_only=False)
+    assert sentinel.exists(), "the attack itself does not work"
+
+
+# the source's values
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt_neox.layers.1.mlp.dense_h_to_4h.weight",
+        "gpt_neox.layers.1.input_layernorm.weight",
+        "embed_out.weight",
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-nf4-double", "bnb-int8", "fp16"])
+def test_one_value_that_is_no_number(
+    source: Path, out: Path, name: str, value: float, recipe: str
+) -> None:
+    edit_weights(source, lambda state: state[name].view(-1)[-1].fill_(value))
+    said = refused(1, "convert", source, "--recipe", recipe, "--out", out, "--no-gate")
+    assert name in said
+    assert "1 values" in said
+    assert not out.exists()
+
+
+def test_a_leftover_tensor_is_named(source: Path, out: Path) -> None:
+    edit_weights(source, lambda state: state.update({"extra.head.weight": torch.zeros(3)}))
+    said = refused_unwritten(1, source, out)
+    assert "extra.head.weight" in said
+    assert "drop" in said
+
+
+def test_a_missing_tensor_is_named(source: Path, out: Path) -> None:
+    name = "gpt_neox.layers.1.attention.dense.bias"
+    edit_weights(source, lambda state: state.pop(name))
+    assert name in refused_unwritten(1, source, out)
+
+
+def test_a_tensor_of_another_shape_is_named(source: Path, out: Path) -> None:
+    name = "gpt_neox.layers.1.attention.dense.bias"
+    edit_weights(source, lambda state: state.update({name: torch.zeros(65).half()}))
+    said = refused_unwritten(1, source, out)
+    assert name in said
+    assert "[65]" in said
+
+
+@pytest.mark.parametrize("container", ["safetensors", "torch"])
+def test_a_tied_copy_that_differs(tmp_path: Path, out: Path, container: str) -> None:
+    source = write_source(tmp_path / "source", "llama", drop_tied=False)
+    (source / "model.safetensors").unlink()
+    state = source_state("llama", torch.float16)
+    state["lm_head.weight"] = state["lm_head.weight"].clone()
+    state["lm_head.weight"][5, 5] += 1
+    write_state(source, state, container)
+    said = refused_unwritten(1, source, out)
+    assert "lm_head.weight" in said
+    assert "tie_word_embeddings" in said
+
+
+# the source's config
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [{"quant_method": "gptq", "bits": 4}, {}, "gptq", ["gptq"], True],
+    ids=["gptq", "empty", "text", "list", "true"],
+)
+def test_an_already_quantized_source(source: Path, out: Path, quantization: object) -> None:
+    if quantization == {}:
+        quantization = {"bits": 4}  # a method without a name
+    edit_config(source, quantization_config=quantization)
+    assert "already quantized" in refused_unwritten(1, source, out)
+
+
+def test_an_output_as_the_source(source: Path, out: Path, tmp_path: Path) -> None:
+    succeeded(*convert(source, out))
+    assert "already quantized" in refused_unwritten(1, out, tmp_path / "again")
+
+
+@pytest.mark.parametrize("named", [["BertForMaskedLM"], ["BertModel"], None])
+def test_an_encoder(tmp_path: Path, out: Path, named: list[str] | None) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=96, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=128, max_position_embeddings=64,
+    )  # fmt: skip
+    source = tmp_path / "source"
+    BertForMaskedLM(config).half().save_pretrained(source)
+    edit_config(source, architectures=named)
+    said = refused_unwritten(1, source, out)
+    assert "causal" in said or "decoder" in said
+
+
+def test_an_encoder_and_decoder(tmp_path: Path, out: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=96, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).half().save_pretrained(tmp_path / "source")
+    assert "decoder-only" in refused_unwritten(1, tmp_path / "source", out)
+
+
+def test_a_mixture_of_experts(tmp_path: Path, out: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=96, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=128, num_local_experts=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    MixtralForCausalLM(config).half().save_pretrained(tmp_path / "source")
+    assert "mixture-of-experts" in refused_unwritten(1, tmp_path / "source", out)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": None},
+        {"model_type": "no_such_model"},
+        {"model_type": ["gpt_neox"]},
+        {"model_type": "no_such_model", "auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+        {"hidden_size": "many"},
+        {"hidden_size": 65},
+        {"num_hidden_layers": -1},
+        {"num_local_experts": "four"},
+        {"vocab_size": 97},
+        {"torch_dtype": "banana", "dtype": "banana"},
+        {"torch_dtype": "float64", "dtype": "float64"},
+        {"torch_dtype": "float8_e4m3fn", "dtype": "float8_e4m3fn"},
+        {"architectures": "GPTNeoXForCausalLM"},
+        {"architectures": [3]},
+    ],
+    ids=lambda changes: json.dumps(changes),
+)
+def test_a_config_of_nonsense(source: Path, out: Path, changes: dict[str, object]) -> None:
+    edit_config(source, **changes)
+    refused_unwritten(1, source, out)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "\xff\xfe"])
+def test_a_config_that_is_no_object(source: Path, out: Path, text: str) -> None:
+    (source / "config.json").write_bytes(text.encode("latin-1"))
+    assert "config.json" in refused_unwritten(1, source, out)
+
+
+# for real
+
+
+def test_json_on_an_error_leaves_standard_output_empty(source: Path, out: Path) -> None:
+    (source / "config.json").unlink()
+    refused(1, *convert(source, out, "--json"))
+    refused(1, "plan", source, "--recipe", "bnb-nf4", "--json")
+    refused(1, "verify", source, "--json")
+    refused(2, "recipes", "bnb-nf", "--json")
+    refused(2, "checksums", "no/such", "--json")
+
+
+def test_real_processes_say_the_same(source: Path, out: Path) -> None:
+    assert "no such folder" in refused_for_real(2, *convert(source / "none", out, "--json"))
+    edit_weights(source, lambda state: state["embed_out.weight"].fill_(float("nan")))
+    assert "embed_out.weight" in refused_for_real(1, *convert(source, out, "--json"))
+    cut(source / "model.safetensors")
+    assert "model.safetensors" in refused_for_real(1, *convert(source, out))
+    assert not out.exists()

@@ -1,0 +1,64 @@
+"""The command line, run in this process (fast) or in one of its own (real)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from quantkit.cli.app import app
+
+#: The console script's own entry, under the interpreter that runs the tests.
+COMMAND = (sys.executable, "-c", "from quantkit.cli import main; main()")
+
+
+def command(*args: str | Path) -> list[str]:
+    """The words of a real ``quantkit`` process."""
+    return [*COMMAND, *(str(each) for each in args)]
+
+
+def refused(code: int, *args: str | Path) -> str:
+    """Run a command that must fail with ``code``; its one line of error.
+
+    Nothing may be on standard output, and no traceback anywhere.
+    """
+    result = CliRunner().invoke(app, [str(each) for each in args])
+    assert result.exception is not None, f"it succeeded: {result.stdout}"
+    assert isinstance(result.exception, SystemExit), f"a traceback: {result.exception!r}"
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    return the_error(result.stderr)
+
+
+def refused_for_real(code: int, *args: str | Path) -> str:
+    """As :func:`refused`, in a process of its own."""
+    done = subprocess.run(command(*args), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    return the_error(done.stderr)
+
+
+def the_error(stderr: str) -> str:
+    """The only line that starts with ``quantkit:``; the others may be progress and warnings."""
+    assert "Traceback" not in stderr, stderr
+    lines = stderr.splitlines()
+    errors = [line for line in lines if line.startswith("quantkit: ")]
+    assert len(errors) == 1, stderr
+    assert lines[-1] == errors[0], stderr
+    assert all(line.startswith(PROGRESS) for line in lines[:-1]), stderr
+    return errors[0]
+
+
+#: What may stand before an error: the core's own progress.
+PROGRESS = ("reopening", "judging", "asking", "warning: ", "/")
+
+
+def succeeded(*args: str | Path) -> str:
+    """Run a command that must succeed; its standard output."""
+    result = CliRunner().invoke(app, [str(each) for each in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
