@@ -8,6 +8,9 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        demonstration  the same story on a model of our own
     3  planning       headers + recipe -> Plan
        conversion     the one pass: read -> hash -> quantize -> write
+       execution      that pass, or the staged files of an earlier one
+       verification   digests -> VerifiedSource
+       evaluation     the text and the prompts that models are judged on
        gate/          reopen what was written and judge it
        manifest card  what is recorded, and what people read
        inspection     verify(): a source against the registry, an output against its manifest
@@ -19,7 +22,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        staging        OUT.partial, and the one rename
     1  checkpoint/    read one tensor at a time; write shards
        kernels/       arithmetic
-       digests text tokenizer resources
+       digests cache clock quiet tokenizer resources
     0  types errors
 
 The public API is what this module lists in ``__all__``; each verb of the command

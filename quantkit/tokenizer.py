@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import SourceError
+from quantkit.quiet import quiet_libraries
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 
@@ -87,7 +88,8 @@ def _library(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet_libraries():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for files it cannot read
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{folder}: transformers cannot load its tokenizer: {first}") from error

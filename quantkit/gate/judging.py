@@ -20,11 +20,12 @@ from quantkit.evaluation import (
 )
 from quantkit.gate.generation import check_generation
 from quantkit.gate.likelihood import check_likelihood, score
-from quantkit.gate.models import Reloaded, load_reference, load_saved, quiet_libraries
+from quantkit.gate.models import Reloaded, load_reference, load_saved
 from quantkit.gate.reload import check_reload
 from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
 from quantkit.gate.structure import check_structure
 from quantkit.planning import Plan
+from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
 from quantkit.tokenizer import Tokenizer, open_tokenizer
 from quantkit.types import ITEM_BYTES, Event, Listener, silent

@@ -6,9 +6,6 @@ is the source: its tensors read by quantkit (no pickle is ever run), placed by t
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import torch
 
 from quantkit.checkpoint import read_tensor
 from quantkit.planning import Plan
+from quantkit.quiet import quiet_libraries
 from quantkit.source import Source
 
 
@@ -75,23 +73,3 @@ def _keep_stored_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hold back the libraries' own progress bars and advice; errors still come through."""
-    from transformers.utils import logging as chatter
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "accelerate")]
-    levels = [each.level for each in loggers]
-    had_bars = chatter.is_progress_bar_enabled()
-    try:
-        for each in loggers:
-            each.setLevel(logging.ERROR)
-        chatter.disable_progress_bar()
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
-        if had_bars:
-            chatter.enable_progress_bar()

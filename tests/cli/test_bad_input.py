@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,9 +212,7 @@ def test_no_weights(source: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("container", ["safetensors", "torch"])
 @pytest.mark.parametrize("shards", [1, 5])
-def test_a_truncated_shard_is_named(
-    tmp_path: Path, out: Path, container: str, shards: int
-) -> None:
+def test_a_truncated_shard_is_named(tmp_path: Path, out: Path, container: str, shards: int) -> None:
     source = write_source(tmp_path / "source", container=container, shards=shards)
     last = sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])[-1]
     cut(last)
@@ -236,13 +235,14 @@ def test_an_index_that_names_a_missing_shard(tmp_path: Path, out: Path) -> None:
 
 
 def test_a_foreign_global_never_runs(source: Path, out: Path, tmp_path: Path) -> None:
-    from pickle_builder import write
-
     sentinel = tmp_path / "ran"
     (source / "model.safetensors").unlink()
     command = f"touch {sentinel}".encode()
     payload = b"cposix\nsystem\nX" + len(command).to_bytes(4, "little") + command + b"\x85R."
-    write(source / "pytorch_model.bin", payload)
+    with zipfile.ZipFile(source / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", payload)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
     assert "posix" in refused_unwritten(1, source, out)
     assert not sentinel.exists()
     torch.load(source / "pytorch_model.bin", weights_only=False)

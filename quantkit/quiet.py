@@ -1,0 +1,27 @@
+"""Holding back the libraries' own progress bars and advice; their errors still come through."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """transformers, bitsandbytes and accelerate say nothing below an error."""
+    from transformers.utils import logging as chatter
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "accelerate")]
+    levels = [each.level for each in loggers]
+    had_bars = chatter.is_progress_bar_enabled()
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        chatter.disable_progress_bar()
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+        if had_bars:
+            chatter.enable_progress_bar()
