@@ -210,7 +210,9 @@ class _Worker:
     def __call__(self, segment: Segment, data: memoryview) -> None:
         item = self._items[segment.tensor or ""]
         encoder = self._encoders.get(item.source.name) or self._start(item)
-        piece = self._cast(item, _elements(item, data)).to(self._device)
+        piece = self._cast(item, _elements(item, data))
+        if item.shape is not None:
+            piece = piece.to(self._device)
         for each in encoder.feed(piece):
             self._queue.put(each)
         if segment.last:

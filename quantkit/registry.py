@@ -115,12 +115,17 @@ class Registry:
             return Verdict(
                 "mismatch",
                 repository=claimed[0].repository,
-                reason="the source claims to be this repository, and no release's digests match",
+                reason="the source claims to be this repository, and no release's digests match "
+                f"(known: {_known_files(claimed[0])})",
                 stated_at=claimed[0].releases[-1].stated_at,
                 advice="download it again, or name the model it really is "
                 '(--set source.repo="" if it only uses that model\'s recipe)',
             )
         return Verdict("unlisted")
+
+
+def _known_files(entry: Entry) -> str:
+    return ", ".join(sorted({file.name for each in entry.releases for file in each.files}))
 
 
 def _proves(entry: Entry, release: Release, weights: Sequence[FileDigest]) -> bool:

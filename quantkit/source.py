@@ -144,7 +144,6 @@ def _fetch(
     conversion's own read.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     listener(Event("fetch", message=f"asking the Hub for {repo_id}"))
     try:
@@ -152,8 +151,10 @@ def _fetch(
         commit, digests = str(info.sha), _lfs_digests(info.siblings or [])
         names = [each.rfilename for each in info.siblings or []]
         folder = snapshot_download(repo_id, revision=commit, allow_patterns=_wanted(names))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
-        return _cached(repo_id, revision, error)
+    except Exception as error:  # the client passes on whatever its HTTP library raises
+        found = _cached(repo_id, revision, error)
+        listener(Event("fetch", message=f"the Hub did not give it; using the cached {found[1]}"))
+        return found
     return Path(folder), commit, digests
 
 

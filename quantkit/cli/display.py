@@ -57,7 +57,12 @@ class Display:
         progress = self._started()
         if event.stage not in self._tasks:
             name = _STAGES.get(event.stage, event.stage)
-            self._tasks[event.stage] = progress.add_task(name, total=event.total)
+            self._tasks[event.stage] = progress.add_task(name, total=event.total, rate="")
+        task = progress.tasks[self._tasks[event.stage]]
+        if task.speed:
+            per_second = task.speed / 1e6 if event.unit == "bytes" else task.speed
+            unit = "MB" if event.unit == "bytes" else event.unit
+            task.fields["rate"] = f"{per_second:,.1f} {unit}/s"
         progress.update(self._tasks[event.stage], completed=event.done, total=event.total)
 
     def error(self, message: str) -> None:
@@ -171,7 +176,7 @@ class Display:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )

@@ -27,7 +27,7 @@ def quantize(source: Path, recipe: Recipe, out: Path) -> Path:
     return out
 
 
-def oracle(source: Path, recipe: Recipe, out: Path) -> Path:
+def oracle(source: Path, recipe: Recipe, out: Path, device: str = "cpu") -> Path:
     method = recipe.method
     if method.quant_type == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
@@ -39,7 +39,7 @@ def oracle(source: Path, recipe: Recipe, out: Path) -> Path:
             bnb_4bit_compute_dtype=method.compute_dtype,
         )
     model = AutoModelForCausalLM.from_pretrained(
-        source, quantization_config=config, dtype="auto", device_map="cpu"
+        source, quantization_config=config, dtype="auto", device_map=device
     )
     model.save_pretrained(out)
     return out

@@ -1,6 +1,6 @@
 """The CPU kernels beside bitsandbytes' own, on the same weights, in one run.
 
-    python bench/kernels.py
+    python bench/kernel_rates.py
 
 Rates are of fp16 input, one thread of ours against bitsandbytes with all it takes;
 outputs are compared bit for bit before anything is timed.
@@ -36,7 +36,7 @@ def main() -> None:
     rows += [eight_bit(weight, args.runs), nested(weight, args.runs)]
     text = "\n".join(
         [
-            f"## {time.strftime('%Y-%m-%d %H:%M')} kernels.py: {args.rows} x {args.columns} fp16",
+            f"## {time.strftime('%Y-%m-%d %H:%M')} kernel_rates.py: {args.rows} x {args.columns} fp16",
             "",
             f"{machine()}; medians of {args.runs} alternating runs; identical outputs.",
             "",
