@@ -6,7 +6,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     5  cli            argv -> one call of the API; errors -> exit codes
     4  pipeline       convert(): the whole story in one screen
        demonstration  the same story on a model of our own
-    3  planning       headers + recipe -> Plan
+    3  planning       headers + recipe -> Plan (plans.py: the Plan itself)
        conversion     the one pass: read -> hash -> quantize -> write
        execution      that pass, or the staged files of an earlier one
        verification   digests -> VerifiedSource

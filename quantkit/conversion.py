@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from quantkit.checkpoint import read_tensor
-from quantkit.checkpoint.shards import ShardWriter, write_index
+from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
 from quantkit.checkpoint.stream import SEGMENT_BYTES, Segment, gaps, stream_file
 from quantkit.digests import digest_file
 from quantkit.errors import NonFiniteError, SourceError
 from quantkit.formats import Encoder, Format, Write, format_of
-from quantkit.planning import Plan, TensorPlan
+from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
@@ -74,9 +72,11 @@ def run(
     """
     tally = _Tally()
     with ExitStack() as stack:
-        writers = [stack.enter_context(ShardWriter(folder, shard)) for shard in plan.shards]
+        writers = [
+            stack.enter_context(closing(ShardWriter(folder, shard))) for shard in plan.shards
+        ]
         form = format_of(recipe.method)
-        queue = stack.enter_context(_WriteQueue(writers))
+        queue = stack.enter_context(closing(WriteQueue(writers)))
         worker = _Worker(plan, form, device, queue, tally)
 
         def tell(count: int) -> None:
@@ -159,39 +159,6 @@ def _is_rearranged(item: TensorPlan) -> bool:
     return item.transposed or item.source.stride is not None
 
 
-class _WriteQueue:
-    """Puts bytes into the shards on a thread of its own, a few writes behind the encoders."""
-
-    _DEPTH = 8
-
-    def __init__(self, writers: Sequence[ShardWriter]) -> None:
-        self._home = {name: writer for writer in writers for name in writer.names}
-        self._thread = ThreadPoolExecutor(1, "write")
-        self._flight: deque[Future[None]] = deque()
-
-    def __enter__(self) -> _WriteQueue:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def put(self, write: Write) -> None:
-        """Queue a write; raises what an earlier one met."""
-        if len(self._flight) >= self._DEPTH:
-            self._flight.popleft().result()
-        task = self._home[write.name].write
-        self._flight.append(self._thread.submit(task, write.name, write.offset, write.data))
-
-    def drain(self) -> None:
-        while self._flight:
-            self._flight.popleft().result()
-
-
 class _Worker:
     """Takes pieces in file order; runs on one thread."""
 
@@ -200,7 +167,7 @@ class _Worker:
         plan: Plan,
         form: Format,
         device: str,
-        queue: _WriteQueue,
+        queue: WriteQueue,
         tally: _Tally,
     ) -> None:
         self._items = {each.source.name: each for each in plan.tensors}
@@ -214,10 +181,10 @@ class _Worker:
         if item.shape is not None:
             piece = piece.to(self._device)
         for each in encoder.feed(piece):
-            self._queue.put(each)
+            self._queue.put(each.name, each.offset, each.data)
         if segment.last:
             for each in encoder.finish():
-                self._queue.put(each)
+                self._queue.put(each.name, each.offset, each.data)
             del self._encoders[item.source.name]
 
     def _start(self, item: TensorPlan) -> Encoder:

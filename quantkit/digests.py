@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from quantkit.types import FileDigest
 
@@ -29,15 +28,7 @@ class StreamDigest:
         self._threads = [ThreadPoolExecutor(1, f"digest-{each.name}") for each in self._hashes]
         self._length = 0
 
-    def __enter__(self) -> StreamDigest:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         for thread in self._threads:
             thread.shutdown(wait=True, cancel_futures=True)
 

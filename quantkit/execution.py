@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.clock import Clock
 from quantkit.conversion import Converted, digest_output, run, settle_output
 from quantkit.errors import GateError
-from quantkit.planning import Plan
+from quantkit.plans import Plan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import Source

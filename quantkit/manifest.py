@@ -21,7 +21,7 @@ from quantkit.clock import Measured
 from quantkit.errors import SourceError
 from quantkit.execution import Staged
 from quantkit.gate import GateReport, report_json
-from quantkit.planning import Plan
+from quantkit.plans import Plan
 from quantkit.recipe import Recipe
 from quantkit.staging import MANIFEST
 from quantkit.types import ACTIONS

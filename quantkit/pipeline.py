@@ -14,7 +14,8 @@ from quantkit.errors import UsageError
 from quantkit.execution import mark_failed, stage
 from quantkit.gate import gate, gate_not_run
 from quantkit.manifest import build_manifest, write_manifest
-from quantkit.planning import Plan, make_plan, summary
+from quantkit.planning import make_plan
+from quantkit.plans import Plan, summary
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums as read_checksums
 from quantkit.source import open_source

@@ -1,109 +1,25 @@
 """Headers + recipe -> Plan: every tensor's fate, before a byte of it is read.
 
-The plan is data. ``convert`` executes exactly it, ``quantkit plan`` prints it, and its
-digest is in the manifest.
+Pure: the same headers and the same recipe give the same plan.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.architecture import Architecture, Linear, read_architecture
 from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
+from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import BnbMethod, PlainMethod, Recipe
 from quantkit.source import Source
-from quantkit.types import ACTIONS, FLOAT_DTYPES, ITEM_BYTES, Action, OutputTensor, TensorRecord
+from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
 
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000
-
-#: Resident memory of the libraries and of the segments in flight, in bytes; bench/bnb.py
-#: measures the whole process.
-_LIBRARY_BYTES = 400_000_000
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """The fate of one source tensor, and why.
-
-    ``shape`` is the weight as (out, in) when it is quantized; ``transposed`` says that
-    the source stores it as (in, out). ``tied_to`` names the source tensor that a
-    dropped tied copy must equal.
-    """
-
-    source: TensorRecord
-    action: Action
-    reason: str
-    dtype: str
-    outputs: tuple[OutputTensor, ...] = ()
-    shape: tuple[int, int] | None = None
-    transposed: bool = False
-    tied_to: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole conversion, as data. Sizes in bytes."""
-
-    model_type: str
-    class_name: str
-    dtype: str
-    method: Mapping[str, Any]
-    tensors: tuple[TensorPlan, ...]
-    shards: tuple[shards.Shard, ...]
-    config: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    max_positions: int | None
-    warnings: tuple[str, ...]
-
-    @property
-    def source_bytes(self) -> int:
-        return sum(each.source.nbytes for each in self.tensors)
-
-    @property
-    def output_bytes(self) -> int:
-        """The most that the weight files take; exact unless ``slack_bytes``."""
-        return sum(shard.nbytes for shard in self.shards)
-
-    @property
-    def slack_bytes(self) -> int:
-        """How much less than ``output_bytes`` it may be: texts of variable length."""
-        return sum(shard.slack for shard in self.shards)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Forecast of the peak without the gate: libraries, segments in flight, and the
-        largest weight that must be held whole."""
-        whole = [
-            each.source.nbytes
-            for each in self.tensors
-            if each.action != "drop" and (each.transposed or each.source.stride is not None)
-        ]
-        return _LIBRARY_BYTES + 3 * max(whole, default=0)
-
-    @property
-    def quantized_share(self) -> float:
-        """Share of the model's parameters that is quantized."""
-        kept = [each for each in self.tensors if each.action != "drop"]
-        total = sum(each.source.elements for each in kept)
-        quantized = sum(each.source.elements for each in kept if each.action == "quantize")
-        return quantized / total if total else 0.0
-
-    def with_action(self, action: Action) -> tuple[TensorPlan, ...]:
-        return tuple(each for each in self.tensors if each.action == action)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the plan's JSON: the identity of what ``convert`` will do."""
-        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_plan(source: Source, recipe: Recipe) -> Plan:
@@ -326,28 +242,3 @@ def _warnings(
 
 def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> bool:
     return shape is not None and (shape[0] % 32 != 0 or shape[1] % block_size != 0)
-
-
-def summary(plan: Plan) -> str:
-    """The plan in a few lines, for people about to spend minutes on it."""
-    counts = ", ".join(f"{action} {len(plan.with_action(action))}" for action in ACTIONS)
-    lines = [
-        f"plan: {plan.class_name} in {plan.dtype}; tensors: {counts}; "
-        f"{plan.quantized_share:.1%} of the parameters quantized",
-        f"      reads {plan.source_bytes:,} bytes, writes {plan.output_bytes:,}, takes about "
-        f"{plan.memory_bytes / 1e6:,.0f} MB of memory before the gate",
-    ]
-    return "\n".join([*lines, *(f"warning: {each}" for each in plan.warnings)])
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as ``quantkit plan --json`` prints it."""
-    return {
-        **asdict(plan),
-        "digest": plan.digest,
-        "source_bytes": plan.source_bytes,
-        "output_bytes": plan.output_bytes,
-        "slack_bytes": plan.slack_bytes,
-        "memory_bytes": plan.memory_bytes,
-        "quantized_share": plan.quantized_share,
-    }

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -118,18 +119,8 @@ class ShardWriter:
             self._at[each.name] = at
             at += each.nbytes
 
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def close(self) -> None:
+        os.close(self._fd)
 
     @property
     def names(self) -> Sequence[str]:
@@ -158,6 +149,30 @@ class ShardWriter:
         room = self._shard.header_bytes - 8
         header = _header(self._shard.tensors, lengths).ljust(room)
         _write_all(self._fd, memoryview(room.to_bytes(8, "little") + header), 0)
+
+
+class WriteQueue:
+    """Puts bytes into the shards on a thread of its own, a few writes behind the encoders."""
+
+    _DEPTH = 8
+
+    def __init__(self, writers: Sequence[ShardWriter]) -> None:
+        self._home = {name: writer for writer in writers for name in writer.names}
+        self._thread = ThreadPoolExecutor(1, "write")
+        self._flight: deque[Future[None]] = deque()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, name: str, offset: int, data: Tensor) -> None:
+        """Queue a write; raises what an earlier one met."""
+        if len(self._flight) >= self._DEPTH:
+            self._flight.popleft().result()
+        self._flight.append(self._thread.submit(self._home[name].write, name, offset, data))
+
+    def drain(self) -> None:
+        while self._flight:
+            self._flight.popleft().result()
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

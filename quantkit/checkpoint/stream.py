@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def stream_file(
     """
     with (
         open_weights(path) as file,
-        StreamDigest(md5=md5) as digest,
+        closing(StreamDigest(md5=md5)) as digest,
         ThreadPoolExecutor(1, "consume") as worker,
     ):
         pool = _Buffers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -198,7 +198,7 @@ def _display(as_json: bool) -> Iterator[Display]:
     """The one place that turns errors into text and an exit code."""
     display = Display(as_json=as_json)
     try:
-        with display:
+        with closing(display):
             yield display
     except QuantkitError as error:
         display.error(str(error))

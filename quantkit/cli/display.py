@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from quantkit.planning import Plan
+    from quantkit.plans import Plan
     from quantkit.recipe import Recipe
     from quantkit.registry import Registry
 
@@ -36,15 +35,7 @@ class Display:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stop()
 
     def listener(self, event: Event) -> None:
@@ -79,7 +70,7 @@ class Display:
         self._table(f"{out}", _converted_rows(manifest))
 
     def planned(self, plan: Plan) -> None:
-        from quantkit.planning import plan_json
+        from quantkit.plans import plan_json
 
         if self._as_json:
             self._json(plan_json(plan))

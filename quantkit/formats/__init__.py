@@ -7,6 +7,14 @@ A format knows no arithmetic (that is :mod:`quantkit.kernels`) and no files.
     plain.py   no quantization
 """
 
-from quantkit.formats.base import Encoder, Format, Write, format_of
+from quantkit.formats.base import Encoder, Format, Write
+from quantkit.formats.bnb import Bnb
+from quantkit.formats.plain import Plain
+from quantkit.recipe import BnbMethod, Method
 
 __all__ = ["Encoder", "Format", "Write", "format_of"]
+
+
+def format_of(method: Method) -> Format:
+    """The format that a recipe's ``[method]`` asks for."""
+    return Bnb(method) if isinstance(method, BnbMethod) else Plain(method)

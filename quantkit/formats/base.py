@@ -1,7 +1,7 @@
 """What every format answers.
 
 To add one: write a module beside this with a class that has these methods, name it
-in :func:`format_of`, add its ``[method]`` to :mod:`quantkit.recipe`, a recipe, and an
+in :func:`quantkit.formats.format_of`, add its ``[method]`` to :mod:`quantkit.recipe`, a recipe, and an
 oracle test that compares every tensor with what the format's own library writes.
 """
 
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 
-from quantkit.recipe import BnbMethod, Method
 from quantkit.types import OutputTensor
 
 
@@ -70,11 +69,3 @@ class Format(Protocol):
         those that every version of the loader finds by itself.
         """
         ...
-
-
-def format_of(method: Method) -> Format:
-    """The format that a recipe's ``[method]`` asks for."""
-    from quantkit.formats.bnb import Bnb
-    from quantkit.formats.plain import Plain
-
-    return Bnb(method) if isinstance(method, BnbMethod) else Plain(method)

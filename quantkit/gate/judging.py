@@ -24,7 +24,7 @@ from quantkit.gate.models import Reloaded, load_reference, load_saved
 from quantkit.gate.reload import check_reload
 from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
 from quantkit.gate.structure import check_structure
-from quantkit.planning import Plan
+from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
 from quantkit.tokenizer import Tokenizer, open_tokenizer

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from quantkit.checkpoint import read_tensor
-from quantkit.planning import Plan
+from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.source import Source
 

@@ -14,7 +14,7 @@ import torch
 from quantkit.checkpoint import CheckpointIndex, open_checkpoint, read_tensor
 from quantkit.errors import CheckpointError
 from quantkit.gate.report import Failure, Level, judged
-from quantkit.planning import Plan
+from quantkit.plans import Plan
 from quantkit.types import FLOAT_DTYPES, OutputTensor, TensorRecord
 
 

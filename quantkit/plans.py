@@ -1,0 +1,122 @@
+"""A conversion as data: every source tensor's fate, the output's layout, its config.
+
+The plan serializes to JSON; ``quantkit plan`` prints it, ``convert`` executes exactly it,
+and its digest is in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quantkit.checkpoint.shards import Shard
+from quantkit.types import ACTIONS, Action, OutputTensor, TensorRecord
+
+#: Resident memory of the libraries and of the segments in flight, in bytes; bench/bnb.py
+#: measures the whole process.
+_LIBRARY_BYTES = 400_000_000
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """The fate of one source tensor, and why.
+
+    ``shape`` is the weight as (out, in) when it is quantized; ``transposed`` says that
+    the source stores it as (in, out). ``tied_to`` names the source tensor that a
+    dropped tied copy must equal.
+    """
+
+    source: TensorRecord
+    action: Action
+    reason: str
+    dtype: str
+    outputs: tuple[OutputTensor, ...] = ()
+    shape: tuple[int, int] | None = None
+    transposed: bool = False
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion, as data. Sizes in bytes."""
+
+    model_type: str
+    class_name: str
+    dtype: str
+    method: Mapping[str, Any]
+    tensors: tuple[TensorPlan, ...]
+    shards: tuple[Shard, ...]
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    max_positions: int | None
+    warnings: tuple[str, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(each.source.nbytes for each in self.tensors)
+
+    @property
+    def output_bytes(self) -> int:
+        """The most that the weight files take; exact unless ``slack_bytes``."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def slack_bytes(self) -> int:
+        """How much less than ``output_bytes`` it may be: texts of variable length."""
+        return sum(shard.slack for shard in self.shards)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Forecast of the peak without the gate: libraries, segments in flight, and the
+        largest weight that must be held whole."""
+        whole = [
+            each.source.nbytes
+            for each in self.tensors
+            if each.action != "drop" and (each.transposed or each.source.stride is not None)
+        ]
+        return _LIBRARY_BYTES + 3 * max(whole, default=0)
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the model's parameters that is quantized."""
+        kept = [each for each in self.tensors if each.action != "drop"]
+        total = sum(each.source.elements for each in kept)
+        quantized = sum(each.source.elements for each in kept if each.action == "quantize")
+        return quantized / total if total else 0.0
+
+    def with_action(self, action: Action) -> tuple[TensorPlan, ...]:
+        return tuple(each for each in self.tensors if each.action == action)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's JSON: the identity of what ``convert`` will do."""
+        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def summary(plan: Plan) -> str:
+    """The plan in a few lines, for people about to spend minutes on it."""
+    counts = ", ".join(f"{action} {len(plan.with_action(action))}" for action in ACTIONS)
+    lines = [
+        f"plan: {plan.class_name} in {plan.dtype}; tensors: {counts}; "
+        f"{plan.quantized_share:.1%} of the parameters quantized",
+        f"      reads {plan.source_bytes:,} bytes, writes {plan.output_bytes:,}, takes about "
+        f"{plan.memory_bytes / 1e6:,.0f} MB of memory before the gate",
+    ]
+    return "\n".join([*lines, *(f"warning: {each}" for each in plan.warnings)])
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as ``quantkit plan --json`` prints it."""
+    return {
+        **asdict(plan),
+        "digest": plan.digest,
+        "source_bytes": plan.source_bytes,
+        "output_bytes": plan.output_bytes,
+        "slack_bytes": plan.slack_bytes,
+        "memory_bytes": plan.memory_bytes,
+        "quantized_share": plan.quantized_share,
+    }
