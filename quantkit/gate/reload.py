@@ -51,6 +51,8 @@ def _loading_report(reloaded: Reloaded) -> Iterator[Failure]:
 
 def _weight_errors(saved: Any, reference: Any) -> dict[str, float | None]:
     """By parameter: 0 if equal, the relative RMS error if quantized, ``None`` if it differs."""
+    from transformers.pytorch_utils import Conv1D
+
     modules = dict(saved.named_modules())
     others = dict(saved.named_parameters())
     errors: dict[str, float | None] = {}
@@ -58,7 +60,8 @@ def _weight_errors(saved: Any, reference: Any) -> dict[str, float | None]:
         module_name, _, leaf = name.rpartition(".")
         decoded = _decoded(modules.get(module_name)) if leaf == "weight" else None
         if decoded is not None:
-            target = wanted.T if decoded.shape != wanted.shape else wanted
+            transposed = isinstance(reference.get_submodule(module_name), Conv1D)
+            target = wanted.T if transposed else wanted
             errors[name] = _relative_error(decoded.to(wanted.device), target)
         else:
             got = others.get(name)

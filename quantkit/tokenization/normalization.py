@@ -179,8 +179,19 @@ class _Rules:
         ours = longest_of(self._protected) if self._protected else ""
         if ours and not mine:
             found = f"(?!{ours}){found}"
+        if not any(_may_swallow(other, text) for other in (*self._protected, *self._several)):
+            return found  # wherever it stands, a segment begins there
         any_segment = "|".join(filter(None, [ours, longest_of(self._several), "."]))
         return f"(?m)\\G(?>(?!{found})(?:{any_segment}))*+\\K{found}"
+
+
+def _may_swallow(other: str, text: str) -> bool:
+    """Whether ``other``, begun further left, can reach into ``text``."""
+    if text in other[1:]:
+        return True
+    return any(
+        other.endswith(text[:size]) for size in range(1, min(len(text), len(other) - 1) + 1)
+    )
 
 
 def _composing(rules: Charsmap) -> set[str]:
@@ -198,7 +209,7 @@ def _composing(rules: Charsmap) -> set[str]:
 
 def _changed_by_nfc(single: dict[str, str]) -> list[str]:
     """Characters whose own rule's value NFC would change though sentencepiece does not."""
-    chars = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    chars = [chr(code) for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     before = [single.get(char, char) for char in chars]
     after = _each_by_nfc(before)
     return [
@@ -209,11 +220,7 @@ def _changed_by_nfc(single: dict[str, str]) -> list[str]:
 def _each_by_nfc(texts: Iterable[str]) -> list[str]:
     """NFC of each text, by ``tokenizers``, whose Unicode version counts here; in one call."""
     # A NUL is a starter that composes with nothing and that rules cannot hold (it ends them).
-    return NFC().normalize_str("\0".join(_without_nul(texts))).split("\0")
-
-
-def _without_nul(texts: Iterable[str]) -> list[str]:
-    return ["" if text == "\0" else text for text in texts]
+    return NFC().normalize_str("\0".join(texts)).split("\0")
 
 
 def _placeholder(number: int) -> str:

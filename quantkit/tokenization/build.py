@@ -1,0 +1,171 @@
+"""A ``tokenizers`` tokenizer that gives the ids sentencepiece gives.
+
+sentencepiece's unigram model (Kudo 2018, "Subword Regularization") takes the segmentation
+of the highest sum of scores; its BPE model (Sennrich 2016, "Neural Machine Translation of
+Rare Words with Subword Units") merges the neighbours whose joint piece scores highest,
+the leftmost of equals. ``tokenizers`` has both, over *all* strings of its vocabulary,
+where sentencepiece leaves out control, byte, unknown and unused pieces.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Regex, Tokenizer, decoders
+from tokenizers.decoders import Decoder
+from tokenizers.models import BPE, Unigram
+from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
+
+from quantkit.errors import SourceError
+from quantkit.tokenization.charsmap import decode_charsmap
+from quantkit.tokenization.normalization import SPACE, build_normalizer
+from quantkit.tokenization.patterns import literal, longest_of
+from quantkit.tokenization.proto import ModelType, PieceType, SentencePieceModel
+from quantkit.tokenization.reserved import (
+    RESERVED,
+    Barriers,
+    find_barriers,
+    open_alphabet,
+)
+
+# sentencepiece gives a user-defined piece its length times max(score, 0), less this.
+_USER_DEFINED = -0.1
+
+# Far below any sum that the pieces of one literal can reach.
+_NEVER = -1e5
+
+
+def build_tokenizer_json(model: SentencePieceModel) -> Tokenizer:
+    """The tokenizer whose ids are sentencepiece's; its ``save`` writes ``tokenizer.json``.
+
+    It names no special tokens, so that text which spells one stays text.
+
+    Raises:
+        SourceError: the model has an option that cannot be expressed; it names the option.
+    """
+    kind = model.trainer.model_type
+    if kind is ModelType.WORD:
+        raise SourceError("model_type=word is not supported: use unigram, bpe or char")
+    if model.denormalizer.precompiled_charsmap:
+        raise SourceError("a denormalizer (denormalization_rule_tsv) is not supported")
+    barriers = find_barriers(model)
+    whole = _unigram(model, barriers) if kind is ModelType.UNIGRAM else _bpe(model, barriers)
+    tokenizer = Tokenizer(whole)
+    rules = decode_charsmap(model.normalizer.precompiled_charsmap)
+    tokenizer.normalizer = build_normalizer(model, rules)
+    if (splitter := _splitter(model, barriers)) is not None:
+        tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = _decoder(model)
+    return tokenizer
+
+
+def limits(model: SentencePieceModel) -> tuple[str, ...]:
+    """What of this model the built tokenizer may do otherwise, in plain words."""
+    found: list[str] = []
+    spec = model.normalizer
+    if opened := open_alphabet(model):
+        sample = "".join(sorted(opened))[:20]
+        found.append(
+            f"{len(opened)} characters stand in pieces but are no piece themselves ({sample!r}): "
+            "where pieces that hold them overlap, unknown characters may fall otherwise"
+        )
+    if model.trainer.treat_whitespace_as_suffix and spec.remove_extra_whitespaces:
+        found.append("a text of nothing but deleted characters gets no whitespace suffix")
+    return tuple(found)
+
+
+def _unigram(model: SentencePieceModel, barriers: Barriers) -> Unigram:
+    normal = [each.score for each in model.pieces if each.type is PieceType.NORMAL]
+    if not normal:
+        raise SourceError("the sentencepiece model has no normal pieces")
+    vocab: list[tuple[str, float]] = []
+    for piece in model.pieces:
+        text, score = piece.text, piece.score
+        if piece.type in RESERVED:
+            score = _NEVER if text in barriers.without else min(normal)
+        elif piece.type is PieceType.UNUSED:
+            text, score = _unmatchable(text), min(normal)
+        elif piece.type is PieceType.USER_DEFINED:
+            score = len(text.encode()) * max(*normal, 0.0) + _USER_DEFINED
+        vocab.append((text, score))
+    return Unigram(vocab, model.unk_id, model.trainer.byte_fallback)
+
+
+def _unmatchable(text: str) -> str:
+    """A normalized text holds no space, so this is found in none."""
+    return text + " "
+
+
+def _bpe(model: SentencePieceModel, barriers: Barriers) -> BPE:
+    """Also the char model, which is BPE without a merge."""
+    if model.ids_of(PieceType.UNUSED):
+        raise SourceError("unused pieces of a bpe model (vocabulary restriction) not supported")
+    own = bool(model.ids_of(PieceType.USER_DEFINED))
+    if own and barriers.without:
+        raise SourceError(
+            f"user_defined_symbols of a bpe model whose pieces spell {barriers.without[0]!r} "
+            "are not supported"
+        )
+    merging = model.trainer.model_type is ModelType.BPE
+    bpe = BPE(
+        vocab={piece.text: index for index, piece in enumerate(model.pieces)},
+        merges=_merges(model) if merging else [],
+        unk_token=model.pieces[model.unk_id].text,
+        fuse_unk=True,
+        byte_fallback=model.trainer.byte_fallback,
+    )
+    if own:
+        _check_whole(model, bpe)
+        # A user-defined piece is split off whole (below); nothing merges into it.
+        bpe.ignore_merges = True
+    return bpe
+
+
+def _check_whole(model: SentencePieceModel, bpe: BPE) -> None:
+    """Taking a whole piece at once must be what merging gives."""
+    for text in model.texts_of(PieceType.NORMAL):
+        if [each.value for each in bpe.tokenize(text)] != [text]:
+            raise SourceError(
+                f"user_defined_symbols of a bpe model that cannot merge its piece {text!r} "
+                "are not supported"
+            )
+
+
+def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """Every two pieces that make a third, best score of the third first."""
+    normal = [each for each in model.pieces if each.type is PieceType.NORMAL]
+    known = {piece.text for piece in normal}
+    merges: list[tuple[str, str]] = []
+    for piece in sorted(normal, key=lambda each: -each.score):
+        text = piece.text
+        parts = ((text[:at], text[at:]) for at in range(len(text) - 1, 0, -1))
+        merges += [(left, right) for left, right in parts if {left, right} <= known]
+    return merges
+
+
+def _splitter(model: SentencePieceModel, barriers: Barriers) -> PreTokenizer | None:
+    steps: list[PreTokenizer] = []
+    unigram = model.trainer.model_type is ModelType.UNIGRAM
+    own = [text.replace(" ", SPACE) for text in model.texts_of(PieceType.USER_DEFINED)]
+    if own and not unigram:
+        steps.append(Split(Regex(longest_of(own)), "isolated"))
+    # BPE's merges alone never make a reserved piece.
+    if (unigram or own) and (parts := barriers.splitter()) is not None:
+        steps.append(parts)
+    if len(steps) > 1:
+        return Sequence(steps)
+    return steps[0] if steps else None
+
+
+def _decoder(model: SentencePieceModel) -> Decoder:
+    spec, unknown = model.normalizer, literal(model.pieces[model.unk_id].text)
+    steps: list[Decoder] = [
+        decoders.Replace(Regex(f"\\A{unknown}\\z"), model.trainer.unk_surface),
+        decoders.Replace(SPACE, " "),
+    ]
+    if model.ids_of(PieceType.UNUSED):
+        steps.insert(0, decoders.Replace(Regex(" \\z"), ""))
+    if model.trainer.byte_fallback:
+        steps.append(decoders.ByteFallback())
+    steps.append(decoders.Fuse())
+    if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return decoders.Sequence(steps)

@@ -1,0 +1,163 @@
+"""The tokenizer files that stand beside ``spiece.model``.
+
+What makes plain ``AutoTokenizer.from_pretrained`` right, found by trying:
+
+* ``tokenizer_class: PreTrainedTokenizerFast`` is the one name that transformers 4.57 and
+  5 (where it means ``TokenizersBackend``) both take as "load tokenizer.json as it is", also
+  with ``use_fast=False``. The source's own class (``T5Tokenizer``) makes both rebuild a
+  tokenizer of that class's own fixed form, whatever tokenizer.json says.
+* ``split_special_tokens: true`` keeps ``</s>`` in a text as text, as sentencepiece does.
+* What the source's class adds around a text (``</s>`` for T5) is tokenizer.json's
+  post-processor; a key such as ``add_eos_token`` would make transformers 5 write its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from quantkit.errors import SourceError
+from quantkit.tokenization.build import build_tokenizer_json
+from quantkit.tokenization.proto import PieceType, SentencePieceModel, read_model
+
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "cls_token",
+    "sep_token",
+    "mask_token",
+)
+
+# Before and after a text, by transformers 4.57: (default of bos, default of eos), and
+# whether the keys add_bos_token and add_eos_token of the config change it.
+_ADDED_BY_CLASS = {
+    "T5Tokenizer": (False, True, False),
+    "LlamaTokenizer": (True, False, True),
+    "GemmaTokenizer": (True, False, True),
+    "PreTrainedTokenizer": (False, False, False),
+}
+
+# Keys of the source's config that are about use, not about encoding.
+_KEPT = ("model_max_length", "padding_side", "truncation_side", "chat_template")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The contents of the two files, and what a default call adds around a text."""
+
+    tokenizer_json: str
+    tokenizer_config: str
+    adds: str
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write both into ``folder``; ``spiece.model`` itself is the caller's to copy."""
+        written = [folder / TOKENIZER_JSON, folder / TOKENIZER_CONFIG]
+        for path, text in zip(written, (self.tokenizer_json, self.tokenizer_config), strict=True):
+            path.write_text(text, encoding="utf-8")
+        return written
+
+
+def make_files(spiece_model: Path, source_config: Mapping[str, Any]) -> TokenizerFiles:
+    """The files for a sentencepiece model whose source has this tokenizer_config.json.
+
+    Raises:
+        SourceError: the model, or what its class adds, cannot be expressed; it says what.
+    """
+    model = read_model(spiece_model)
+    tokenizer = build_tokenizer_json(model)
+    named = _named(model, source_config)
+    before, after = _added(source_config, named)
+    if before or after:
+        tokenizer.post_processor = _template(tokenizer, before, after)
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        # The class's default also makes token_type_ids, which decoders' generate() rejects.
+        "model_input_names": ["input_ids", "attention_mask"],
+        **{key: source_config[key] for key in _KEPT if key in source_config},
+    }
+    if extra := [each for each in _extra(source_config) if each not in named.values()]:
+        config["additional_special_tokens"] = extra
+    return TokenizerFiles(
+        tokenizer_json=tokenizer.to_str(pretty=True),
+        tokenizer_config=json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+        adds=f"{' '.join(before)} text {' '.join(after)}".strip(),
+    )
+
+
+def _named(model: SentencePieceModel, config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by name: the source's own word, else what the model file says."""
+    known = {piece.text for piece in model.pieces}
+    trainer = model.trainer
+    controls = set(model.texts_of(PieceType.CONTROL))
+    found = {"unk_token": model.pieces[model.unk_id].text}
+    for name, text in (
+        ("bos_token", trainer.bos_piece),
+        ("eos_token", trainer.eos_piece),
+        ("pad_token", trainer.pad_piece),
+    ):
+        if text in controls:
+            found[name] = text
+    for name in _NAMED:
+        if name not in config:
+            continue
+        token = _content(config[name])
+        if token is None:
+            found.pop(name, None)
+            continue
+        if token not in known:
+            raise SourceError(f"{name} {token!r} is no piece of the sentencepiece model")
+        found[name] = token
+    return {name: found[name] for name in _NAMED if name in found}
+
+
+def _extra(config: Mapping[str, Any]) -> list[str]:
+    tokens = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    return [text for text in map(_content, tokens) if text is not None]
+
+
+def _content(token: Any) -> str | None:
+    """A token is written as its text or as an ``AddedToken``'s fields."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _added(
+    config: Mapping[str, Any], named: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the source's tokenizer class puts before and after a text."""
+    name = str(config.get("tokenizer_class", "PreTrainedTokenizer")).removesuffix("Fast")
+    if name not in _ADDED_BY_CLASS:
+        known = ", ".join(_ADDED_BY_CLASS)
+        raise SourceError(f"tokenizer_class {name!r}: what it adds to a text is known for {known}")
+    bos, eos, settable = _ADDED_BY_CLASS[name]
+    if settable:
+        bos, eos = bool(config.get("add_bos_token", bos)), bool(config.get("add_eos_token", eos))
+    before = (named["bos_token"],) if bos and "bos_token" in named else ()
+    after = (named["eos_token"],) if eos and "eos_token" in named else ()
+    return before, after
+
+
+def _template(
+    tokenizer: Tokenizer, before: tuple[str, ...], after: tuple[str, ...]
+) -> TemplateProcessing:
+    one, two = ([*before, f"${which}", *after] for which in "AB")
+    return TemplateProcessing(
+        single=one,
+        pair=one + two,
+        special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
+    )

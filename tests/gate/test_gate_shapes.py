@@ -1,0 +1,33 @@
+"""The gate opens every architecture that quantkit converts, and finds its weights right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CONFIGS, write_source
+
+from quantkit import convert
+
+OPEN = ["gate.min_top1_agreement=0.0", "gate.min_generation_agreement=0.0"]  # random weights
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ids") / "ids.json"
+    generator = torch.Generator().manual_seed(0)
+    path.write_text(json.dumps(torch.randint(0, 96, (3, 40), generator=generator).tolist()))
+    return path
+
+
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-int8", "fp16"])
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_a_good_conversion_passes(tmp_path: Path, ids: Path, model_type: str, recipe: str) -> None:
+    source = write_source(tmp_path / "source", model_type, torch.float16)
+    manifest = convert(source, recipe, tmp_path / "out", text=ids, set=OPEN)
+    assert manifest["gate"]["failures"] == []
+    assert manifest["gate"]["status"] == "passed"
+    quantized = manifest["gate"]["reload"]["modules_quantized"]
+    assert quantized == manifest["plan"]["tensors"]["quantize"]
