@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -87,12 +87,12 @@ def read_architecture(
     """
     named = list(names)
     libraries = [version(each) for each in ("quantkit", "torch", "transformers")]
-    found = remembered(
+    return remembered(
         "architecture",
         [libraries, dict(config), named, dtype, stored],
-        lambda: asdict(_read(folder, config, named, dtype, stored)),
+        lambda: _read(folder, config, named, dtype, stored),
+        TypeAdapter(Architecture),
     )
-    return TypeAdapter(Architecture).validate_python(found)
 
 
 def _read(

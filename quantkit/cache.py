@@ -13,7 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path | None:
@@ -27,25 +31,28 @@ def cache_folder() -> Path | None:
     return Path(base) / "quantkit"
 
 
-def remembered(kind: str, depends_on: object, make: Callable[[], Any]) -> Any:
-    """``make()``'s JSON value, from disk if it was made before from the same things."""
+def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: TypeAdapter[T]) -> T:
+    """``make()``'s value, from disk if it was made before from the same things.
+
+    ``adapter`` turns it into JSON and back; what it refuses is made again.
+    """
     folder = cache_folder()
     if folder is None:
         return make()
     text = json.dumps([kind, depends_on], sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return adapter.validate_json(path.read_bytes())
+    except (OSError, ValueError):  # pydantic's refusal is a ValueError
         value = make()
     with suppress(OSError):
-        _write(path, value)
+        _write(path, adapter.dump_json(value))
     return value
 
 
-def _write(path: Path, value: Any) -> None:
+def _write(path: Path, value: bytes) -> None:
     """Whole or not at all, as several processes may write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(value, file)
+    with NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(value)
     Path(file.name).replace(path)

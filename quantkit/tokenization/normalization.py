@@ -189,9 +189,7 @@ def _may_swallow(other: str, text: str) -> bool:
     """Whether ``other``, begun further left, can reach into ``text``."""
     if text in other[1:]:
         return True
-    return any(
-        other.endswith(text[:size]) for size in range(1, min(len(text), len(other) - 1) + 1)
-    )
+    return any(other.endswith(text[:size]) for size in range(1, min(len(text), len(other) - 1) + 1))
 
 
 def _composing(rules: Charsmap) -> set[str]:
@@ -200,11 +198,7 @@ def _composing(rules: Charsmap) -> set[str]:
     several = list(rules.several.items())
     before = ["".join(single.get(char, char) for char in key) for key, _ in several]
     after = _each_by_nfc(before)
-    return {
-        key
-        for (key, value), composed in zip(several, after, strict=True)
-        if composed == value
-    }
+    return {key for (key, value), composed in zip(several, after, strict=True) if composed == value}
 
 
 def _changed_by_nfc(single: dict[str, str]) -> list[str]:
@@ -212,9 +206,7 @@ def _changed_by_nfc(single: dict[str, str]) -> list[str]:
     chars = [chr(code) for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     before = [single.get(char, char) for char in chars]
     after = _each_by_nfc(before)
-    return [
-        char for char, one, other in zip(chars, before, after, strict=True) if one != other
-    ]
+    return [char for char, one, other in zip(chars, before, after, strict=True) if one != other]
 
 
 def _each_by_nfc(texts: Iterable[str]) -> list[str]:

@@ -11,7 +11,11 @@ from tiny import CONFIGS, write_source
 
 from quantkit import convert
 
-OPEN = ["gate.min_top1_agreement=0.0", "gate.min_generation_agreement=0.0"]  # random weights
+OPEN = [
+    "gate.min_top1_agreement=0.0",
+    "gate.min_generation_agreement=0.0",
+    "evaluation.new_tokens=4",
+]  # random weights
 
 
 @pytest.fixture(scope="module")
