@@ -36,7 +36,8 @@ def main() -> None:
     rows += [eight_bit(weight, args.runs), nested(weight, args.runs)]
     text = "\n".join(
         [
-            f"## {time.strftime('%Y-%m-%d %H:%M')} kernel_rates.py: {args.rows} x {args.columns} fp16",
+            f"## {time.strftime('%Y-%m-%d %H:%M')} kernel_rates.py, "
+            f"{args.rows} x {args.columns} fp16",
             "",
             f"{machine()}; medians of {args.runs} alternating runs; identical outputs.",
             "",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +31,40 @@ def mini_rinna(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def stories260k(shared: Path) -> Path:
     return shared / "models" / "stories260k"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished folder, what ``convert`` returned, and how it was asked for."""
+
+    folder: Path
+    source: Path
+    text: Path
+    recipe: str
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The small trained model that ships with quantkit."""
+    from quantkit.resources import demo_model
+
+    return demo_model()
+
+
+@pytest.fixture(scope="session")
+def demo_nf4(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """The demo model in NF4, gate passed. Do not write into it; copy it."""
+    return _converted(demo, "bnb-nf4", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def demo_int8(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return _converted(demo, "bnb-int8", tmp_path_factory)
+
+
+def _converted(source: Path, recipe: str, factory: pytest.TempPathFactory) -> Converted:
+    import quantkit
+
+    out, text = factory.mktemp("converted") / recipe, source / "heldout.txt"
+    return Converted(out, source, text, recipe, quantkit.convert(source, recipe, out, text=text))

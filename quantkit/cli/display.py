@@ -135,14 +135,13 @@ class Display:
         self._say(f"the card: {shown['out']}/README.md")
 
     def _tensors(self, plan: Plan) -> None:
-        """A line a tensor: what becomes of it, and why."""
-        from rich.table import Table
-
-        table = Table("tensor", "fate", "bytes", "reason", box=None, pad_edge=False)
+        """A line a tensor: what becomes of it, its bytes, and why. Made for grep."""
+        widest = max(len(each.source.name) for each in plan.tensors)
         for each in plan.tensors:
             made = sum(output.nbytes for output in each.outputs)
-            table.add_row(each.source.name, each.action, f"{made:,}", each.reason)
-        _console().print(table)
+            print(  # noqa: T201
+                f"{each.source.name:<{widest}}  {each.action:<8}  {made:>15,}  {each.reason}"
+            )
 
     def _table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         from rich.table import Table
