@@ -26,6 +26,7 @@ from quantkit.digests import digest_file
 from quantkit.errors import NonFiniteError, SourceError
 from quantkit.formats import Encoder, Format, Write, format_of
 from quantkit.plans import Plan, TensorPlan
+from quantkit.prompts import CHAT_TEMPLATE
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
@@ -270,6 +271,8 @@ def _write_companions(plan: Plan, source: Source, folder: Path) -> None:
     _write_json(folder / "generation_config.json", plan.generation)
     for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
         (folder / name).write_bytes((source.folder / name).read_bytes())
+    if plan.chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(plan.chat_template, encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

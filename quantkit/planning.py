@@ -14,6 +14,7 @@ from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
 from quantkit.plans import Plan, TensorPlan
+from quantkit.prompts import chat_template
 from quantkit.recipe import BnbMethod, PlainMethod, Recipe
 from quantkit.source import Source
 from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
@@ -49,6 +50,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         shards=shards.layout([each.outputs for each in tensors], _shard_limit(recipe)),
         config=_config(source, architecture, form, recipe, tensors),
         generation=_generation(source, recipe),
+        chat_template=chat_template(recipe.prompt) if recipe.prompt else None,
         max_positions=architecture.max_positions,
         warnings=tuple(_warnings(source, architecture, recipe, tensors)),
     )

@@ -51,6 +51,7 @@ class Plan:
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
+    chat_template: str | None
     max_positions: int | None
     warnings: tuple[str, ...]
 
