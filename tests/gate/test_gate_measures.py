@@ -1,0 +1,121 @@
+"""The gate's figures are those of an independent script, to four significant digits."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import independent_measures
+import pytest
+import torch
+from conftest import Converted
+from independent_measures import measure
+
+import quantkit
+from quantkit.gate.likelihood import Scores, check_likelihood
+from quantkit.recipe import load_recipe
+
+
+def figures(manifest: dict[str, Any]) -> dict[str, float]:
+    gate = manifest["gate"]
+    perplexity = gate["perplexity"]
+    return {
+        "reference": perplexity["reference"],
+        "quantized": perplexity["quantized"],
+        "ratio": perplexity["ratio"],
+        "kl_mean": gate["kl_divergence"]["mean"],
+        "kl_p99": gate["kl_divergence"]["p99"],
+        "top1": gate["top1_agreement"],
+        "tokens": perplexity["tokens"],
+    }
+
+
+def assert_same(manifest: dict[str, Any], independent: dict[str, float]) -> None:
+    """Equal to four significant digits; the 99th percentile hangs on one token, and gets 1 %."""
+    for name, value in figures(manifest).items():
+        close = 1e-2 if name == "kl_p99" else 5e-5  # half a unit of the fourth digit, at least
+        assert value == pytest.approx(independent[name], rel=close), name
+
+
+def test_the_script_is_independent() -> None:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(Path(independent_measures.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+    assert "transformers" in names
+    assert not any(name.startswith(("quantkit", "safetensors")) for name in names)
+
+
+def test_the_demo_model_in_nf4(demo_nf4: Converted) -> None:
+    assert_same(demo_nf4.manifest, measure(demo_nf4.source, demo_nf4.folder, demo_nf4.text))
+
+
+def test_the_demo_model_in_int8(demo_int8: Converted) -> None:
+    assert_same(demo_int8.manifest, measure(demo_int8.source, demo_int8.folder, demo_int8.text))
+
+
+def test_mini_rinna_with_sentencepieces_ids(mini_rinna: Path, tmp_path: Path) -> None:
+    text = mini_rinna / "heldout.txt"
+    short = "evaluation.window=256"
+    manifest = converted(mini_rinna, "bnb-nf4", tmp_path / "out", text, 3, short)
+    assert_same(manifest, measure(mini_rinna, tmp_path / "out", text, window=256, max_windows=3))
+
+
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-int8", "fp16"])
+def test_stories260k_on_its_token_ids(stories260k: Path, tmp_path: Path, recipe: str) -> None:
+    ids = stories260k / "token_ids.json"
+    manifest = converted(stories260k, recipe, tmp_path / "out", ids, 8)
+    assert_same(manifest, measure(stories260k, tmp_path / "out", ids, max_windows=8))
+
+
+def converted(
+    source: Path, recipe: str, out: Path, text: Path, windows: int, *more: str
+) -> dict[str, Any]:
+    """With thresholds out of the way: figures are compared here, not judged."""
+    overrides = [
+        f"evaluation.max_windows={windows}",
+        "evaluation.new_tokens=1",
+        "gate.max_perplexity_ratio=9.0",
+        "gate.max_kl_mean=9.0",
+        "gate.min_top1_agreement=0.0",
+        "gate.min_generation_agreement=0.0",
+        'evaluation.prompts=["a"]',
+        *more,
+    ]
+    return quantkit.convert(source, recipe, out, text=text, set=overrides)
+
+
+# judging figures
+
+
+def scores(nll: float, quantized: float, kl: float, same: float) -> Scores:
+    means = (nll, quantized, kl, same)
+    return Scores(*(torch.full((10,), each, dtype=torch.float64) for each in means))
+
+
+def judged(*values: float) -> list[str]:
+    level = check_likelihood(scores(*values), load_recipe("bnb-nf4").gate, {})
+    assert (level.outcome == "failed") == bool(level.failures)
+    return [each.measure for each in level.failures]
+
+
+def test_thresholds_are_held() -> None:
+    assert judged(3.0, 3.1, 0.1, 0.9) == []
+    assert judged(3.0, 3.2, 0.1, 0.9) == ["perplexity ratio"]
+    assert judged(3.0, 3.1, 0.2, 0.9) == ["mean KL divergence"]
+    assert judged(3.0, 3.1, 0.1, 0.7) == ["top-1 agreement"]
+
+
+def test_no_number_is_a_failure() -> None:
+    nan = float("nan")
+    assert "perplexity ratio" in judged(3.0, nan, 0.1, 0.9)
+    assert "perplexity ratio" in judged(nan, 3.0, 0.1, 0.9)
+    assert "mean KL divergence" in judged(3.0, 3.1, nan, 0.9)
+
+
+@pytest.mark.parametrize("nll", [800.0, float("inf")])
+def test_absurd_likelihoods_are_a_verdict_not_a_crash(nll: float) -> None:
+    assert "perplexity ratio" in judged(3.0, nll, nll, 0.0)

@@ -1,0 +1,316 @@
+"""One thing broken at a time in a good folder: the gate sees it, at the right level."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Converted
+
+import quantkit
+from quantkit.gate import GateReport, gate
+from quantkit.recipe import load_recipe
+from quantkit.registry import checksums
+from quantkit.source import open_source
+from quantkit.verification import Policy, digest_source, settle
+
+DENSE = "gpt_neox.layers.2.attention.dense"
+QUERY = "gpt_neox.layers.3.attention.query_key_value"
+WEIGHTS = "model.safetensors"
+QUICK = (
+    "evaluation.max_windows=2",
+    "evaluation.new_tokens=2",
+    'evaluation.prompts=["The value of the"]',
+)
+
+#: Out of the way: only the level under test may speak.
+LAX = (
+    "gate.max_weight_error=99.0",
+    "gate.max_perplexity_ratio=1e9",
+    "gate.max_kl_mean=1e9",
+    "gate.min_top1_agreement=0.0",
+    "gate.min_generation_agreement=0.0",
+)
+
+Change = Callable[["Folder"], None]
+
+
+class Folder:
+    """A converted folder whose tensors can be edited in place, header and sizes untouched."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        raw = (path / WEIGHTS).read_bytes()
+        self._start = 8 + int.from_bytes(raw[:8], "little")
+        self.header: dict[str, Any] = json.loads(raw[8 : self._start])
+
+    def edit(self, name: str, dtype: str, change: Callable[[np.ndarray], object]) -> None:
+        """Let ``change`` alter the tensor's elements, or return new ones."""
+        begin, end = self.header[name]["data_offsets"]
+        with (self.path / WEIGHTS).open("r+b") as file:
+            file.seek(self._start + begin)
+            values = np.frombuffer(file.read(end - begin), dtype).copy()
+            changed = change(values)
+            changed = values if changed is None else changed
+            file.seek(self._start + begin)
+            file.write(np.asarray(changed, dtype).tobytes())
+
+    def bytes_of(self, name: str) -> bytes:
+        begin, end = self.header[name]["data_offsets"]
+        return (self.path / WEIGHTS).read_bytes()[self._start + begin : self._start + end]
+
+    def rename(self, old: str, new: str) -> None:
+        assert len(old) == len(new)
+        raw = (self.path / WEIGHTS).read_bytes()
+        assert raw.count(f'"{old}"'.encode()) == 1
+        (self.path / WEIGHTS).write_bytes(raw.replace(f'"{old}"'.encode(), f'"{new}"'.encode()))
+
+    def config(self, change: Callable[[dict[str, Any]], object]) -> None:
+        config = json.loads((self.path / "config.json").read_text())
+        change(config)
+        (self.path / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def folder(demo_nf4: Converted, tmp_path: Path) -> Folder:
+    return Folder(shutil.copytree(demo_nf4.folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def folder_int8(demo_int8: Converted, tmp_path: Path) -> Folder:
+    return Folder(shutil.copytree(demo_int8.folder, tmp_path / "copy"))
+
+
+def judge(
+    source: Path, folder: Path, recipe: str, *overrides: str, text: Path | None = None
+) -> GateReport:
+    opened, chosen = open_source(source), load_recipe(recipe, overrides)
+    registry = checksums()
+    digests = digest_source(opened, registry)
+    verified = settle(opened, digests, chosen, registry, Policy())
+    return gate(folder, verified, quantkit.plan(source, recipe), chosen, text)
+
+
+def first_failure(demo: Path, folder: Folder, recipe: str = "bnb-nf4", *overrides: str) -> str:
+    report = judge(demo, folder.path, recipe, *QUICK, *overrides)
+    assert report.status == "failed"
+    failed = [each.name for each in report.levels if each.outcome == "failed"]
+    ran = [each.name for each in report.levels if each.outcome != "not_run"]
+    assert failed[0] == report.failures[0].level
+    assert failed == [failed[0]] or ran == failed, "a later level is not run, never passed"
+    return str(report.failures[0])
+
+
+def test_the_untouched_copy_passes(demo: Path, folder: Folder) -> None:
+    assert judge(demo, folder.path, "bnb-nf4", *QUICK).status == "passed"
+
+
+# structure
+
+
+def truncate(folder: Folder) -> None:
+    path = folder.path / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def append(folder: Folder) -> None:
+    with (folder.path / WEIGHTS).open("ab") as file:
+        file.write(b"\0")
+
+
+def not_a_number(folder: Folder) -> None:
+    folder.edit(f"{DENSE}.weight.absmax", "<f4", lambda v: v.__setitem__(3, np.nan))
+
+
+def infinite(folder: Folder) -> None:
+    folder.edit("embed_out.weight", "<f2", lambda v: v.__setitem__(-1, np.inf))
+
+
+def config_is(key: str, value: object) -> Change:
+    return lambda folder: folder.config(lambda config: config.__setitem__(key, value))
+
+
+def settings_are(key: str, value: object) -> Change:
+    return lambda folder: folder.config(
+        lambda config: config["quantization_config"].__setitem__(key, value)
+    )
+
+
+STRUCTURE: dict[str, tuple[Change, str]] = {
+    "file cut by a byte": (truncate, "checkpoint"),
+    "file a byte longer": (append, ""),
+    "file gone": (lambda f: (f.path / WEIGHTS).unlink(), "checkpoint"),
+    "tensor renamed": (
+        lambda f: f.rename("embed_out.weight", "lm_headdd.weight"),
+        "embed_out.weight",
+    ),
+    "absmax renamed": (
+        lambda f: f.rename(f"{DENSE}.weight.absmax", f"{DENSE}.weight.absmix"),
+        f"{DENSE}.weight.absmax",
+    ),
+    "NaN in an absmax": (not_a_number, f"{DENSE}.weight.absmax"),
+    "infinity in the head": (infinite, "embed_out.weight"),
+    "config gone": (lambda f: (f.path / "config.json").unlink(), "config.json"),
+    "wrong rope theta": (config_is("rotary_emb_base", 500_000), "rotary_emb_base"),
+    "wrong layer_norm_eps": (config_is("layer_norm_eps", 1e-3), "layer_norm_eps"),
+    "wrong use_parallel_residual": (
+        config_is("use_parallel_residual", True),
+        "use_parallel_residual",
+    ),
+    "wrong dtype": (config_is("torch_dtype", "float32"), "torch_dtype"),
+    "a setting more": (config_is("rope_scaling", {"type": "linear", "factor": 2.0}), "rope_scal"),
+    "quantization_config dropped": (
+        lambda f: f.config(lambda config: config.pop("quantization_config")),
+        "quantization_config",
+    ),
+    "quant_type of another": (settings_are("bnb_4bit_quant_type", "fp4"), "quantization_config"),
+    "a module skipped": (settings_are("llm_int8_skip_modules", ["dense"]), "quantization_config"),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_structure_sees(demo: Path, folder: Folder, name: str) -> None:
+    change, words = STRUCTURE[name]
+    change(folder)
+    said = first_failure(demo, folder)
+    assert said.startswith("structure: ")
+    assert words in said
+
+
+# reload
+
+
+def swap_nibbles(folder: Folder) -> None:
+    folder.edit(f"{DENSE}.weight", "u1", lambda v: (v >> 4) | (v << 4))
+
+
+def scale_block(factor: float) -> Change:
+    """One block of 64 weights among the 256 of the smallest quantized tensor."""
+
+    def change(folder: Folder) -> None:
+        def scale(absmax: np.ndarray) -> None:
+            absmax[len(absmax) // 2] *= factor
+
+        folder.edit(f"{DENSE}.weight.absmax", "<f4", scale)
+
+    return change
+
+
+def exchange_layers(folder: Folder) -> None:
+    """Layers 1 and 4 change places, whole: all names, shapes and sizes stay right."""
+    names = [name for name in folder.header if name.startswith("gpt_neox.layers.1.")]
+    assert len(names) > 20
+    for name in names:
+        other = name.replace("layers.1.", "layers.4.")
+        mine, theirs = folder.bytes_of(name), folder.bytes_of(other)
+        folder.edit(name, "u1", lambda _, new=theirs: np.frombuffer(new, "u1"))
+        folder.edit(other, "u1", lambda _, new=mine: np.frombuffer(new, "u1"))
+
+
+def exchange_tables(folder: Folder) -> None:
+    folder.edit(f"{DENSE}.weight.quant_map", "<f4", lambda v: v[::-1])
+
+
+def shift_embedding(folder: Folder) -> None:
+    rows = folder.header["gpt_neox.embed_in.weight"]["shape"][0]
+    folder.edit(
+        "gpt_neox.embed_in.weight", "<f2", lambda v: np.roll(v.reshape(rows, -1), 1, axis=0)
+    )
+
+
+def edit_state(old: bytes, new: bytes) -> Change:
+    assert len(old) == len(new)
+
+    def replace(values: np.ndarray) -> np.ndarray:
+        text = values.tobytes()
+        assert text.count(old) == 1
+        return np.frombuffer(text.replace(old, new), "u1")
+
+    name = f"{QUERY}.weight.quant_state.bitsandbytes__nf4"
+    return lambda folder: folder.edit(name, "u1", replace)
+
+
+def set_all(name: str, dtype: str, value: float) -> Change:
+    return lambda folder: folder.edit(name, dtype, lambda v: v.fill(value))
+
+
+RELOAD: dict[str, tuple[Change, str]] = {
+    "nibbles swapped in one tensor": (swap_nibbles, DENSE),
+    "all absmax doubled": (
+        lambda f: f.edit(f"{DENSE}.weight.absmax", "<f4", lambda v: v * 2),
+        DENSE,
+    ),
+    "one block zeroed": (scale_block(0.0), DENSE),
+    "one block doubled": (scale_block(2.0), DENSE),
+    "one block's sign turned": (scale_block(-1.0), DENSE),
+    "two layers exchanged": (exchange_layers, "layers."),
+    "quant_map reversed": (exchange_tables, DENSE),
+    "a head of zeros": (set_all("embed_out.weight", "<f2", 0.0), "weight"),
+    "embedding rows shifted by one": (shift_embedding, "embed_in.weight"),
+    "one bias of zeros": (set_all(f"{DENSE}.bias", "<f2", 0.0), f"{DENSE}.bias"),
+    "a norm of ones": (
+        set_all("gpt_neox.final_layer_norm.weight", "<f2", 1.0),
+        "final_layer_norm.weight",
+    ),
+    "one bit of a kept weight": (
+        lambda f: f.edit("embed_out.weight", "<u2", lambda v: v.__setitem__(77, v[77] ^ 1)),
+        "weight",
+    ),
+    "shape transposed in quant_state": (edit_state(b"[384, 128]", b"[128, 384]"), QUERY),
+    "block size wrong in quant_state": (edit_state(b'"blocksize": 64', b'"blocksize": 32'), ""),
+}
+
+
+@pytest.mark.parametrize("name", RELOAD)
+def test_reload_sees(demo: Path, folder: Folder, name: str) -> None:
+    change, words = RELOAD[name]
+    change(folder)
+    said = first_failure(demo, folder)
+    assert said.startswith("reload: ")
+    assert words in said
+
+
+def test_reload_sees_one_scale_of_int8(demo: Path, folder_int8: Folder) -> None:
+    folder_int8.edit(f"{DENSE}.SCB", "<f4", lambda v: v.__setitem__(5, 0.0))
+    said = first_failure(demo, folder_int8, "bnb-int8")
+    assert said.startswith("reload: ")
+    assert DENSE in said
+
+
+def test_reload_sees_rows_of_int8_exchanged(demo: Path, folder_int8: Folder) -> None:
+    folder_int8.edit(f"{DENSE}.weight", "i1", lambda v: v.reshape(128, -1)[::-1])
+    assert first_failure(demo, folder_int8, "bnb-int8").startswith("reload: ")
+
+
+# perplexity and generation, when nothing before them spoke
+
+
+@pytest.mark.parametrize(
+    ("threshold", "words"),
+    [
+        ("gate.max_perplexity_ratio=1.15", "perplexity: perplexity ratio"),
+        ("gate.max_kl_mean=0.15", "perplexity: mean KL divergence"),
+        ("gate.min_top1_agreement=0.8", "perplexity: top-1 agreement"),
+        ("gate.min_generation_agreement=0.9", "generation: teacher-forced agreement"),
+    ],
+)
+def test_the_measures_see_a_broken_layer(
+    demo: Path, folder: Folder, threshold: str, words: str
+) -> None:
+    for layer in range(6):
+        name = f"gpt_neox.layers.{layer}.attention.dense.weight.absmax"
+        folder.edit(name, "<f4", lambda v: v * -3)
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK, *LAX, threshold)
+    assert [str(each).startswith(words) for each in report.failures] == [True]
+
+
+def test_out_of_range_ids_are_a_verdict(demo: Path, folder: Folder, tmp_path: Path) -> None:
+    text = tmp_path / "ids.json"
+    text.write_text("[[1, 2, 99999]]")
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK, text=text)
+    assert "largest token id is 99999" in str(report.failures[0])

@@ -1,0 +1,316 @@
+"""Killed, interrupted, out of disk, or beside another run: an output is whole or is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial as partial_function
+from pathlib import Path
+
+import pytest
+import torch
+from commanding import command, the_error
+from safetensors.torch import save_file
+from tiny import write_source
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+import quantkit
+from quantkit.errors import StorageError, UsageError
+from quantkit.types import Event
+
+WIDTH, LAYERS, VOCABULARY = 512, 8, 12_000
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random fp16 GPT-NeoX of 75 MB: long enough under way to be caught in the middle."""
+    folder = tmp_path_factory.mktemp("large") / "source"
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=8,
+        intermediate_size=4 * WIDTH, max_position_embeddings=128, dtype="float16",
+    )  # fmt: skip
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in GPTNeoXForCausalLM(config).state_dict().items()}
+    random_ = torch.Generator().manual_seed(0)
+    state = {k: torch.randn(shape, generator=random_).half() for k, shape in shapes.items()}
+    state["embed_out.weight"] = state.pop("lm_head.weight")
+    config.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert 60e6 < (folder / "model.safetensors").stat().st_size < 100e6
+    return folder
+
+
+def convert(source: Path, out: Path) -> list[str]:
+    return command("convert", source, "--recipe", "bnb-nf4", "--out", out, "--no-gate")
+
+
+def partial(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """What must not depend on when it was made: all files but the manifest and its card."""
+    names = {path.name for path in folder.iterdir()} - {"quantkit-manifest.json", "README.md"}
+    return {name: (folder / name).read_bytes() for name in sorted(names)}
+
+
+class Undisturbed:
+    """One run to its end, and when its two stages began, in seconds from its start."""
+
+    def __init__(self, source: Path, out: Path) -> None:
+        start = time.monotonic()
+        process = subprocess.Popen(convert(source, out), stderr=subprocess.DEVNULL)
+        self.begin = wait_for(partial(out), process) - start
+        assert process.wait() == 0
+        self.end = time.monotonic() - start
+        self.files = made(out)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> float:
+    """The moment when ``path`` appeared, or when ``process`` ended."""
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.002)
+    return time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    Undisturbed(source, tmp_path_factory.mktemp("warm") / "out")  # caches filled
+    return Undisturbed(source, tmp_path_factory.mktemp("undisturbed") / "out")
+
+
+# kill -9
+
+
+def moments(count: int = 6) -> list[tuple[str, float]]:
+    """Two anywhere in a run, the others where it writes; as shares of that time."""
+    chosen = random.Random(20231)
+    anywhere = [("start", chosen.random()) for _ in range(2)]
+    return anywhere + [("writing", (at + chosen.random()) / (count - 2)) for at in range(count - 2)]
+
+
+@pytest.mark.parametrize(("stage", "share"), moments())
+def test_a_kill_leaves_no_output_and_a_rerun_the_same_bytes(
+    source: Path, undisturbed: Undisturbed, tmp_path: Path, stage: str, share: float
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(convert(source, out), stderr=subprocess.DEVNULL)
+    try:
+        if stage == "start":
+            time.sleep(share * undisturbed.begin)
+        else:
+            wait_for(partial(out), process)
+            time.sleep(share * (undisturbed.end - undisturbed.begin))
+    finally:
+        process.kill()
+        process.wait()
+    if out.exists():  # killed after the rename: then it is whole
+        assert quantkit.verify(out)["gate"] == "not_run"
+    else:
+        quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+    assert made(out) == undisturbed.files
+    assert not partial(out).exists()
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    source = write_source(tmp_path / "source")
+    out = tmp_path / "out"
+    quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+    before = made(out)
+    out.rename(tmp_path / "out.replaced")
+    shutil.copytree(tmp_path / "out.replaced", partial(out))
+    with pytest.raises(UsageError, match="exists already"):
+        quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+    assert made(out) == before
+    quantkit.convert(source, "bnb-nf4", out, no_gate=True, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+
+
+# interrupts
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> str:
+    """Send Ctrl-C; the process's standard error, once it has stopped as it should."""
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said.decode()
+    return said.decode()
+
+
+def test_an_interrupt_while_writing_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(convert(source, out), stderr=subprocess.PIPE)
+    wait_for(partial(out) / "model.safetensors", process)
+    assert "interrupted" in the_error(interrupted(process))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_judging_leaves_nothing(demo: Path, tmp_path: Path) -> None:
+    words = command("convert", demo, "--recipe", "bnb-nf4", "--out", tmp_path / "out")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(b"reopening"):
+            break
+    time.sleep(1)
+    assert "interrupted" in the_error(interrupted(process))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_an_interrupt_while_starting_is_clean(
+    source: Path, undisturbed: Undisturbed, tmp_path: Path, share: float
+) -> None:
+    process = subprocess.Popen(convert(source, tmp_path / "out"), stderr=subprocess.PIPE)
+    time.sleep(share * undisturbed.begin)
+    assert "Traceback" not in interrupted(process)
+    assert list(tmp_path.iterdir()) == []
+
+
+# full disks
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    # lazily: a failed test's frames may still hold a file of it
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, *, left: int) -> None:
+    """Take up the disk, but for ``left`` bytes."""
+    free = shutil.disk_usage(disk).free
+    os.posix_fallocate(fd := os.open(disk / "filler", os.O_CREAT | os.O_WRONLY), 0, free - left)
+    os.close(fd)
+
+
+def test_a_disk_that_is_too_small_is_seen_before_the_work(
+    source: Path, disk: Path, tmp_path: Path
+) -> None:
+    heard: list[str] = []
+    with pytest.raises(StorageError) as caught:
+        quantkit.convert(
+            source, "bnb-nf4", disk / "out", no_gate=True,
+            listener=lambda event: heard.append(event.stage),
+        )  # fmt: skip
+    assert "convert" not in heard
+    need = quantkit.plan(source, "bnb-nf4").output_bytes
+    stated = re.search(r"needs ([\d,]+) bytes", str(caught.value))
+    assert stated is not None
+    assert need <= int(stated[1].replace(",", ""))
+    assert str(disk) in str(caught.value)
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["convert", "generation"])
+def test_a_disk_that_fills_on_the_way_leaves_only_a_note(
+    demo: Path, disk: Path, stage: str
+) -> None:
+    def interfere(event: Event) -> None:
+        if event.stage == stage and not (disk / "filler").exists():
+            fill(disk, left=0)
+
+    with pytest.raises(StorageError, match="full"):
+        quantkit.convert(
+            demo, "bnb-nf4", disk / "out", listener=interfere,
+            set=["evaluation.max_windows=1", "evaluation.new_tokens=1"],
+        )  # fmt: skip
+    assert not (disk / "out").exists()
+    assert [path.name for path in partial(disk / "out").iterdir()] == ["quantkit-staging.json"]
+    note = json.loads((partial(disk / "out") / "quantkit-staging.json").read_text())
+    assert "full" in note["reason"]
+
+    (disk / "filler").unlink()
+    quantkit.convert(demo, "bnb-nf4", disk / "out", no_gate=True)
+    assert quantkit.verify(disk / "out")["status"] == "verified"
+
+
+def test_a_full_disk_is_one_line_and_exit_1(source: Path, disk: Path) -> None:
+    done = subprocess.run(
+        convert(source, disk / "out"), capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert str(disk) in the_error(done.stderr)
+
+
+def test_a_file_size_limit_is_an_error_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    """No disk is full, but the system refuses to write on: quotas and limits do that."""
+    done = subprocess.run(
+        convert(source, tmp_path / "out"),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20)),
+    )
+    assert done.returncode == 1
+    assert "too large" in the_error(done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_usage_error(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        quantkit.convert(demo, "bnb-nf4", tmp_path / "file" / "out", no_gate=True)
+
+
+# two at once
+
+
+def test_a_second_run_on_the_same_output_is_refused(demo: Path, tmp_path: Path) -> None:
+    out, refusals = tmp_path / "out", []
+
+    def second(event: Event) -> None:
+        if event.stage == "convert" and not refusals:
+            with pytest.raises(UsageError) as caught:
+                quantkit.convert(demo, "bnb-nf4", out, no_gate=True)
+            refusals.append(str(caught.value))
+
+    quantkit.convert(demo, "bnb-nf4", out, no_gate=True, listener=second)
+    assert "another quantkit is writing" in refusals[0]
+    assert quantkit.verify(out)["status"] == "verified"
+
+
+def test_a_second_process_is_refused_too(source: Path, tmp_path: Path) -> None:
+    """The first is stopped half-way, so that the second surely meets it."""
+    out = tmp_path / "out"
+    first = subprocess.Popen(convert(source, out), stderr=subprocess.DEVNULL)
+    try:
+        wait_for(partial(out), first)
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(UsageError, match="another quantkit is writing"):
+            quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait(timeout=60) == 0
+    assert quantkit.verify(out)["gate"] == "not_run"
+
+
+def test_runs_on_two_outputs_do_not_meet(demo: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("one", "two")]
+    made_by = partial_function(quantkit.convert, demo, "bnb-nf4", no_gate=True)
+    threads = [threading.Thread(target=made_by, args=(out,)) for out in outs]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    one, two = (made(out) for out in outs)
+    assert one == two

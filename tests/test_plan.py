@@ -1,0 +1,330 @@
+"""The plan: every tensor once, every byte known before it is written, and nothing else done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import CONFIGS, source_state, write_source, write_state
+
+import quantkit
+from quantkit.errors import NonFiniteError, SourceError
+
+RECIPES = ("bnb-nf4", "bnb-nf4-double", "bnb-fp4", "bnb-int8", "fp16")
+OUTPUT = "layers.1.attention.dense"
+
+
+def convert(source: Path, recipe: str, out: Path, *overrides: str) -> dict[str, object]:
+    return quantkit.convert(source, recipe, out, no_gate=True, set=overrides)
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_the_plan_is_what_happens(tmp_path: Path, model_type: str, recipe: str) -> None:
+    source = write_source(tmp_path / "source", model_type, drop_tied=False)
+    plan = quantkit.plan(source, recipe)
+    names = [each.source.name for each in plan.tensors]
+    assert sorted(names) == sorted(load_file(source / "model.safetensors"))
+    assert all(each.reason for each in plan.tensors)
+    assert all(each.outputs for each in plan.tensors if each.action != "drop")
+    assert not any(each.outputs for each in plan.tensors if each.action == "drop")
+
+    convert(source, recipe, tmp_path / "out")
+    written = load_all(tmp_path / "out")
+    planned = {each.name: each for shard in plan.shards for each in shard.tensors}
+    assert written.keys() == planned.keys()
+    for name, value in written.items():
+        assert value.dtype == getattr(torch, planned[name].dtype), name
+        if planned[name].variable:
+            assert 0 < value.nbytes <= planned[name].nbytes, name
+        else:
+            assert (tuple(value.shape), value.nbytes) == (planned[name].shape, planned[name].nbytes)
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert plan.output_bytes - plan.slack_bytes <= size <= plan.output_bytes
+    assert (plan.slack_bytes > 0) == (recipe == "bnb-nf4-double")
+
+
+def test_the_plan_reads_no_tensor_bytes_and_writes_nothing(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    path, files = source / "model.safetensors", {each.name for each in source.iterdir()}
+    before = quantkit.plan(source, "bnb-nf4")
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    path.write_bytes(path.read_bytes()[:start].ljust(path.stat().st_size, b"\xff"))
+    assert quantkit.plan(source, "bnb-nf4").digest == before.digest
+    assert {each.name for each in source.iterdir()} == files
+
+
+def test_the_digest_is_of_all_that_matters(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    digests = {
+        quantkit.plan(source, recipe, set=overrides).digest
+        for recipe, overrides in [
+            ("bnb-nf4", []),
+            ("bnb-nf4", ["method.block_size=128"]),
+            ("bnb-nf4", ["method.compute_dtype=bfloat16"]),
+            ("bnb-nf4", ["method.ignore=['layers.0']"]),
+            ("bnb-fp4", []),
+            ("bnb-int8", []),
+        ]
+    }
+    assert len(digests) == 6
+    relaxed = quantkit.plan(source, "bnb-nf4", set=["gate.max_kl_mean=0.5"])
+    assert relaxed.digest in digests, "thresholds judge; they do not convert"
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_the_share_that_is_quantized(tmp_path: Path, model_type: str) -> None:
+    source = write_source(tmp_path / "source", model_type)
+    plan = quantkit.plan(source, "bnb-nf4")
+    by_hand = sum(each.source.elements for each in plan.tensors if each.action == "quantize")
+    kept = sum(each.source.elements for each in plan.tensors if each.action in ("copy", "cast"))
+    assert plan.quantized_share == pytest.approx(by_hand / (by_hand + kept))
+    assert plan.quantized_share > 0.5
+    assert quantkit.plan(source, "fp16").quantized_share == 0
+
+
+# sharding
+
+
+def test_shards_hold_the_limit_and_the_index_tells_the_truth(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    limit = 40_000
+    plan = quantkit.plan(source, "fp16", set=[f"method.max_shard_bytes={limit}"])
+    convert(source, "fp16", tmp_path / "out", f"method.max_shard_bytes={limit}")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3
+    assert [each.name for each in files] == [each.name for each in plan.shards]
+    assert [each.stat().st_size for each in files] == [each.nbytes for each in plan.shards]
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            sizes = {name: opened.get_tensor(name).nbytes for name in opened.keys()}  # noqa: SIM118
+        assert sum(sizes.values()) <= limit or len(sizes) == 1
+        found |= dict.fromkeys(sizes, file.name)
+    assert index["weight_map"] == found
+    written, original = load_all(tmp_path / "out"), load_file(source / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(each.nbytes for each in written.values())
+    assert written.keys() == original.keys()
+    assert all(torch.equal(written[name], original[name]) for name in original)
+
+
+def test_shards_reload_as_the_same_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = write_source(tmp_path / "source", "llama", container="torch", shards=3)
+    convert(source, "fp16", tmp_path / "out", "method.max_shard_bytes=40_000")
+    ids = torch.arange(10)[None]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        for folder in (source, tmp_path / "out")
+    )
+    assert torch.equal(before, after)
+
+
+def test_a_tensor_larger_than_the_limit_gets_a_shard_alone(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    plan = quantkit.plan(source, "fp16", set=["method.max_shard_bytes=1"])
+    assert all(len(shard.tensors) == 1 for shard in plan.shards)
+    assert len(plan.shards) == len(plan.tensors)
+
+
+# what is left as it is
+
+
+@pytest.mark.parametrize(
+    ("model_type", "ignore", "head"),
+    [
+        ("gpt_neox", "gpt_neox.layers.1.attention.dense", "embed_out"),
+        ("llama", "model.layers.1.mlp.down_proj", "lm_head"),
+        ("opt", "model.decoder.layers.0.fc1", "lm_head"),
+        ("gpt2", "transformer.h.0.mlp.c_fc", "lm_head"),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-int8"])
+def test_ignored_modules_stay_and_the_folder_reloads(
+    tmp_path: Path, model_type: str, ignore: str, head: str, recipe: str
+) -> None:
+    from bitsandbytes import nn
+    from transformers import AutoModelForCausalLM
+
+    source = write_source(tmp_path / "source", model_type)
+    plain = convert(source, recipe, tmp_path / "plain")
+    convert(source, recipe, tmp_path / "out", f'method.ignore=["{ignore}"]')
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    skipped = config["quantization_config"]["llm_int8_skip_modules"]
+    assert ignore in skipped
+    assert {head, "lm_head"} <= {*skipped, "lm_head"} or model_type == "llama"
+    assert plain["plan"]["tensors"]["quantize"] > 0
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", device_map="cpu", output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    kind = nn.Linear4bit if recipe == "bnb-nf4" else nn.Linear8bitLt
+    quantized = {name for name, each in model.named_modules() if isinstance(each, kind)}
+    assert len(quantized) == plain["plan"]["tensors"]["quantize"] - 1
+    assert ignore not in quantized
+    assert "lm_head" not in quantized
+    state = load_file(source / "model.safetensors")
+    name = f"{ignore.removeprefix('transformer.') if model_type == 'gpt2' else ignore}.weight"
+    assert torch.equal(model.get_submodule(ignore).weight, state[name])
+
+
+def test_without_ignore_the_loader_finds_the_head_by_itself(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    convert(source, "bnb-nf4", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["llm_int8_skip_modules"] is None
+
+
+def test_everything_ignored_is_a_warning(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    plan = quantkit.plan(source, "bnb-nf4", set=['method.ignore=["gpt_neox"]'])
+    assert plan.quantized_share == 0
+    assert any("no module is quantized" in each for each in plan.warnings)
+
+
+# what is dropped
+
+
+def test_old_buffers_are_dropped_with_reasons(demo: Path) -> None:
+    plan = quantkit.plan(demo, "bnb-nf4")
+    dropped = {each.source.name: each.reason for each in plan.with_action("drop")}
+    kinds = {name.rpartition(".")[2]: reason for name, reason in dropped.items()}
+    assert kinds.keys() == {"bias", "masked_bias", "inv_freq"}
+    assert len(dropped) == 18
+    assert "older versions" in kinds["bias"]
+    assert not any(name.endswith("dense.bias") for name in dropped)
+
+
+def test_gpt2s_causal_mask_is_dropped(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "gpt2")
+    (dropped,) = quantkit.plan(source, "bnb-nf4").with_action("drop")
+    assert dropped.source.name == "h.0.attn.bias"
+    assert dropped.reason
+
+
+def test_a_tied_copy_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "llama", drop_tied=False)
+    (dropped,) = quantkit.plan(source, "bnb-nf4").with_action("drop")
+    assert dropped.source.name == "lm_head.weight"
+    assert dropped.tied_to == "model.embed_tokens.weight"
+    assert "model.embed_tokens.weight" in dropped.reason
+
+
+def test_a_recipe_may_drop_by_pattern(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    state = load_file(source / "model.safetensors")
+    state["extra.head.weight"] = torch.zeros(3)
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"extra\.head\.weight"):
+        quantkit.plan(source, "bnb-nf4")
+    drop = r"""source.drop=['^extra\.']"""
+    (dropped,) = quantkit.plan(source, "bnb-nf4", set=[drop]).with_action("drop")
+    assert dropped.source.name == "extra.head.weight"
+    assert "the recipe drops" in dropped.reason
+    manifest = convert(source, "bnb-nf4", tmp_path / "out", drop)
+    assert "extra.head.weight" in manifest["plan"]["dropped"]
+    assert not any(name.startswith("extra") for name in load_all(tmp_path / "out"))
+
+
+def test_a_pattern_may_not_drop_what_the_model_needs(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    with pytest.raises(SourceError, match=OUTPUT):
+        quantkit.plan(source, "bnb-nf4", set=[f'source.drop=["{OUTPUT}"]'])
+
+
+# how it was stored
+
+
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-nf4-double", "bnb-int8", "fp16"])
+@pytest.mark.parametrize("stored", ["transposed", "in one storage", "every other row"])
+def test_the_way_it_was_stored_leaves_no_trace(tmp_path: Path, recipe: str, stored: str) -> None:
+    state = source_state("gpt_neox", torch.float16)
+    config = write_source(tmp_path / "plain", container="torch")
+    strange = shutil.copytree(config, tmp_path / "strange")
+    write_state(strange, rearranged(state, stored), "torch")
+    for name in ("plain", "strange"):
+        convert(tmp_path / name, recipe, tmp_path / f"out-{name}")
+    one, two = (tmp_path / f"out-{name}" / "model.safetensors" for name in ("plain", "strange"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def rearranged(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
+    if how == "in one storage":
+        whole = torch.cat([value.reshape(-1) for value in state.values()])
+        starts = torch.tensor([0, *(value.numel() for value in state.values())]).cumsum(0).tolist()
+        return {
+            name: whole[start : start + value.numel()].view(value.shape)
+            for (name, value), start in zip(state.items(), starts, strict=False)
+        }
+    if how == "transposed":
+        return {n: v.t().contiguous().t() if v.dim() == 2 else v for n, v in state.items()}
+    doubled = {name: value.repeat_interleave(2, dim=0) for name, value in state.items()}
+    return {name: value[::2] for name, value in doubled.items()}
+
+
+# other data types
+
+
+def test_what_overflows_float16_is_refused(tmp_path: Path) -> None:
+    for name in ("gpt_neox.layers.0.mlp.dense_4h_to_h.weight", "gpt_neox.final_layer_norm.weight"):
+        folder = tmp_path / name
+        source = write_source(folder / "source", dtype=torch.float32)
+        state = load_file(source / "model.safetensors")
+        state[name].view(-1)[3] = 70_000.0
+        save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+        for recipe in ("bnb-nf4", "bnb-int8", "fp16"):
+            with pytest.raises(NonFiniteError) as caught:
+                convert(source, recipe, folder / "out", "method.dtype=float16")
+            assert name in str(caught.value)
+            assert "bfloat16" in str(caught.value)
+        convert(source, "bnb-nf4", folder / "out", "method.dtype=bfloat16")
+
+
+def test_what_underflows_is_counted(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", dtype=torch.float32)
+    state = load_file(source / "model.safetensors")
+    lost = {"embed_out.weight": 5, "gpt_neox.layers.0.mlp.dense_4h_to_h.weight": 7}
+    for name, count in lost.items():
+        state[name].view(-1)[:count] = 1e-12
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    expected = {
+        name: int((value.half() == 0).sum() - (value == 0).sum()) for name, value in state.items()
+    }
+    expected = {name: count for name, count in expected.items() if count}
+    assert lost.items() <= expected.items()
+    manifest = convert(source, "bnb-nf4", tmp_path / "out", "method.dtype=float16")
+    assert manifest["conversion"]["underflows"] == expected
+
+
+def test_the_recipes_data_type_is_what_users_get(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", dtype=torch.float32)
+    convert(source, "bf16", tmp_path / "out")
+    written = load_all(tmp_path / "out")
+    original = load_file(source / "model.safetensors")
+    assert all(torch.equal(written[name], original[name].bfloat16()) for name in original)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {config.get("dtype"), config.get("torch_dtype")} <= {"bfloat16", None}
+
+
+def test_a_plan_cannot_be_altered(tmp_path: Path) -> None:
+    plan = quantkit.plan(write_source(tmp_path / "source"), "bnb-nf4")
+    with pytest.raises(AttributeError):
+        plan.dtype = "float32"
+    assert replace(plan, dtype="float32").digest != plan.digest

@@ -1,0 +1,162 @@
+"""Recipes are strict, whole and immutable."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import quantkit
+from quantkit.errors import RecipeError
+from quantkit.recipe import BnbMethod, Evaluation, GateSection, PlainMethod, load_recipe
+from quantkit.resources import shipped_folder
+
+SHIPPED = sorted(path.stem for path in shipped_folder("recipes").glob("*.toml"))
+
+#: What may be left out, since it claims or measures nothing when absent.
+OPTIONAL = {"prompts", "new_tokens"}
+
+
+def test_the_promised_recipes_ship() -> None:
+    promised = {"bnb-nf4", "bnb-nf4-double", "bnb-fp4", "bnb-int8", "fp16", "bf16"}
+    assert promised | {"rinna-3.6b-ppo-nf4", "rinna-4b-sft-nf4"} <= set(SHIPPED)
+    assert sorted(each.name for each in quantkit.recipes()) == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_writes_every_value(name: str) -> None:
+    data = tomllib.loads((shipped_folder("recipes") / f"{name}.toml").read_text())
+    assert data["name"] == name
+    method = BnbMethod if data["method"]["format"] == "bnb" else PlainMethod
+    assert data["method"].keys() == method.model_fields.keys()
+    assert data["gate"].keys() == GateSection.model_fields.keys()
+    assert data["evaluation"].keys() | OPTIONAL == Evaluation.model_fields.keys()
+
+
+@pytest.mark.parametrize("key", BnbMethod.model_fields)
+def test_no_value_is_inherited(tmp_path: Path, key: str) -> None:
+    lines = (shipped_folder("recipes") / "bnb-nf4.toml").read_text().splitlines(keepends=True)
+    path = tmp_path / "mine.toml"
+    path.write_text("".join(line for line in lines if not line.startswith(f"{key} ")))
+    with pytest.raises(RecipeError, match=key if key != "format" else "method"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("nam='x'", "did you mean 'name'"),
+        ("source.rep='x'", "did you mean 'repo'"),
+        ("method.quant_typ='nf4'", "did you mean 'quant_type'"),
+        ("evaluation.max_window=1", "did you mean 'max_windows'"),
+        ("gate.max_kl=1", "did you mean 'max_kl_mean'"),
+        ("generation.temperatur=1.0", "did you mean 'temperature'"),
+        ("gate.zzzzz=1", "unknown key 'gate.zzzzz'"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("bnb-nf4", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_of_plain_names_plains_own() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'max_shard_bytes'"):
+        load_recipe("fp16", ["method.max_shard_byte=1"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "gate.max_kl_mean=nan",
+        "gate.max_kl_mean=inf",
+        "gate.max_perplexity_ratio=nan",
+        "gate.min_top1_agreement=nan",
+        "gate.max_kl_mean=-1.0",
+        "gate.max_kl_mean=0",
+        "gate.max_kl_mean='0.1'",
+        "evaluation.window=1",
+        "evaluation.max_windows=-1",
+        "evaluation.max_windows=true",
+        "evaluation.window=3.5",
+        "method.double_quant=1",
+        "method.ignore='lm_head'",
+        "method.ignore=[1]",
+        "method.llm_int8_threshold=nan",
+        "method.dtype=float64",
+    ],
+)
+def test_a_bad_value_is_named(override: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("bnb-nf4", [override])
+    assert override.partition("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("method.block_size=128", 128),
+        ("method.block_size = 128", 128),
+        ("method.block_size=1_28", 128),
+        ("method.compute_dtype=bfloat16", "bfloat16"),
+        ("method.compute_dtype='bfloat16'", "bfloat16"),
+        ('method.ignore=["a", "b"]', ("a", "b")),
+        ("gate.max_kl_mean=1", 1.0),
+        ("source.repo=own/model", "own/model"),
+        ('source.repo=""', ""),
+        ("summary=a = b", "a = b"),
+    ],
+)
+def test_set_takes_toml_and_bare_words(override: str, value: object) -> None:
+    found = load_recipe("bnb-nf4", [override])
+    for part in override.partition("=")[0].strip().split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_set_wins() -> None:
+    recipe = load_recipe("bnb-nf4", ["method.block_size=128", "method.block_size=256"])
+    assert recipe.method.block_size == 256
+
+
+def test_a_recipe_cannot_be_altered() -> None:
+    recipe = load_recipe("bnb-nf4")
+    with pytest.raises(ValidationError):
+        recipe.method.block_size = 128
+    assert isinstance(recipe.method.ignore, tuple)
+    assert load_recipe("bnb-nf4") == recipe
+
+
+@pytest.mark.parametrize("name", ["../recipes/bnb-nf4", "recipes/bnb-nf4", "", ".", "BNB-NF4"])
+def test_a_name_is_a_name_and_not_a_path(name: str) -> None:
+    with pytest.raises(RecipeError, match="unknown recipe"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("raw", [b"name = ", b"\xff\xfe", b"name = 1\nname = 2\n"])
+def test_a_file_that_is_no_toml(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "mine.toml").write_bytes(raw)
+    with pytest.raises(RecipeError, match=r"mine\.toml"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_the_ppo_models_prompt_is_its_cards() -> None:
+    """The card's own example of one turn, with <NL> for line breaks."""
+    prompt = load_recipe("rinna-3.6b-ppo-nf4").prompt
+    assert prompt is not None
+    assert prompt.render("a\nb") == "ユーザー: a<NL>b<NL>システム: "
+
+
+def test_the_sft_models_prompt_is_its_cards() -> None:
+    prompt = load_recipe("rinna-4b-sft-nf4").prompt
+    assert prompt is not None
+    assert prompt.render("a\nb") == "ユーザー: a\nb\nシステム: "

@@ -1,0 +1,206 @@
+"""The registry: the content decides, withdrawn wins, and nothing unproven passes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from quantkit.errors import UsageError
+from quantkit.registry import Entry, Registry, checksums
+from quantkit.types import FileDigest
+
+
+def digest(text: str, name: str = "model.safetensors", weight: bool = True) -> FileDigest:
+    raw = text.encode()
+    return FileDigest(
+        name,
+        len(raw),
+        hashlib.sha256(raw).hexdigest(),
+        hashlib.md5(raw).hexdigest(),
+        is_weight=weight,
+    )
+
+
+def release(status: str, *files: FileDigest, by: str = "sha256") -> dict[str, object]:
+    return {
+        "date": "2023-07-31",
+        "status": status,
+        "stated_at": f"https://example.org/{status}",
+        "files": tuple({"name": each.name, by: getattr(each, by)} for each in files),
+    }
+
+
+def entry(repository: str, *releases: dict[str, object], aliases: tuple[str, ...] = ()) -> Entry:
+    return Entry(repository=repository, aliases=aliases, releases=releases)
+
+
+def status(entries: list[Entry], files: list[FileDigest], *claims: str) -> tuple[str, str | None]:
+    verdict = Registry(tuple(entries)).judge(files, claims)
+    return verdict.status, verdict.repository
+
+
+A, B, C = digest("a"), digest("b"), digest("c")
+TOKENIZER = digest("t", "tokenizer.json", weight=False)
+
+
+def test_nothing_known_is_unlisted() -> None:
+    assert status([], [A]) == ("unlisted", None)
+    assert status([entry("own/x", release("current", B))], [A]) == ("unlisted", None)
+
+
+@pytest.mark.parametrize("by", ["sha256", "md5"])
+def test_a_current_release(by: str) -> None:
+    known = [entry("own/x", release("current", A, by=by))]
+    assert status(known, [A]) == ("verified", "own/x")
+    assert status(known, [A], "own/x") == ("verified", "own/x")
+
+
+def test_names_play_no_part() -> None:
+    renamed = FileDigest("other.safetensors", A.bytes, A.sha256, A.md5, is_weight=True)
+    assert status([entry("own/x", release("withdrawn", A))], [renamed])[0] == "withdrawn"
+    assert status([entry("own/x", release("current", A))], [renamed])[0] == "verified"
+
+
+def test_every_digest_that_is_stated_must_match() -> None:
+    half = {"name": "w", "md5": A.md5, "sha256": B.sha256}
+    listed = release("current", A) | {"files": (half,)}
+    assert status([entry("own/x", listed)], [A])[0] == "unlisted"
+
+
+def test_an_md5_that_was_not_taken_proves_nothing() -> None:
+    plain = FileDigest(A.name, A.bytes, A.sha256, None, is_weight=True)
+    known = [entry("own/x", release("current", A, by="md5"))]
+    assert status(known, [plain])[0] == "unlisted"
+
+
+def test_withdrawn_wins_over_every_other_registry() -> None:
+    good, bad = entry("own/good", release("current", A)), entry("own/bad", release("withdrawn", A))
+    assert status([good, bad], [A], "own/good") == ("withdrawn", "own/bad")
+    assert status([bad, good], [A], "own/good") == ("withdrawn", "own/bad")
+
+
+def test_one_withdrawn_shard_is_enough() -> None:
+    known = [entry("own/x", release("withdrawn", A, B))]
+    assert status(known, [A, C])[0] == "withdrawn"
+
+
+def test_a_shard_that_a_good_release_shares_does_not_condemn() -> None:
+    known = [entry("own/x", release("withdrawn", A, B), release("current", A, C))]
+    assert status(known, [A, C]) == ("verified", "own/x")
+    assert status(known, [A, B]) == ("withdrawn", "own/x")
+
+
+def test_a_shared_tokenizer_does_not_condemn() -> None:
+    known = [entry("own/x", release("withdrawn", A, TOKENIZER), release("current", B, TOKENIZER))]
+    assert status(known, [B, TOKENIZER]) == ("verified", "own/x")
+    assert status([entry("own/y", release("withdrawn", A, TOKENIZER))], [C, TOKENIZER])[0] == (
+        "unlisted"
+    )
+
+
+def test_a_strange_weight_beside_good_ones_is_not_verified() -> None:
+    known = [entry("own/x", release("current", A, B))]
+    assert status(known, [A, C])[0] == "unlisted"
+    assert status(known, [A, C], "own/x")[0] == "mismatch"
+
+
+def test_another_tokenizer_than_the_releases_is_not_verified() -> None:
+    other = digest("u", "tokenizer.json", weight=False)
+    known = [entry("own/x", release("current", A, TOKENIZER))]
+    assert status(known, [A, TOKENIZER])[0] == "verified"
+    assert status(known, [A, other], "own/x")[0] == "mismatch"
+
+
+def test_no_weights_verify_nothing() -> None:
+    known = [entry("own/x", release("current", TOKENIZER))]
+    assert status(known, [TOKENIZER])[0] == "unlisted"
+
+
+@pytest.mark.parametrize("claim", ["own/x", "OWN/X", "old/name"])
+def test_a_claim_is_held_to_its_entry(claim: str) -> None:
+    known = [
+        entry("own/x", release("current", A), aliases=("Old/Name",)),
+        entry("own/y", release("current", B)),
+    ]
+    assert status(known, [B], claim) == ("mismatch", "own/x")
+    assert status(known, [A], claim) == ("verified", "own/x")
+    assert status(known, [B], "own/unknown") == ("verified", "own/y")
+
+
+def test_superseded_is_said() -> None:
+    known = [entry("own/x", release("superseded", A), release("current", B))]
+    assert status(known, [A])[0] == "superseded"
+    assert status(known, [B])[0] == "verified"
+
+
+def test_md5_is_taken_only_where_it_can_matter() -> None:
+    by_md5 = release("withdrawn", digest("a", "pytorch_model.bin"), by="md5")
+    registry = Registry((entry("own/x", by_md5),))
+    assert registry.needs_md5("pytorch_model-00001-of-00002.bin", 10)
+    assert not registry.needs_md5("model.safetensors", 10)
+    assert not Registry((entry("own/x", release("current", A)),)).needs_md5("m.safetensors", 1)
+
+
+# files
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "entry.toml").write_text(text)
+    return folder
+
+
+GOOD = """
+repository = "own/x"
+[[releases]]
+date = "2023-07-31"
+status = "current"
+stated_at = "https://example.org"
+[[releases.files]]
+name = "pytorch_model.bin"
+md5 = "0123456789abcdef0123456789abcdef"
+"""
+
+
+def test_built_in_and_own_entries_together(tmp_path: Path) -> None:
+    found = {each.repository for each in checksums([write(tmp_path / "mine", GOOD)]).entries}
+    assert {"own/x", "rinna/bilingual-gpt-neox-4b-instruction-sft"} <= found
+
+
+def test_the_two_releases_of_the_bilingual_model_are_known() -> None:
+    (found,) = (
+        each
+        for each in checksums().entries
+        if each.named("rinna/bilingual-gpt-neox-4b-instruction-sft")
+    )
+    assert {(each.date, each.status, each.files[0].md5) for each in found.releases} == {
+        ("2023-07-31", "withdrawn", "edf190a323c0ae63f71476700fb0b462"),
+        ("2023-08-02", "current", "de72aa5b66beee7b65783c96f687d186"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('status = "current"', 'status = "fine"', "status"),
+        ('stated_at = "https://example.org"\n', "", "stated_at"),
+        ("0123456789abcdef0123456789abcdef", "0123", "md5"),
+        ("0123456789abcdef0123456789abcdef", "0123456789ABCDEF0123456789ABCDEF", "md5"),
+        ('md5 = "0123456789abcdef0123456789abcdef"', "", "neither md5 nor sha256"),
+        ('name = "pytorch_model.bin"', 'name = "x"\nmd6 = "y"', "md6"),
+        ('repository = "own/x"', "repository = ", "TOML"),
+    ],
+)
+def test_a_bad_entry_names_file_and_place(tmp_path: Path, old: str, new: str, words: str) -> None:
+    folder = write(tmp_path / "mine", GOOD.replace(old, new))
+    with pytest.raises(UsageError) as caught:
+        checksums([folder])
+    assert "entry.toml" in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        checksums([tmp_path / "none"])
