@@ -6,7 +6,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     5  cli            argv -> one call of the API; errors -> exit codes
     4  pipeline       convert(): the whole story in one screen
        demonstration  the same story on a model of our own
-    3  planning       headers + recipe -> Plan (plans.py: the Plan itself)
+    3  planning       headers + recipe -> Plan
        conversion     the one pass: read -> hash -> quantize -> write
        execution      that pass, or the staged files of an earlier one
        verification   digests -> VerifiedSource
@@ -18,9 +18,12 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        registry       checksums/*.toml -> a verdict on digests
        recipe         recipes/*.toml -> Recipe
        architecture   what transformers makes of a config, on the meta device
+       plans          the Plan: every tensor's fate, as data
+       prompts        a conversation form -> a chat template
        formats/       names, layouts and quantization_config of each format
        staging        OUT.partial, and the one rename
     1  checkpoint/    read one tensor at a time; write shards
+       tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
        digests cache clock quiet tokenizer resources
     0  types errors

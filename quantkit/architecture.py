@@ -12,6 +12,7 @@ This is the one module that uses transformers' conversion mapping
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pydantic import TypeAdapter
 
 from quantkit.cache import remembered
 from quantkit.errors import SourceError, UnsupportedModelError
+from quantkit.types import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,11 @@ def read_architecture(
         UnsupportedModelError: not a dense decoder-only model that transformers knows.
     """
     named = list(names)
-    libraries = [version(each) for each in ("quantkit", "torch", "transformers")]
+    libraries = [version(each) for each in ("torch", "transformers")]
+    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     return remembered(
         "architecture",
-        [libraries, dict(config), named, dtype, stored],
+        [reader, libraries, dict(config), named, dtype, stored],
         lambda: _read(folder, config, named, dtype, stored),
         TypeAdapter(Architecture),
     )
@@ -124,7 +127,7 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     model_type = config.get("model_type")
-    if not model_type:
+    if not isinstance(model_type, str) or not model_type:
         raise SourceError(
             f"{folder}/config.json: no model_type; transformers cannot tell its class"
         )
@@ -145,14 +148,21 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
 def _resolve_dtype(parsed: Any, wanted: str, stored: str) -> str:
     if wanted != "auto":
         return wanted
-    if parsed.dtype is None:
-        return stored
-    return str(parsed.dtype).removeprefix("torch.")
+    named = stored if parsed.dtype is None else str(parsed.dtype).removeprefix("torch.")
+    if named not in FLOAT_DTYPES:
+        raise SourceError(
+            f"config.json: the data type {named!r} is not one of {', '.join(FLOAT_DTYPES)}; "
+            "choose one (--set method.dtype=float16)"
+        )
+    return named
 
 
 def _build(parsed: Any, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     named = list(getattr(parsed, "architectures", None) or [])
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(parsed.model_type)
@@ -161,6 +171,12 @@ def _build(parsed: Any, dtype: str) -> Any:
         raise UnsupportedModelError(
             f"{named or parsed.model_type}: not a decoder-only model; quantkit converts causal "
             "language models"
+        )
+    masked = parsed.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if not named and masked and not getattr(parsed, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"{parsed.model_type}: an encoder unless config.json says is_decoder; quantkit "
+            "converts causal language models"
         )
     if named and named[0] not in causal_names:
         raise UnsupportedModelError(
@@ -184,7 +200,7 @@ def _refuse_experts(model: Any, parsed: Any) -> None:
         if parameter.dim() >= 3 and "expert" in name
     ]
     count = getattr(parsed, "num_local_experts", None) or getattr(parsed, "num_experts", None)
-    if fused or (count or 0) > 1:
+    if fused or (isinstance(count, int) and count > 1):
         example = f" (e.g. {fused[0]})" if fused else ""
         raise UnsupportedModelError(
             f"{type(model).__name__}: mixture-of-experts models are not supported: their fused "

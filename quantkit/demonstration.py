@@ -31,9 +31,7 @@ sha256 = "{sha256}"
 """
 
 
-def demo(
-    out: str | Path = "demo-output", *, overwrite: bool = True, listener: Listener = silent
-) -> dict[str, Any]:
+def demo(out: str | Path = "demo-output", *, listener: Listener = silent) -> dict[str, Any]:
     """Convert the demo model into ``out/model``, then show a refusal.
 
     The second run reads the same model against a registry in which its digest is
@@ -44,7 +42,7 @@ def demo(
     held_out = model / "heldout.txt"
     listener(Event("demo", message="1. convert, verify, judge, save"))
     manifest = convert(
-        model, RECIPE, folder / "model", text=held_out, overwrite=overwrite, listener=listener
+        model, RECIPE, folder / "model", text=held_out, overwrite=True, listener=listener
     )
     listener(Event("demo", message="2. the saved folder against its manifest"))
     checked = verify(folder / "model")

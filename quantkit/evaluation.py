@@ -16,7 +16,7 @@ from pathlib import Path
 from quantkit.errors import UsageError
 from quantkit.recipe import Recipe
 from quantkit.resources import evaluation_text, prompts_file
-from quantkit.tokenizer import Tokenizer
+from quantkit.tokenizer import Tokenizer, open_tokenizer
 
 #: Without a tokenizer, prompts are the openings of windows, of this many tokens.
 _OPENING = 16
@@ -49,6 +49,27 @@ class PromptIds:
 
     text: str
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that a conversion is judged on. ``text`` is ``None`` where none can be encoded."""
+
+    tokenizer: Tokenizer | None
+    text: EvaluationText | None
+    prompts: tuple[PromptIds, ...]
+
+
+def read_material(folder: Path, recipe: Recipe, text: Path | None) -> Material:
+    """Encode the text and the prompts with the tokenizer of the source's ``folder``.
+
+    Raises:
+        UsageError: ``text`` cannot be read, or holds too little.
+        SourceError: the tokenizer's files cannot be read.
+    """
+    tokenizer = open_tokenizer(folder)
+    evaluated = read_evaluation_text(text, tokenizer)
+    return Material(tokenizer, evaluated, read_prompts(recipe, tokenizer, evaluated))
 
 
 def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> EvaluationText | None:

@@ -8,12 +8,13 @@ from typing import Any
 
 from quantkit.clock import Clock
 from quantkit.conversion import Converted, digest_output, run, settle_output
+from quantkit.digests import digest_file
 from quantkit.errors import GateError
 from quantkit.plans import Plan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
-from quantkit.source import Source
-from quantkit.staging import Staging, check_room, empty, read_note, write_note
+from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
+from quantkit.staging import NOTE, Staging, check_room, empty, read_note, write_note
 from quantkit.types import Event, FileDigest, Listener
 from quantkit.verification import digest_source
 
@@ -25,6 +26,12 @@ class Staged:
     converted: Converted
     outputs: tuple[FileDigest, ...]
     note: Mapping[str, Any]
+
+    @property
+    def ungated(self) -> str:
+        """Why a run without the gate has none; an earlier gate's failure is not forgotten."""
+        failures = dict(self.note.get("gate", {})).get("failures", [])
+        return "; ".join(["--no-gate", *(f"an earlier gate failed: {each}" for each in failures)])
 
 
 def stage(
@@ -41,7 +48,7 @@ def stage(
     earlier = _reuse(plan, source, registry, place, device, listener, clock)
     if earlier is not None:
         return earlier
-    if any(place.partial.iterdir()):
+    if {path.name for path in place.partial.iterdir()} - {NOTE}:
         listener(Event("resume", message=f"{place.partial}: unfinished, starting over"))
         empty(place)
     check_room(place, plan.output_bytes)
@@ -55,6 +62,7 @@ def stage(
         "plan": plan.digest,
         "device": device,
         "source": [asdict(each) for each in converted.source_files],
+        "companions": _companions(source),
         "underflows": dict(converted.underflows),
         "outputs": [asdict(each) for each in outputs],
     }
@@ -75,6 +83,8 @@ def _reuse(
     note = read_note(place)
     if note.get("plan") != plan.digest or note.get("device") != device:
         return None
+    if note.get("companions") != _companions(source):
+        return None
     with clock.measure("verify"):
         outputs = digest_output(place.partial, plan)
         if [asdict(each) for each in outputs] != note.get("outputs"):
@@ -84,6 +94,12 @@ def _reuse(
     if [asdict(each) for each in digests] != note.get("source"):
         return None
     return Staged(Converted(digests, note["underflows"]), outputs, note)
+
+
+def _companions(source: Source) -> dict[str, str]:
+    """SHA-256 of each small file that the output carries on."""
+    names = source.present((*TOKENIZER_FILES, *COMPANION_FILES))
+    return {name: digest_file(source.folder / name).sha256 for name in names}
 
 
 def mark_failed(place: Staging, staged: Staged, report: Mapping[str, Any]) -> None:

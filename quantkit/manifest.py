@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-import quantkit
 from quantkit.clock import Measured
 from quantkit.errors import SourceError
 from quantkit.execution import Staged
@@ -46,7 +45,7 @@ def build_manifest(
     source = verified.source
     return {
         "schema": SCHEMA,
-        "tool": {"name": "quantkit", "version": quantkit.__version__},
+        "tool": {"name": "quantkit", "version": importlib.metadata.version("quantkit")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": {
             "name": source.repo_id or source.folder.resolve().name,

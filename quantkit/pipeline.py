@@ -11,6 +11,7 @@ from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.digests import digest_file
 from quantkit.errors import UsageError
+from quantkit.evaluation import read_material
 from quantkit.execution import mark_failed, stage
 from quantkit.gate import gate, gate_not_run
 from quantkit.manifest import build_manifest, write_manifest
@@ -73,6 +74,7 @@ def convert(
     where, place = _device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener)
     check_free(place, opened.folder, overwrite=overwrite)
+    material = None if no_gate else read_material(opened.folder, chosen, _path(text))
     planned = make_plan(opened, chosen)
     listener(Event("plan", message=summary(planned)))
     with held(place), cleaned(place):
@@ -81,9 +83,9 @@ def convert(
             verified = settle(opened, staged.converted.source_files, chosen, registry, policy)
         with clock.measure("gate"):
             report = (
-                gate_not_run("--no-gate")
-                if no_gate
-                else gate(place.partial, verified, planned, chosen, _path(text), where, listener)
+                gate(place.partial, verified, planned, chosen, material, where, listener)
+                if material is not None
+                else gate_not_run(staged.ungated)
             )
         manifest = build_manifest(
             verified, planned, chosen, staged, report, clock.measured(), where
@@ -93,6 +95,8 @@ def convert(
         card = write_card(manifest, place.partial)
         manifest["output"]["files"].append(asdict(digest_file(card)))
         write_manifest(manifest, place.partial)
+        listener(Event("save", message=f"saving {place.out}"))
+        check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
 

@@ -6,13 +6,14 @@ no value is inherited from a library's default.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.errors import RecipeError
 from quantkit.resources import shipped_folder
@@ -21,7 +22,18 @@ FloatDtype = Literal["float32", "float16", "bfloat16"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class BnbMethod(_Strict):
@@ -35,7 +47,7 @@ class BnbMethod(_Strict):
     quant_storage: Literal["uint8", "float16", "bfloat16", "float32"]
     llm_int8_threshold: float
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    ignore: tuple[str, ...]
+    ignore: tuple[Pattern, ...]
 
 
 class PlainMethod(_Strict):
@@ -53,7 +65,7 @@ class SourceSection(_Strict):
     """Which model the recipe is for. ``repo`` claims an identity; ``""`` claims none."""
 
     repo: str = ""
-    drop: tuple[str, ...] = ()
+    drop: tuple[Pattern, ...] = ()
 
 
 class Evaluation(_Strict):
@@ -193,7 +205,9 @@ def _tuples(value: Any) -> Any:
 
 def _explain(error: ValidationError) -> str:
     """The first mistake, in one line; for an unknown key, the nearest known one."""
-    first = error.errors()[0]
+    mistakes = error.errors()
+    # a mistyped key is also a missing one: the mistyping is what to show
+    first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
     place = [str(part) for part in first["loc"] if part not in ("bnb", "plain")]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
@@ -202,7 +216,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {dotted!r}{hint}"
     if first["type"] == "missing":
         return f"key {dotted!r} is missing; a recipe writes every value"
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return f"key {dotted!r}: {first['msg']}; got {first.get('input')!r}{more}"
 
 

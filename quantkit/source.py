@@ -98,7 +98,8 @@ def _open_folder(
             f"source {given}: no config.json; a checkpoint's folder holds config.json and weights"
         )
     if quantization := config.get("quantization_config"):
-        method = dict(quantization).get("quant_method", "an unnamed method")
+        named = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        method = named or "an unnamed method"
         raise SourceError(
             f"source {given}: already quantized ({method}); give the unquantized checkpoint"
         )

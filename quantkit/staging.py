@@ -21,12 +21,12 @@ from typing import Any
 from quantkit.errors import (
     GateError,
     OutputExistsError,
-    QuantkitError,
     StorageError,
     UsageError,
 )
 
 NOTE = "quantkit-staging.json"
+_NEW_NOTE = f".{NOTE}.new"
 MANIFEST = "quantkit-manifest.json"
 
 #: Room that is left for small files beside the weights, in bytes.
@@ -96,6 +96,7 @@ def held(staging: Staging) -> Iterator[None]:
     """
     try:
         staging.partial.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(staging)
         fd = os.open(staging.partial, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"output {staging.partial}: cannot be made: {error.strerror}") from error
@@ -107,9 +108,22 @@ def held(staging: Staging) -> Iterator[None]:
             f"output {staging.partial}: another quantkit is writing it; wait, or choose another"
         ) from None
     try:
+        if not read_note(staging):
+            write_note(staging, {"state": "running"})
         yield
     finally:
         os.close(fd)
+
+
+def _refuse_foreign(staging: Staging) -> None:
+    """What lies in ``OUT.partial`` is emptied; so it must be an earlier run's."""
+    there = {path.name for path in staging.partial.iterdir()}
+    # commit() takes the note away just before the rename; by then there is a manifest
+    if there - {_NEW_NOTE} and not there & {NOTE, MANIFEST}:
+        raise OutputExistsError(
+            f"output {staging.partial}: not left by quantkit (no {NOTE}); move it away, or choose "
+            "another --out"
+        )
 
 
 def read_note(staging: Staging) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def read_note(staging: Staging) -> dict[str, Any]:
 
 def write_note(staging: Staging, note: dict[str, Any]) -> None:
     """Put the note in place whole: a reader sees the old one or the new one."""
-    temporary = staging.partial / f".{NOTE}.new"
+    temporary = staging.partial / _NEW_NOTE
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(note, file, indent=2, ensure_ascii=False)
         file.flush()
@@ -132,8 +146,10 @@ def write_note(staging: Staging, note: dict[str, Any]) -> None:
 
 
 def empty(staging: Staging) -> None:
-    """Remove all that ``OUT.partial`` holds."""
+    """Remove all that ``OUT.partial`` holds but the note that says it is quantkit's."""
     for each in staging.partial.iterdir():
+        if each.name == NOTE:
+            continue
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
         else:
@@ -145,6 +161,7 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
     with suppress(OSError):
         empty(staging)
         if note is None:
+            (staging.partial / NOTE).unlink(missing_ok=True)
             staging.partial.rmdir()
         else:
             write_note(staging, note)
@@ -152,8 +169,10 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
 
 def commit(staging: Staging) -> None:
     """Give the staged output its final name: one rename, flushed to the disk."""
-    with suppress(FileNotFoundError):
-        (staging.partial / NOTE).unlink()
+    for path in staging.partial.iterdir():
+        if path.is_file():
+            _flush(path)
+    (staging.partial / NOTE).unlink(missing_ok=True)
     _flush(staging.partial)
     if staging.out.exists():
         shutil.rmtree(staging.replaced, ignore_errors=True)
@@ -163,8 +182,8 @@ def commit(staging: Staging) -> None:
     shutil.rmtree(staging.replaced, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -185,6 +204,6 @@ def cleaned(staging: Staging) -> Iterator[None]:
         said = f"the disk at {staging.partial.parent} is full; free some room and run again"
         discard(staging, {"state": "failed", "reason": said})
         raise StorageError(f"output {staging.out}: {said}") from error
-    except (QuantkitError, KeyboardInterrupt):
+    except BaseException:  # an interrupt, or a defect: either way nothing half-done stays
         discard(staging)
         raise

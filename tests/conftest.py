@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["QUANTKIT_CACHE"] = tempfile.mkdtemp(prefix="quantkit-tests-")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -197,12 +198,15 @@ def demo(
 def _display(as_json: bool) -> Iterator[Display]:
     """The one place that turns errors into text and an exit code."""
     display = Display(as_json=as_json)
+    signal.signal(signal.SIGINT, display.interrupt)
     try:
         with closing(display):
             yield display
     except QuantkitError as error:
         display.error(str(error))
         raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:  # whoever read us went away
+        raise typer.Exit(QuantkitError.exit_code) from None
     except KeyboardInterrupt:
         display.error("interrupted; nothing was saved")
         raise typer.Exit(INTERRUPTED) from None
@@ -213,6 +217,12 @@ def _display(as_json: bool) -> Iterator[Display]:
         where = f"{error.filename}: " if error.filename else ""
         display.error(f"{where}{error.strerror or error}")
         raise typer.Exit(QuantkitError.exit_code) from None
+    except Exception:
+        if not display.interrupted:
+            raise
+        # an import that was interrupted fails in its own ways
+        display.error("interrupted; nothing was saved")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def main() -> None:

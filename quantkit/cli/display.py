@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantkit.errors import UsageError
 from quantkit.types import ACTIONS, Event
@@ -34,12 +35,20 @@ class Display:
         self._as_json = as_json
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self.interrupted = False
+
+    def interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
+        """The handler of Ctrl-C. Remembered, as an import in progress may swallow the exception."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def close(self) -> None:
         self._stop()
 
     def listener(self, event: Event) -> None:
         """Show an event of the core."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         if event.message:
             self._say(event.message)
             return
@@ -148,6 +157,8 @@ class Display:
         from rich.text import Text
 
         table = Table(title=Text(title), show_header=False, title_justify="left", box=None)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(Text(name), Text(value))
         _console().print(table)

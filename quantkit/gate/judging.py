@@ -11,13 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from quantkit.evaluation import (
-    EvaluationText,
-    PromptIds,
-    largest_id,
-    read_evaluation_text,
-    read_prompts,
-)
+from quantkit.evaluation import EvaluationText, Material, largest_id
 from quantkit.gate.generation import check_generation
 from quantkit.gate.likelihood import check_likelihood, score
 from quantkit.gate.models import Reloaded, load_reference, load_saved
@@ -27,7 +21,6 @@ from quantkit.gate.structure import check_structure
 from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
-from quantkit.tokenizer import Tokenizer, open_tokenizer
 from quantkit.types import ITEM_BYTES, Event, Listener, silent
 from quantkit.verification import VerifiedSource
 
@@ -49,7 +42,7 @@ def gate(
     verified: VerifiedSource,
     plan: Plan,
     recipe: Recipe,
-    text: Path | None = None,
+    material: Material,
     device: str = "cpu",
     listener: Listener = silent,
 ) -> GateReport:
@@ -57,9 +50,6 @@ def gate(
     structure = check_structure(folder, plan)
     if structure.outcome == "failed":
         return _only(structure, "the structure level failed")
-    tokenizer = open_tokenizer(verified.source.folder)
-    evaluated = read_evaluation_text(text, tokenizer)
-    prompts = read_prompts(recipe, tokenizer, evaluated)
     dtype = _reference_dtype(plan)
     if dtype is None:
         return _only(structure, "both models together do not fit in memory")
@@ -74,8 +64,8 @@ def gate(
         return _only(structure, "the reload level failed", reload)
     levels = [structure, not_run("tokenizer", _TOKENIZER_REASON), reload]
     with quiet_libraries():
-        levels.append(_perplexity(models, plan, recipe, evaluated, listener))
-        levels.append(_generation(models, recipe, prompts, tokenizer, listener))
+        levels.append(_perplexity(models, plan, recipe, material.text, listener))
+        levels.append(_generation(models, recipe, material, listener))
     return GateReport(tuple(levels))
 
 
@@ -170,21 +160,20 @@ def _device_name(device: torch.device) -> str:
 def _generation(
     models: _Models,
     recipe: Recipe,
-    prompts: tuple[PromptIds, ...],
-    tokenizer: Tokenizer | None,
+    material: Material,
     listener: Listener,
 ) -> Level:
-    if not prompts:
+    if not material.prompts:
         return not_run(
             "generation", "no prompts: the source has no tokenizer and no ids were given"
         )
     return check_generation(
         models.reference,
         models.saved.model,
-        prompts,
+        material.prompts,
         recipe,
-        tokenizer,
-        _counter(listener, "generation", len(prompts)),
+        material.tokenizer,
+        _counter(listener, "generation", len(material.prompts)),
     )
 
 

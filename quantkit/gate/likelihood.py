@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf, isfinite, nan
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,22 +55,23 @@ def score(
 
 def check_likelihood(scores: Scores, limits: GateSection, protocol: dict[str, Any]) -> Level:
     """Means over all tokens against the recipe's thresholds."""
-    source, saved = (exp(float(each.mean())) for each in (scores.reference, scores.quantized))
+    source, saved = (_exp(float(each.mean())) for each in (scores.reference, scores.quantized))
+    ratio = saved / source if isfinite(source) else nan
     kl = float(scores.kl.mean())
     agreement = float(scores.same_top.mean())
     measures = {
         "perplexity": {
             "reference": source,
             "quantized": saved,
-            "ratio": saved / source,
+            "ratio": ratio,
             "tokens": scores.kl.numel(),
             **protocol,
         },
-        "kl_divergence": {"mean": kl, "p99": float(torch.quantile(scores.kl, 0.99))},
+        "kl_divergence": {"mean": kl, "p99": float(np.quantile(scores.kl.numpy(), 0.99))},
         "top1_agreement": agreement,
     }
     bounds = [
-        ("perplexity ratio", saved / source, limits.max_perplexity_ratio, 1),
+        ("perplexity ratio", ratio, limits.max_perplexity_ratio, 1),
         ("mean KL divergence", kl, limits.max_kl_mean, 1),
         ("top-1 agreement", agreement, limits.min_top1_agreement, -1),
     ]
@@ -79,6 +81,11 @@ def check_likelihood(scores: Scores, limits: GateSection, protocol: dict[str, An
         if not sign * value <= sign * bound  # so that NaN fails
     ]
     return judged("perplexity", measures, failures)
+
+
+def _exp(value: float) -> float:
+    """exp, infinite where a float cannot hold it."""
+    return inf if value >= 709 else exp(value)
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
@@ -97,4 +104,6 @@ def _compare(source: Tensor, saved: Tensor, truth: Tensor, scores: Scores, at: i
         scores.reference[place] = -p.gather(1, true)[:, 0]
         scores.quantized[place] = -q.gather(1, true)[:, 0]
         scores.same_top[place] = (p.argmax(-1) == q.argmax(-1)).double()
-        scores.kl[place] = p.exp().mul_(p.sub_(q)).sum(-1)
+        # float64: where the two nearly agree, float32's rounding is as large as what is measured
+        p, q = (torch.log_softmax(each[rows].double(), dim=-1) for each in (source, saved))
+        scores.kl[place] = p.exp().mul_(p.sub_(q.to(p.device))).sum(-1)

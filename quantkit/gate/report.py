@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 Outcome = Literal["passed", "failed", "not_run"]
@@ -85,7 +86,7 @@ def gate_not_run(reason: str) -> GateReport:
 
 def report_json(report: GateReport) -> dict[str, Any]:
     """The report in the shape that the command line and the manifest print."""
-    perplexity = report.level("perplexity").measures
+    perplexity = _finite(report.level("perplexity").measures)
     generation = report.level("generation").measures
     return {
         "status": report.status,
@@ -93,9 +94,18 @@ def report_json(report: GateReport) -> dict[str, Any]:
         "reasons": {each.name: each.reason for each in report.levels if each.reason},
         "failures": [str(each) for each in report.failures],
         "structure": dict(report.level("structure").measures) or None,
-        "reload": dict(report.level("reload").measures) or None,
+        "reload": _finite(report.level("reload").measures) or None,
         "perplexity": perplexity.get("perplexity"),
         "kl_divergence": perplexity.get("kl_divergence"),
         "top1_agreement": perplexity.get("top1_agreement"),
         "generation": dict(generation) or None,
     }
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with numbers that JSON cannot hold as text: "inf", "nan"."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    return value

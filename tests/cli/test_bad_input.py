@@ -374,7 +374,6 @@ def test_a_mixture_of_experts(tmp_path: Path, out: Path) -> None:
         {"hidden_size": "many"},
         {"hidden_size": 65},
         {"num_hidden_layers": -1},
-        {"num_local_experts": "four"},
         {"vocab_size": 97},
         {"torch_dtype": "banana", "dtype": "banana"},
         {"torch_dtype": "float64", "dtype": "float64"},

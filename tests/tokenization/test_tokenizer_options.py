@@ -1,0 +1,190 @@
+"""Every option of sentencepiece's trainer: the same ids, or a refusal that names it."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from spm_training import RULES, proto, report_of, train
+
+from quantkit.errors import SourceError
+from quantkit.tokenization import build_tokenizer_json, limits, parse_model
+
+OWN = ["<sep>", "ffi", "Ａ", "ｶﾞ", "<|x|>"]
+NEVER_MATCHED = ["<ctl>"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fallback", "dummy", "trim"),
+    list(product(["unigram", "bpe", "char"], [True, False], [True, False], [True, False])),
+)
+def test_spaces_and_fallback(
+    tmp_path: Path, kind: str, fallback: bool, dummy: bool, trim: bool
+) -> None:
+    data = train(
+        model_type=kind,
+        byte_fallback=fallback,
+        add_dummy_prefix=dummy,
+        remove_extra_whitespaces=trim,
+        normalization_rule_name="identity",
+        control_symbols=NEVER_MATCHED,
+    )
+    report = report_of(data, tmp_path)
+    assert report.passed, report.first
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_normalization_rules(tmp_path: Path, kind: str, rule: str) -> None:
+    data = train(model_type=kind, byte_fallback=True, normalization_rule_name=rule)
+    report = report_of(data, tmp_path, count=1500)
+    assert report.passed, report.first
+
+
+@pytest.mark.parametrize("trim", [True, False])
+@pytest.mark.parametrize("own", [[], OWN])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_rules_of_ones_own(tmp_path: Path, kind: str, own: list[str], trim: bool) -> None:
+    rules = tmp_path / "rules.tsv"
+    rules.write_text(RULES)
+    data = train(
+        model_type=kind,
+        byte_fallback=True,
+        normalization_rule_tsv=str(rules),
+        user_defined_symbols=own,
+        remove_extra_whitespaces=trim,
+    )
+    report = report_of(data, tmp_path)
+    assert report.passed, report.first
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+@pytest.mark.parametrize("fallback", [True, False])
+def test_user_defined_pieces(tmp_path: Path, kind: str, rule: str, fallback: bool) -> None:
+    data = train(
+        model_type=kind,
+        byte_fallback=fallback,
+        normalization_rule_name=rule,
+        user_defined_symbols=OWN,
+        control_symbols=NEVER_MATCHED,
+    )
+    report = report_of(data, tmp_path)
+    assert report.passed, report.first
+
+
+@pytest.mark.parametrize("rule", ["nfkc", "identity"])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("trim", [True, False])
+def test_whitespace_as_suffix(tmp_path: Path, kind: str, rule: str, trim: bool) -> None:
+    data = train(
+        model_type=kind,
+        normalization_rule_name=rule,
+        treat_whitespace_as_suffix=True,
+        remove_extra_whitespaces=trim,
+    )
+    report = report_of(data, tmp_path)
+    assert report.passed, report.first
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_the_options_of_the_bilingual_4b(tmp_path: Path, kind: str, rule: str) -> None:
+    """Whitespace is a token of its own; newlines and tabs are recognized."""
+    data = train(
+        model_type=kind,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\t", "\u2581"],
+    )
+    report = report_of(data, tmp_path)
+    assert report.passed, report.first
+    tokenizer = build_tokenizer_json(parse_model(data))
+    assert tokenizer.encode("\n\t  ").tokens == ["\n", "\t", "\u2581", "\u2581"]
+
+
+def test_runs_of_spaces_as_pieces(tmp_path: Path) -> None:
+    data = train(
+        model_type="unigram",
+        allow_whitespace_only_pieces=True,
+        split_by_whitespace=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+    )
+    assert report_of(data, tmp_path).passed
+
+
+def test_unused_pieces_of_a_unigram_model(tmp_path: Path) -> None:
+    message = proto(train(model_type="unigram", byte_fallback=True))
+    for piece in list(message.pieces)[300::7]:
+        piece.type = 5
+    assert report_of(message.SerializeToString(), tmp_path).passed
+
+
+def test_scores_above_zero(tmp_path: Path) -> None:
+    message = proto(train(model_type="unigram", user_defined_symbols=["the", "hewa", "fo"]))
+    for piece in message.pieces:
+        piece.score += 6 if piece.type == 1 else 0
+    assert report_of(message.SerializeToString(), tmp_path).passed
+
+
+def test_control_pieces_that_other_pieces_spell(tmp_path: Path) -> None:
+    """No split can part them, so their score is what keeps them from matching."""
+    message = proto(train(model_type="unigram", byte_fallback=True))
+    for text in ("<s", "s>", "</", "/s", "<", ">", "/", "s", "</s"):
+        if text not in {piece.piece for piece in message.pieces}:
+            message.pieces.add(piece=text, score=-9.0, type=1)
+    report = report_of(message.SerializeToString(), tmp_path)
+    assert report.passed, report.first
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"model_type": "word"}, "model_type=word"),
+        ({"control_symbols": ["x"]}, "control piece of one character"),
+    ],
+)
+def test_refusals_from_training(options: dict[str, object], named: str) -> None:
+    with pytest.raises(SourceError, match=named):
+        build_tokenizer_json(parse_model(train(**options)))
+
+
+def test_refusals_from_a_changed_model() -> None:
+    message = proto(train(model_type="bpe"))
+    message.normalizer_spec.escape_whitespaces = False
+    with pytest.raises(SourceError, match="escape_whitespaces"):
+        build_tokenizer_json(parse_model(message.SerializeToString()))
+
+    message = proto(train(model_type="bpe"))
+    message.denormalizer_spec.precompiled_charsmap = b"x"
+    with pytest.raises(SourceError, match="denormalizer"):
+        build_tokenizer_json(parse_model(message.SerializeToString()))
+
+    message = proto(train(model_type="bpe"))
+    message.pieces[-1].type = 5
+    with pytest.raises(SourceError, match="unused pieces"):
+        build_tokenizer_json(parse_model(message.SerializeToString()))
+
+    message = proto(train(model_type="bpe"))
+    next(piece for piece in message.pieces if piece.piece == "e").piece = "\u4e00"
+    with pytest.raises(SourceError, match="no piece"):
+        build_tokenizer_json(parse_model(message.SerializeToString()))
+
+    message = proto(train(model_type="bpe"))
+    merged = [piece for piece in message.pieces if piece.type == 1 and len(piece.piece) > 1]
+    merged[0].score = merged[1].score
+    with pytest.raises(SourceError, match="equal score"):
+        build_tokenizer_json(parse_model(message.SerializeToString()))
+
+
+def test_limits_are_named() -> None:
+    assert limits(parse_model(train(model_type="unigram"))) == ()
+    message = proto(train(model_type="unigram"))
+    next(piece for piece in message.pieces if piece.piece == "e").piece = "\u4e00"
+    assert "no piece themselves" in limits(parse_model(message.SerializeToString()))[0]
+    suffix = train(treat_whitespace_as_suffix=True, normalization_rule_name="nmt_nfkc")
+    assert "deleted" in limits(parse_model(suffix))[0]
