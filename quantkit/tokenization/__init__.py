@@ -1,0 +1,32 @@
+"""From a sentencepiece model to tokenizer files that give its very ids, and the proof.
+
+``files.make_files`` builds ``tokenizer.json`` and ``tokenizer_config.json``;
+``fidelity.check_fidelity`` compares the former with the sentencepiece library, and
+``fidelity.compare`` any other route, such as what ``AutoTokenizer`` makes of a folder.
+"""
+
+from quantkit.tokenization.build import build_tokenizer_json, limits
+from quantkit.tokenization.corpus import corpus
+from quantkit.tokenization.fidelity import (
+    Difference,
+    FidelityReport,
+    check_fidelity,
+    compare,
+)
+from quantkit.tokenization.files import TokenizerFiles, make_files
+from quantkit.tokenization.proto import SentencePieceModel, parse_model, read_model
+
+__all__ = [
+    "Difference",
+    "FidelityReport",
+    "SentencePieceModel",
+    "TokenizerFiles",
+    "build_tokenizer_json",
+    "check_fidelity",
+    "compare",
+    "corpus",
+    "limits",
+    "make_files",
+    "parse_model",
+    "read_model",
+]

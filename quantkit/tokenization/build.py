@@ -9,6 +9,9 @@ where sentencepiece leaves out control, byte, unknown and unused pieces.
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.decoders import Decoder
 from tokenizers.models import BPE, Unigram
@@ -25,12 +28,13 @@ from quantkit.tokenization.reserved import (
     find_barriers,
     open_alphabet,
 )
-
-# sentencepiece gives a user-defined piece its length times max(score, 0), less this.
-_USER_DEFINED = -0.1
+from quantkit.tokenization.scoring import lowest, score_of
 
 # Far below any sum that the pieces of one literal can reach.
 _NEVER = -1e5
+
+# Stands for the unknown piece while a text is decoded.
+_UNKNOWN = "\ufff0\ufff4"
 
 
 def build_tokenizer_json(model: SentencePieceModel) -> Tokenizer:
@@ -62,30 +66,30 @@ def limits(model: SentencePieceModel) -> tuple[str, ...]:
     found: list[str] = []
     spec = model.normalizer
     if opened := open_alphabet(model):
+        # BPE takes user-defined pieces out beforehand; unigram weighs them.
         sample = "".join(sorted(opened))[:20]
         found.append(
             f"{len(opened)} characters stand in pieces but are no piece themselves ({sample!r}): "
             "where pieces that hold them overlap, unknown characters may fall otherwise"
         )
-    if model.trainer.treat_whitespace_as_suffix and spec.remove_extra_whitespaces:
+    deletes = "" in decode_charsmap(spec.precompiled_charsmap).rules.values()
+    if model.trainer.treat_whitespace_as_suffix and spec.remove_extra_whitespaces and deletes:
         found.append("a text of nothing but deleted characters gets no whitespace suffix")
     return tuple(found)
 
 
 def _unigram(model: SentencePieceModel, barriers: Barriers) -> Unigram:
-    normal = [each.score for each in model.pieces if each.type is PieceType.NORMAL]
-    if not normal:
+    if not model.ids_of(PieceType.NORMAL):
         raise SourceError("the sentencepiece model has no normal pieces")
+    bottom = lowest(model)
     vocab: list[tuple[str, float]] = []
     for piece in model.pieces:
-        text, score = piece.text, piece.score
         if piece.type in RESERVED:
-            score = _NEVER if text in barriers.without else min(normal)
+            vocab.append((piece.text, _NEVER if piece.text in barriers.without else bottom))
         elif piece.type is PieceType.UNUSED:
-            text, score = _unmatchable(text), min(normal)
-        elif piece.type is PieceType.USER_DEFINED:
-            score = len(text.encode()) * max(*normal, 0.0) + _USER_DEFINED
-        vocab.append((text, score))
+            vocab.append((_unmatchable(piece.text), bottom))
+        else:
+            vocab.append((piece.text, score_of(piece)))
     return Unigram(vocab, model.unk_id, model.trainer.byte_fallback)
 
 
@@ -96,8 +100,7 @@ def _unmatchable(text: str) -> str:
 
 def _bpe(model: SentencePieceModel, barriers: Barriers) -> BPE:
     """Also the char model, which is BPE without a merge."""
-    if model.ids_of(PieceType.UNUSED):
-        raise SourceError("unused pieces of a bpe model (vocabulary restriction) not supported")
+    _check_bpe(model)
     own = bool(model.ids_of(PieceType.USER_DEFINED))
     if own and barriers.without:
         raise SourceError(
@@ -117,6 +120,22 @@ def _bpe(model: SentencePieceModel, barriers: Barriers) -> BPE:
         # A user-defined piece is split off whole (below); nothing merges into it.
         bpe.ignore_merges = True
     return bpe
+
+
+def _check_bpe(model: SentencePieceModel) -> None:
+    """Models on which merging by rank is not merging by score."""
+    if model.ids_of(PieceType.UNUSED):
+        raise SourceError("unused pieces of a bpe model (vocabulary restriction): not supported")
+    if opened := open_alphabet(model):
+        sample = "".join(sorted(opened))[:20]
+        raise SourceError(
+            f"a bpe model with {len(opened)} characters that stand in pieces but are no piece "
+            f"themselves ({sample!r}): not supported"
+        )
+    merged = [each for each in model.pieces if len(each.text) > 1]
+    scores = Counter(each.score for each in merged if each.type is PieceType.NORMAL)
+    if scores and max(scores.values()) > 1:
+        raise SourceError("a bpe model with pieces of equal score: not supported")
 
 
 def _check_whole(model: SentencePieceModel, bpe: BPE) -> None:
@@ -144,7 +163,7 @@ def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
 def _splitter(model: SentencePieceModel, barriers: Barriers) -> PreTokenizer | None:
     steps: list[PreTokenizer] = []
     unigram = model.trainer.model_type is ModelType.UNIGRAM
-    own = [text.replace(" ", SPACE) for text in model.texts_of(PieceType.USER_DEFINED)]
+    own = model.texts_of(PieceType.USER_DEFINED)
     if own and not unigram:
         steps.append(Split(Regex(longest_of(own)), "isolated"))
     # BPE's merges alone never make a reserved piece.
@@ -158,7 +177,8 @@ def _splitter(model: SentencePieceModel, barriers: Barriers) -> PreTokenizer | N
 def _decoder(model: SentencePieceModel) -> Decoder:
     spec, unknown = model.normalizer, literal(model.pieces[model.unk_id].text)
     steps: list[Decoder] = [
-        decoders.Replace(Regex(f"\\A{unknown}\\z"), model.trainer.unk_surface),
+        # Its surface begins with a space, which must outlive the stripping below.
+        decoders.Replace(Regex(f"\\A{unknown}\\z"), _UNKNOWN),
         decoders.Replace(SPACE, " "),
     ]
     if model.ids_of(PieceType.UNUSED):
@@ -166,6 +186,11 @@ def _decoder(model: SentencePieceModel) -> Decoder:
     if model.trainer.byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
-    if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+    if spec.remove_extra_whitespaces and not any(
+        p.text.startswith(SPACE * 2) for p in model.pieces
+    ):
+        # sentencepiece drops one leading space of each piece until there is some text.
+        steps.append(decoders.Strip(" ", sys.maxsize, 0))
+    elif spec.add_dummy_prefix or spec.remove_extra_whitespaces:
         steps.append(decoders.Strip(" ", 1, 0))
-    return decoders.Sequence(steps)
+    return decoders.Sequence([*steps, decoders.Replace(_UNKNOWN, model.trainer.unk_surface)])

@@ -12,31 +12,40 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import SourceError
 
+# A trie's branches are shared, so a broken one may hold endlessly many keys. NFKC's has
+# 230,000, none longer than 16 bytes.
+_LONGEST_KEY, _MOST_STEPS = 256, 5_000_000
+
 _BYTES = np.arange(1, 256, dtype=np.uint32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Charsmap:
-    """Text to text; sentencepiece applies the longest key at each place, left to right."""
+    """Text to text; sentencepiece applies the longest key at each place, left to right.
+
+    Compared by identity, so that what is derived from its many rules can be kept.
+    """
 
     rules: dict[str, str]
 
-    @property
+    @cached_property
     def single(self) -> dict[str, str]:
         return {key: value for key, value in self.rules.items() if len(key) == 1}
 
-    @property
+    @cached_property
     def several(self) -> dict[str, str]:
         """Rules whose key has more than one character."""
         return {key: value for key, value in self.rules.items() if len(key) > 1}
 
 
+@lru_cache(maxsize=2)
 def decode_charsmap(blob: bytes) -> Charsmap:
     """The rules in a ``precompiled_charsmap``; empty bytes hold none.
 
@@ -70,9 +79,11 @@ class _Trie:
         """Every key with its value."""
         found: list[tuple[bytes, int]] = []
         stack = [(self._base(0), b"")]
+        steps = 0
         while stack:
             base, prefix = stack.pop()
-            if len(prefix) > len(self._units):
+            steps += 1
+            if len(prefix) > _LONGEST_KEY or steps > _MOST_STEPS:
                 raise ValueError("the trie runs in a circle")
             for label, below, value in self._expand(base):
                 key = prefix + label

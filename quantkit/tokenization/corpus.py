@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import product
 
-from quantkit.tokenization.proto import SentencePieceModel
+from quantkit.tokenization.proto import PieceType, SentencePieceModel
 
 _WRITTEN = (
     "",
@@ -70,8 +70,16 @@ def pieces(model: SentencePieceModel) -> Iterator[str]:
     for piece in model.pieces:
         yield piece.text
     for piece in model.pieces:
-        if piece.type != 1:
+        if piece.type is not PieceType.NORMAL:
             yield f"a{piece.text}あ{piece.text}"
+
+
+def piece_strings(model: SentencePieceModel, count: int, seed: int = 0) -> Iterator[str]:
+    """Strings of pieces from all over the vocabulary, where segmentations compete."""
+    chooser = random.Random(seed)
+    texts = [piece.text for piece in model.pieces if piece.type is PieceType.NORMAL]
+    for _ in range(count if texts else 0):
+        yield "".join(chooser.choices(texts, k=chooser.randint(2, 12)))
 
 
 def random_strings(count: int, seed: int = 0) -> Iterator[str]:
@@ -94,4 +102,5 @@ def corpus(model: SentencePieceModel, count: int = 2000, seed: int = 0) -> Itera
     """All of the above."""
     yield from written()
     yield from pieces(model)
+    yield from piece_strings(model, count, seed)
     yield from random_strings(count, seed)

@@ -5,12 +5,14 @@ The judge is the sentencepiece library itself, never the code that built the tok
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError
+from quantkit.tokenization.build import limits
 from quantkit.tokenization.proto import SentencePieceModel, read_model
 from quantkit.tokenization.ties import Scores, all_ties
 
@@ -54,6 +56,8 @@ class FidelityReport:
     decoded_otherwise: int
     first: tuple[Difference, ...]
     first_ties: tuple[Difference, ...]
+    limits: tuple[str, ...]
+    """What of this model ``build_tokenizer_json`` cannot express, whether a text met it or not."""
 
     @property
     def passed(self) -> bool:
@@ -111,6 +115,7 @@ def compare(
         decoded_otherwise=counts["decode"],
         first=tuple(first),
         first_ties=tuple(ties),
+        limits=judge.limits,
     )
 
 
@@ -121,6 +126,7 @@ class _Judge:
         from sentencepiece import SentencePieceProcessor
 
         model: SentencePieceModel = read_model(path)
+        self.limits = limits(model)
         self._scores = Scores.of(model)
         self._pieces = [piece.text for piece in model.pieces]
         try:
@@ -172,6 +178,4 @@ def _show(text: str, most: int = 60) -> str:
 
 
 def _joins(char: str) -> bool:
-    import unicodedata
-
     return unicodedata.combining(char) != 0

@@ -10,32 +10,30 @@ whole by its *shortest* rule. Alone on one character it is exact. So:
    and keeps it (``\\K``); only beside characters that could join their neighbours;
 2. another mark parts the characters within a segment, so that ``Precompiled`` sees
    single characters;
-3. those inner marks go, and ``NFC`` composes within each segment: for the rules of NFKC
-   and its relatives "each character's own rule, then NFC" *is* the rule of the whole key;
+3. those inner marks go, and ``NFC`` composes within each segment, which gives the rules
+   for whole keys (:mod:`~quantkit.tokenization.composition`);
 4. the marks between segments go.
 
-What step 3 does not give (rules written by hand, user-defined pieces that the rules
-would change) is found by walking the segments and replaced by a placeholder before step
-1, which becomes its value after step 4. Whether a rule is of the first kind is tried
-here, rule by rule, with ``tokenizers``' own NFC.
+What NFC does not give (rules written by hand, user-defined pieces that the rules would
+change) is replaced by a placeholder before step 1, which becomes its value after step 4.
 
-A mark is two characters, and that character in a text is escaped, so that no text can be
-mistaken for a mark. They are of the grapheme class Control, which nothing joins, and
+A mark is two characters, and the first of them in a text is escaped, so that no text can
+be mistaken for a mark. They are of the grapheme class Control, which nothing joins, and
 unassigned, so that no rule names them.
 """
 
 from __future__ import annotations
 
-import sys
 import unicodedata
-from collections.abc import Iterable
 
 from tokenizers import Regex
 from tokenizers.normalizers import NFC, Normalizer, Precompiled, Prepend, Replace, Sequence
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.charsmap import Charsmap
-from quantkit.tokenization.patterns import characters, literal, longest_of
+from quantkit.tokenization.composition import changed_by_nfc, find_composition
+from quantkit.tokenization.patterns import characters, longest_of
+from quantkit.tokenization.placeholders import Segments, own_rules
 from quantkit.tokenization.proto import PieceType, SentencePieceModel
 
 SPACE = "\u2581"
@@ -44,7 +42,7 @@ _ESCAPE = "\ufff0"
 _CUT, _GAP, _ESCAPED = _ESCAPE + "\ufff1", _ESCAPE + "\ufff2", _ESCAPE + "\ufff3"
 _OURS = "\ufff0-\ufff8"
 
-# Each costs a walk over the text.
+# Each costs two walks over the text.
 MAX_PLACEHOLDERS = 64
 
 # What may join the character before it, in a grapheme cluster (UAX #29: Extend,
@@ -55,12 +53,12 @@ _JOINS_BEFORE = (
     r"\x{1f3fb}-\x{1f3ff}"
 )
 _JOINS_AFTER = (
-    r"\p{Cf}\p{Cn}\x{d4e}\x{111c2}\x{111c3}\x{1193f}\x{11941}\x{11a3a}\x{11a84}-\x{11a89}"
-    r"\x{11f02}\x{113d1}\x{11a30}-\x{11a3f}\x{11d46}"
+    r"\p{Cf}\p{Cn}\x{d4e}\x{111c2}\x{111c3}\x{113d1}\x{1193f}\x{11941}\x{11a30}-\x{11a3f}"
+    r"\x{11a84}-\x{11a89}\x{11d46}\x{11f02}"
 )
 
 
-def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer | None:
+def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer:
     """The normalizer that makes of any text what sentencepiece makes of it.
 
     Raises:
@@ -79,12 +77,13 @@ def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer |
         steps += [Replace(Regex(" {2,}"), " "), Replace(Regex(r"\A +"), "")]
         if spec.add_dummy_prefix and not model.trainer.treat_whitespace_as_suffix:
             steps.append(_dummy(model))
-    steps.append(Replace(" ", SPACE))
-    if spec.remove_extra_whitespaces:
         # Also a U+2581 of the text itself, which sentencepiece takes for its own.
-        steps.append(Replace(Regex(f"{SPACE}+\\z"), ""))
+        end = f"[ {SPACE}]*\\z"
         if spec.add_dummy_prefix and model.trainer.treat_whitespace_as_suffix:
-            steps.append(_dummy(model))
+            steps.append(Replace(Regex(f"(?:\\A(?=[\\s\\S])|(?<=[^ {SPACE}])){end}"), SPACE))
+        else:
+            steps.append(Replace(Regex(end), ""))
+    steps.append(Replace(" ", SPACE))
     return Sequence(steps) if len(steps) > 1 else steps[0]
 
 
@@ -99,34 +98,50 @@ class _Rules:
 
     def __init__(self, model: SentencePieceModel, rules: Charsmap) -> None:
         self._blob = model.normalizer.precompiled_charsmap
+        self._rules = rules
         self._single = rules.single
         self._several = rules.several
-        self._protected = model.texts_of(PieceType.USER_DEFINED)
-        self._composes = _composing(rules)
+        self._copied = model.texts_of(PieceType.USER_DEFINED)
+        self._by_nfc = find_composition(rules)
         self._check()
 
     def steps(self) -> list[Normalizer]:
-        special = self._special()
-        steps: list[Normalizer] = [Replace(_ESCAPE, _ESCAPED)]
-        steps += [
-            Replace(Regex(self._walk_to(text)), _placeholder(number))
-            for number, text in enumerate(special)
+        segments = Segments(tuple(self._copied), tuple(self._several))
+        own = own_rules(self._values_of_own(), segments)
+        if len(own) > MAX_PLACEHOLDERS:
+            raise SourceError(
+                f"{len(own)} normalization rules that NFC does not give (a rule file of one's own, "
+                f"or user-defined pieces that the rules change): at most {MAX_PLACEHOLDERS}"
+            )
+        marks = [_placeholder(number) for number in range(len(own))]
+        return [
+            Replace(_ESCAPE, _ESCAPED),
+            *(Replace(Regex(each.pattern), mark) for each, mark in zip(own, marks, strict=True)),
+            *self._common(),
+            *(
+                Replace(mark, each.value.replace(_ESCAPE, _ESCAPED))
+                for each, mark in zip(own, marks, strict=True)
+            ),
+            Replace(_ESCAPED, _ESCAPE),
         ]
+
+    def _common(self) -> list[Normalizer]:
+        """Steps 1 to 4."""
         joins = f"[{_JOINS_BEFORE}{self._joining()}&&[^{_OURS}]]"
-        steps += [
+        kept = [
+            (_GAP + char, f"{_GAP}{_ESCAPE}\ufff7" + "\ufff8" * number + "\ufff7", char)
+            for number, char in enumerate(sorted(self._by_nfc.kept))
+        ]
+        return [
             Replace(Regex(self._segment(joins)), _CUT),
             Replace(Regex(f"(?<=[^{_OURS}])(?={joins})"), _GAP),
+            *(Replace(found, hidden) for found, hidden, _ in kept),
             Precompiled(self._blob),
+            *(Replace(hidden, char) for _, hidden, char in kept),
             Replace(_GAP, ""),
+            *([NFC()] if self._by_nfc.keys else []),
+            Replace(_CUT, ""),
         ]
-        if self._composes:
-            steps.append(NFC())
-        steps.append(Replace(_CUT, ""))
-        steps += [
-            Replace(_placeholder(number), value.replace(_ESCAPE, _ESCAPED))
-            for number, value in enumerate(special.values())
-        ]
-        return [*steps, Replace(_ESCAPED, _ESCAPE)]
 
     def _check(self) -> None:
         touched = {char for key in self._several for char in key} | set(self._single)
@@ -135,29 +150,22 @@ class _Rules:
         if any("  " in value for value in (*self._single.values(), *self._several.values())):
             raise SourceError("normalization rules that give two spaces are not supported")
 
-    def _special(self) -> dict[str, str]:
-        """What needs a placeholder, longest first, with its value."""
-        special = {key: value for key, value in self._several.items() if key not in self._composes}
-        if self._composes:
-            special |= {
-                char: self._single.get(char, char) for char in _changed_by_nfc(self._single)
-            }
-        special |= {
+    def _values_of_own(self) -> dict[str, str]:
+        """What the common steps do not give, with its value."""
+        given = self._by_nfc.keys.union(self._copied)
+        own = {key: value for key, value in self._several.items() if key not in given}
+        if self._by_nfc.keys:
+            own |= {char: self._single.get(char, char) for char in changed_by_nfc(self._rules)}
+        return own | {
             text: text
-            for text in self._protected
+            for text in self._copied
             if any(char in self._single for char in text)
-            or (self._composes and NFC().normalize_str(text) != text)
+            or (self._by_nfc.keys and NFC().normalize_str(text) != text)
         }
-        if len(special) > MAX_PLACEHOLDERS:
-            raise SourceError(
-                f"{len(special)} normalization rules that are not NFC (a rule file of one's own), "
-                f"at most {MAX_PLACEHOLDERS} are supported"
-            )
-        return dict(sorted(special.items(), key=lambda each: -len(each[0])))
 
     def _joining(self) -> str:
         """Characters that join the one before them only by this model's rules."""
-        found = {char for key in self._composes for char in key[1:]}
+        found = {char for key in self._by_nfc.keys for char in key[1:]}
         for char, value in self._single.items():
             if value and (unicodedata.category(value[0])[0] in "MC" or value[0] in "\uff9e\uff9f"):
                 found.add(char)
@@ -165,54 +173,10 @@ class _Rules:
 
     def _segment(self, joins: str) -> str:
         """Consumes one segment that must be parted from the next, and keeps it."""
-        key = f"{longest_of(self._composes)}|" if self._composes else ""
-        ours = f"{longest_of(self._protected)}|" if self._protected else ""
+        key = f"{longest_of(self._by_nfc.keys)}|" if self._by_nfc.keys else ""
+        copied = f"{longest_of(self._copied)}|" if self._copied else ""
         after = f"[{_JOINS_AFTER}&&[^{_OURS}]]"
-        return f"(?m)(?:{ours}(?=.{joins})(?:{key}.)|{after}|\\r(?=\\n))\\K"
-
-    def _walk_to(self, text: str) -> str:
-        """The next segment that is ``text``, reached segment by segment from the last one."""
-        mine = text in self._protected
-        rivals = self._protected if mine else list(self._several)
-        longer = [each[len(text) :] for each in rivals if each.startswith(text) and each != text]
-        found = literal(text) + (f"(?!{longest_of(longer)})" if longer else "")
-        ours = longest_of(self._protected) if self._protected else ""
-        if ours and not mine:
-            found = f"(?!{ours}){found}"
-        if not any(_may_swallow(other, text) for other in (*self._protected, *self._several)):
-            return found  # wherever it stands, a segment begins there
-        any_segment = "|".join(filter(None, [ours, longest_of(self._several), "."]))
-        return f"(?m)\\G(?>(?!{found})(?:{any_segment}))*+\\K{found}"
-
-
-def _may_swallow(other: str, text: str) -> bool:
-    """Whether ``other``, begun further left, can reach into ``text``."""
-    if text in other[1:]:
-        return True
-    return any(other.endswith(text[:size]) for size in range(1, min(len(text), len(other) - 1) + 1))
-
-
-def _composing(rules: Charsmap) -> set[str]:
-    """Keys of several characters whose value is "each character's own rule, then NFC"."""
-    single = rules.single
-    several = list(rules.several.items())
-    before = ["".join(single.get(char, char) for char in key) for key, _ in several]
-    after = _each_by_nfc(before)
-    return {key for (key, value), composed in zip(several, after, strict=True) if composed == value}
-
-
-def _changed_by_nfc(single: dict[str, str]) -> list[str]:
-    """Characters whose own rule's value NFC would change though sentencepiece does not."""
-    chars = [chr(code) for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    before = [single.get(char, char) for char in chars]
-    after = _each_by_nfc(before)
-    return [char for char, one, other in zip(chars, before, after, strict=True) if one != other]
-
-
-def _each_by_nfc(texts: Iterable[str]) -> list[str]:
-    """NFC of each text, by ``tokenizers``, whose Unicode version counts here; in one call."""
-    # A NUL is a starter that composes with nothing and that rules cannot hold (it ends them).
-    return NFC().normalize_str("\0".join(texts)).split("\0")
+        return f"(?m)(?:{copied}(?=.{joins})(?:{key}.)|{after}|\\r(?=\\n))\\K"
 
 
 def _placeholder(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 
@@ -28,28 +29,24 @@ def characters(chars: Iterable[str]) -> str:
 
 
 def longest_of(words: Iterable[str]) -> str:
-    """The longest of ``words`` at a place, as a trie: characters with one continuation share it.
+    """The longest of ``words`` at a place; first characters with the same rest share it.
 
     Writing the words side by side would be megabytes for the rules of NFKC (220,000
-    sequences); as a trie with equal branches joined they are some 15 kilobytes.
+    sequences); so factored they are some 15 kilobytes.
     """
-    root: dict[str, object] = {}
+    rests: dict[str, set[str]] = defaultdict(set)
     for word in words:
-        node = root
-        for char in word:
-            node = node.setdefault(char, {})  # type: ignore[assignment]
-        node[""] = {}
-    return _branches(root)
+        rests[word[0]].add(word[1:])
+    sharing: dict[frozenset[str], list[str]] = defaultdict(list)
+    for char, rest in rests.items():
+        sharing[frozenset(rest)].append(char)
+    body = "|".join(f"[{characters(chars)}]{_rest(rest)}" for rest, chars in sharing.items())
+    return f"(?:{body})" if body else ""
 
 
-def _branches(node: dict[str, object]) -> str:
-    groups: dict[str, list[str]] = {}
-    for char, below in node.items():
-        if char:
-            assert isinstance(below, dict)
-            groups.setdefault(_branches(below), []).append(char)
-    if not groups:
-        return ""
-    body = "|".join(f"[{characters(chars)}]{rest}" for rest, chars in groups.items())
+def _rest(words: frozenset[str]) -> str:
+    if "" not in words:
+        return longest_of(words)
     # Greedy: where the word so far is one itself, a longer one still wins.
-    return f"(?:{body})?" if "" in node else f"(?:{body})"
+    longer = longest_of(words - {""})
+    return f"{longer}?" if longer else ""

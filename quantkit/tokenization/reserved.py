@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import PreTokenizer, Split
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.patterns import literal
-from quantkit.tokenization.proto import PieceType, SentencePieceModel
+from quantkit.tokenization.proto import ModelType, PieceType, SentencePieceModel
 
 RESERVED = (PieceType.CONTROL, PieceType.BYTE, PieceType.UNKNOWN)
 MATCHED = (PieceType.NORMAL, PieceType.USER_DEFINED)
@@ -65,7 +65,8 @@ def find_barriers(model: SentencePieceModel) -> Barriers:
 
 def open_alphabet(model: SentencePieceModel) -> set[str]:
     """Characters of pieces that are no piece themselves."""
-    texts = model.texts_of(*MATCHED)
+    unigram = model.trainer.model_type is ModelType.UNIGRAM
+    texts = model.texts_of(*(MATCHED if unigram else (PieceType.NORMAL,)))
     return {char for text in texts for char in text} - set(texts)
 
 

@@ -18,19 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.tokenization.proto import ModelType, PieceType, SentencePieceModel
-
-# sentencepiece: the score of an unknown character is the lowest score less this.
-_UNKNOWN_MALUS = 10.0
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One piece of a segmentation: where it ends, in bytes of the normalized text."""
-
-    end: int
-    score: float
-    token: int
+from quantkit.tokenization.proto import ModelType, Piece, PieceType, SentencePieceModel
+from quantkit.tokenization.reserved import MATCHED
+from quantkit.tokenization.scoring import UNKNOWN_MALUS, lowest, score_of
 
 
 @dataclass(frozen=True)
@@ -47,27 +37,31 @@ class Scores:
 
     score: tuple[float, ...]
     size: tuple[int, ...]
-    starts: frozenset[int]
-    unknown: int
+    skipped: frozenset[int]
+    """Byte pieces and the unknown piece: what is made of unknown characters."""
 
     @classmethod
     def of(cls, model: SentencePieceModel) -> Scores | None:
         """``None`` for models that sum no scores."""
         if model.trainer.model_type is not ModelType.UNIGRAM:
             return None
-        normal = [piece.score for piece in model.pieces if piece.type is PieceType.NORMAL]
-        lost = min(normal, default=0.0) - _UNKNOWN_MALUS
+        bottom = lowest(model)
         return cls(
-            score=tuple(
-                piece.score if piece.type is PieceType.NORMAL else lost for piece in model.pieces
-            ),
+            score=tuple(_counted(piece, bottom) for piece in model.pieces),
             size=tuple(
                 1 if piece.type is PieceType.BYTE else len(piece.text.encode())
                 for piece in model.pieces
             ),
-            starts=frozenset(model.ids_of(PieceType.BYTE)),
-            unknown=model.unk_id,
+            skipped=frozenset(model.ids_of(PieceType.BYTE, PieceType.UNKNOWN)),
         )
+
+
+def _counted(piece: Piece, bottom: float) -> float:
+    if piece.type in MATCHED:
+        return score_of(piece)
+    if piece.type is PieceType.BYTE and 0x80 <= int(piece.text[1:-1], 16) < 0xC0:
+        return 0.0  # the unknown character was counted with its first byte
+    return bottom - UNKNOWN_MALUS
 
 
 def partings(expected: Sequence[int], found: Sequence[int], scores: Scores) -> list[Parting] | None:
@@ -118,5 +112,5 @@ def _ends(tokens: Sequence[int], scores: Scores) -> list[int]:
 
 def _same_unknown(ours: Sequence[int], theirs: Sequence[int], scores: Scores) -> bool:
     """Unknown characters are no part of a tie: every segmentation has the same ones."""
-    skipped = scores.starts | {scores.unknown}
-    return [t for t in ours if t in skipped] == [t for t in theirs if t in skipped]
+    left = [token for token in ours if token in scores.skipped]
+    return left == [token for token in theirs if token in scores.skipped]
