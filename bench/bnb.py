@@ -16,7 +16,6 @@ digest faster than alone).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -114,7 +113,7 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     The first run finds quantkit's cache of architectures empty; it is reported too. The
     kernels are compiled beforehand, once for each installation.
     """
-    kernel_seconds(recipe)
+    floor(args.work, source, recipe, 1 << 20)
     out = args.work / "out"
     ours_command = [
         str(Path(sys.executable).with_name("quantkit")), "convert", str(source),
@@ -162,65 +161,14 @@ def floor(work: Path, source: Path, recipe: str, written: int) -> dict[str, floa
         process([sys.executable, "-c", STARTUP, str(source), recipe], work / "none").seconds
         for _ in range(3)
     )
-    read = timed(lambda: [consume(path) for path in files])
-    sample = bytearray(os.urandom(256 << 20))
-    sha = timed(lambda: hashlib.sha256(sample)) * (size + written) / len(sample)
-    with_md5 = any(path.suffix == ".bin" for path in files)
-    md5 = timed(lambda: hashlib.md5(sample)) * size / len(sample) if with_md5 else 0.0
-    write = timed(lambda: produce(work / "floor.tmp", sample, written))
-    kernel = kernel_seconds(recipe) * size
+    # in a process of its own: a child's peak memory starts at its parent's
+    command = [sys.executable, str(HERE / "floor.py"), recipe, str(written), *map(str, files)]
+    rates = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    sha, md5, kernel = rates["sha256"], rates["md5"], rates["kernel"]
     cores = os.cpu_count() or 1
     work_bound = max((sha + md5 + kernel) / cores, md5, sha * size / (size + written))
-    return {
-        "startup": start,
-        "read": read,
-        "write": write,
-        "sha256": sha,
-        "md5": md5,
-        "kernel": kernel,
-        "floor": start + max(read + write, work_bound),
-    }
-
-
-def kernel_seconds(recipe: str) -> float:
-    """Seconds a byte of fp16 input, on one core."""
-    import torch
-
-    from quantkit.kernels.fourbit import quantize_4bit
-    from quantkit.kernels.int8 import quantize_int8
-
-    values = torch.randn(16 << 20, dtype=torch.float32).to(torch.float16)
-    if recipe == "bnb-int8":
-        rows = values.reshape(-1, 2048)
-        quantize_int8(rows)
-        return timed(lambda: quantize_int8(rows)) / values.nbytes
-    quantize_4bit(values, "nf4", 64)
-    return timed(lambda: quantize_4bit(values, "nf4", 64)) / values.nbytes
-
-
-def timed(work) -> float:
-    """The median of three."""
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def consume(path: Path) -> None:
-    buffer = bytearray(8 << 20)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
-
-
-def produce(path: Path, sample: bytearray, size: int) -> None:
-    with path.open("wb", buffering=0) as file:
-        for at in range(0, size, len(sample)):
-            file.write(memoryview(sample)[: min(len(sample), size - at)])
-        os.fsync(file.fileno())
-    path.unlink()
+    bound = start + max(rates["read"] + rates["write"], work_bound)
+    return {"startup": start, **rates, "floor": bound}
 
 
 def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:

@@ -30,6 +30,8 @@ from quantkit.prompts import CHAT_TEMPLATE
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
+from quantkit.tokenization import make_files
+from quantkit.tokenizer import SENTENCEPIECE_FILES
 from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
 
 
@@ -38,11 +40,12 @@ class Converted:
     """What the pass found out, beside the files that it wrote.
 
     ``source_files`` are the weight files' digests, ``underflows`` the number of non-zero
-    values that a cast turned into zero, by tensor.
+    values that a cast turned into zero, by tensor, ``tokenizer`` how its files came about.
     """
 
     source_files: tuple[FileDigest, ...]
     underflows: Mapping[str, int]
+    tokenizer: str
 
 
 @dataclass
@@ -99,8 +102,8 @@ def run(
         for writer in writers:
             writer.finish()
     write_index(folder, plan.shards)
-    _write_companions(plan, source, folder)
-    return Converted(digests, dict(tally.underflows))
+    tokenizer = _write_companions(plan, source, folder)
+    return Converted(digests, dict(tally.underflows), tokenizer)
 
 
 def settle_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
@@ -265,14 +268,37 @@ def _check_ties(plan: Plan, source: Source) -> None:
             )
 
 
-def _write_companions(plan: Plan, source: Source, folder: Path) -> None:
-    """The small files: config, generation defaults, tokenizer, licence."""
+def _write_companions(plan: Plan, source: Source, folder: Path) -> str:
+    """The small files: config, generation defaults, tokenizer, licence; returns how the
+    tokenizer's came about."""
     _write_json(folder / "config.json", plan.config)
     _write_json(folder / "generation_config.json", plan.generation)
     for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
         (folder / name).write_bytes((source.folder / name).read_bytes())
+    route = _write_tokenizer(source, folder)
     if plan.chat_template is not None:
         (folder / CHAT_TEMPLATE).write_text(plan.chat_template, encoding="utf-8")
+    return route
+
+
+def _write_tokenizer(source: Source, folder: Path) -> str:
+    """A faithful tokenizer.json, where the source has a sentencepiece model and none of its own.
+
+    A model that cannot be expressed keeps the source's files; the gate judges those.
+    """
+    models = source.present(SENTENCEPIECE_FILES)
+    if not models or source.present(("tokenizer.json",)):
+        return "copied from the source"
+    path = source.folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        files = make_files(source.folder / models[0], config)
+    except SourceError as error:
+        return f"copied from the source: {error}"
+    files.write(folder)
+    # it would override what tokenizer_config.json says
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    return f"built from {models[0]}; a default call gives: {files.adds}"
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -25,9 +25,13 @@ _OPENINGS = 8
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """``sequences`` of ids to be cut into windows; ``sha256`` is of the file's bytes."""
+    """``sequences`` of ids to be cut into windows; ``sha256`` is of the file's bytes.
+
+    ``text`` is empty where the file held ids.
+    """
 
     name: str
+    text: str
     sha256: str
     route: str
     sequences: tuple[tuple[int, ...], ...]
@@ -53,11 +57,15 @@ class PromptIds:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a conversion is judged on. ``text`` is ``None`` where none can be encoded."""
+    """All that a conversion is judged on. ``text`` is ``None`` where none can be encoded.
+
+    ``strings`` are the text whole, its lines, and the prompts, for the tokenizer level.
+    """
 
     tokenizer: Tokenizer | None
     text: EvaluationText | None
     prompts: tuple[PromptIds, ...]
+    strings: tuple[str, ...]
 
 
 def read_material(folder: Path, recipe: Recipe, text: Path | None) -> Material:
@@ -69,7 +77,10 @@ def read_material(folder: Path, recipe: Recipe, text: Path | None) -> Material:
     """
     tokenizer = open_tokenizer(folder)
     evaluated = read_evaluation_text(text, tokenizer)
-    return Material(tokenizer, evaluated, read_prompts(recipe, tokenizer, evaluated))
+    prompts = read_prompts(recipe, tokenizer, evaluated)
+    whole = evaluated.text if evaluated else ""
+    strings = (whole, *whole.splitlines(), *(each.text for each in prompts))
+    return Material(tokenizer, evaluated, prompts, tuple(filter(None, strings)))
 
 
 def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> EvaluationText | None:
@@ -85,12 +96,14 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
     try:
         raw = chosen.read_bytes()
         if chosen.suffix == ".json":
-            found = EvaluationText(chosen.name, _sha256(raw), "ids", _id_lists(chosen, raw))
+            ids = _id_lists(chosen, raw)
+            found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)
         elif tokenizer is None:
             return None
         else:
-            ids = tuple(tokenizer.encode(raw.decode("utf-8")))
-            found = EvaluationText(chosen.name, _sha256(raw), tokenizer.route, (ids,))
+            text = raw.decode("utf-8")
+            whole = (tuple(tokenizer.encode(text)),)
+            found = EvaluationText(chosen.name, text, _sha256(raw), tokenizer.route, whole)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
     if not found.windows(length=2, limit=1):

@@ -64,6 +64,7 @@ def stage(
         "source": [asdict(each) for each in converted.source_files],
         "companions": _companions(source),
         "underflows": dict(converted.underflows),
+        "tokenizer": converted.tokenizer,
         "outputs": [asdict(each) for each in outputs],
     }
     write_note(place, note)
@@ -93,7 +94,7 @@ def _reuse(
         digests = digest_source(source, registry, listener)
     if [asdict(each) for each in digests] != note.get("source"):
         return None
-    return Staged(Converted(digests, note["underflows"]), outputs, note)
+    return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)
 
 
 def _companions(source: Source) -> dict[str, str]:

@@ -61,6 +61,7 @@ def build_manifest(
         "conversion": {
             "device": device,
             "threads": torch.get_num_threads(),
+            "tokenizer": staged.converted.tokenizer,
             "underflows": dict(staged.converted.underflows),
         },
         "versions": _versions(),

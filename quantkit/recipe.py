@@ -85,6 +85,7 @@ class GateSection(_Strict):
     min_top1_agreement: Annotated[float, Field(ge=0, le=1)]
     max_weight_error: Annotated[float, Field(gt=0)]
     min_generation_agreement: Annotated[float, Field(ge=0, le=1)]
+    allow_tokenizer_ties: bool
 
 
 class Prompt(_Strict):

@@ -53,7 +53,7 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
         if path.is_file() and (opened := _sentencepiece(path)) is not None:
             return opened
     if any((folder / name).is_file() for name in _LIBRARY_FILES):
-        return Tokenizer("transformers", _library(folder))
+        return Tokenizer("transformers", library_tokenizer(folder))
     return None
 
 
@@ -74,7 +74,7 @@ def _same_numbers(model: Any, folder: Path) -> bool:
     A class that cannot be loaded says nothing against the model's own numbers.
     """
     try:
-        library = _library(folder)
+        library = library_tokenizer(folder)
     except SourceError:
         return True
     size = model.get_piece_size()
@@ -84,7 +84,12 @@ def _same_numbers(model: Any, folder: Path) -> bool:
     return bool(sum(a == b for a, b in zip(ours, theirs, strict=True)) * 2 > len(ours))
 
 
-def _library(folder: Path) -> Any:
+def library_tokenizer(folder: Path) -> Any:
+    """What a plain ``AutoTokenizer.from_pretrained`` makes of the folder.
+
+    Raises:
+        SourceError: transformers cannot load it.
+    """
     from transformers import AutoTokenizer
 
     try:

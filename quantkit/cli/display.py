@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "convert": "read, hash, quantize, write",
     "verify": "digest",
+    "tokenizer": "tokenizer against sentencepiece",
     "perplexity": "perplexity",
     "generation": "generation",
 }

@@ -18,6 +18,7 @@ from quantkit.gate.models import Reloaded, load_reference, load_saved
 from quantkit.gate.reload import check_reload
 from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
 from quantkit.gate.structure import check_structure
+from quantkit.gate.tokens import check_tokenizer_level
 from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
@@ -26,8 +27,6 @@ from quantkit.verification import VerifiedSource
 
 #: What the two loaded models and the libraries need beside the weights, in bytes.
 _WORKING_ROOM = 2 << 30
-
-_TOKENIZER_REASON = "not built yet: ids come from the source's own tokenizer"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def gate(
     reload = check_reload(saved, models.reference, recipe.gate)
     if reload.outcome == "failed":
         return _only(structure, "the reload level failed", reload)
-    levels = [structure, not_run("tokenizer", _TOKENIZER_REASON), reload]
+    tokens = _tokenizer(folder, verified, recipe, material, listener)
+    levels = [structure, tokens, reload]
     with quiet_libraries():
         levels.append(_perplexity(models, plan, recipe, material.text, listener))
         levels.append(_generation(models, recipe, material, listener))
@@ -86,6 +86,19 @@ def _reference_dtype(plan: Plan) -> str | None:
     free = psutil.virtual_memory().available - _WORKING_ROOM - plan.output_bytes
     fits = (dtype for dtype in ("float32", plan.dtype) if parameters * ITEM_BYTES[dtype] < free)
     return next(fits, None)
+
+
+def _tokenizer(
+    folder: Path, verified: VerifiedSource, recipe: Recipe, material: Material, listener: Listener
+) -> Level:
+    return check_tokenizer_level(
+        folder,
+        verified.source.folder,
+        material.strings,
+        verified.source.config,
+        allow_ties=recipe.gate.allow_tokenizer_ties,
+        progress=_counter(listener, "tokenizer", len(material.strings)),
+    )
 
 
 def _perplexity(
@@ -178,5 +191,5 @@ def _generation(
 
 
 def _counter(listener: Listener, stage: str, total: int) -> Callable[[int], None]:
-    unit = "windows" if stage == "perplexity" else "prompts"
+    unit = {"perplexity": "windows", "tokenizer": "texts"}.get(stage, "prompts")
     return lambda done: listener(Event(stage, done, total, unit))

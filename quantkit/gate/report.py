@@ -93,6 +93,7 @@ def report_json(report: GateReport) -> dict[str, Any]:
         "levels": {each.name: each.outcome for each in report.levels},
         "reasons": {each.name: each.reason for each in report.levels if each.reason},
         "failures": [str(each) for each in report.failures],
+        "tokenizer": dict(report.level("tokenizer").measures) or None,
         "structure": dict(report.level("structure").measures) or None,
         "reload": _finite(report.level("reload").measures) or None,
         "perplexity": perplexity.get("perplexity"),

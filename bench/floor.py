@@ -1,0 +1,81 @@
+"""The parts of bnb.py's floor, each measured alone: python floor.py RECIPE WRITTEN FILE ...
+
+Prints one JSON object of seconds: reading the files, writing ``WRITTEN`` bytes and
+flushing them, the digests of all of it, and the kernel over the files' bytes, each on one
+core. MD5 counts for ``.bin`` files only, as in the conversion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def main() -> None:
+    recipe, written, *names = sys.argv[1:]
+    files = [Path(name) for name in names]
+    size, out = sum(path.stat().st_size for path in files), int(written)
+    sample = bytearray(os.urandom(256 << 20))
+    with_md5 = any(path.suffix == ".bin" for path in files)
+    print(
+        json.dumps(
+            {
+                "read": timed(lambda: [consume(path) for path in files]),
+                "write": timed(lambda: produce(files[0].with_name("floor.tmp"), sample, out)),
+                "sha256": timed(lambda: hashlib.sha256(sample)) * (size + out) / len(sample),
+                "md5": timed(lambda: hashlib.md5(sample)) * size / len(sample) if with_md5 else 0.0,
+                "kernel": kernel_seconds(recipe) * size,
+            }
+        )
+    )
+
+
+def kernel_seconds(recipe: str) -> float:
+    """Seconds a byte of fp16 input, on one core."""
+    import torch
+
+    from quantkit.kernels.fourbit import quantize_4bit
+    from quantkit.kernels.int8 import quantize_int8
+
+    values = torch.randn(16 << 20, dtype=torch.float32).to(torch.float16)
+    if recipe == "bnb-int8":
+        rows = values.reshape(-1, 2048)
+        quantize_int8(rows)
+        return timed(lambda: quantize_int8(rows)) / values.nbytes
+    quantize_4bit(values, "nf4", 64)
+    return timed(lambda: quantize_4bit(values, "nf4", 64)) / values.nbytes
+
+
+def timed(work: Callable[[], object]) -> float:
+    """The median of three."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def consume(path: Path) -> None:
+    buffer = bytearray(8 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def produce(path: Path, sample: bytearray, size: int) -> None:
+    with path.open("wb", buffering=0) as file:
+        for at in range(0, size, len(sample)):
+            file.write(memoryview(sample)[: min(len(sample), size - at)])
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+if __name__ == "__main__":
+    main()
