@@ -43,7 +43,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from quantkit.demonstration import demo
     from quantkit.errors import QuantkitError
-    from quantkit.inspection import verify
+    from quantkit.inspection import check_tokenizer, verify
     from quantkit.pipeline import convert, plan
     from quantkit.recipe import Recipe, load_recipe, recipes
     from quantkit.registry import Registry, checksums
@@ -53,6 +53,7 @@ __all__ = [
     "Recipe",
     "Registry",
     "__version__",
+    "check_tokenizer",
     "checksums",
     "convert",
     "demo",
@@ -66,6 +67,7 @@ _HOME = {
     "QuantkitError": "errors",
     "Recipe": "recipe",
     "Registry": "registry",
+    "check_tokenizer": "inspection",
     "checksums": "registry",
     "convert": "pipeline",
     "demo": "demonstration",

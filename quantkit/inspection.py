@@ -1,20 +1,24 @@
-"""``verify``: a source against the registry, an output against its own manifest."""
+"""``verify`` and ``check_tokenizer``: a folder held to the registry, its manifest, its model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from quantkit.digests import digest_file
-from quantkit.errors import MismatchError, WithdrawnError
+from quantkit.errors import MismatchError, SourceError, UsageError, WithdrawnError
+from quantkit.gate.tokens import check_tokenizer_level
 from quantkit.manifest import read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
-from quantkit.source import open_source
+from quantkit.resources import evaluation_text
+from quantkit.source import open_source, read_object
 from quantkit.staging import MANIFEST
-from quantkit.types import FileDigest, Listener, silent
+from quantkit.tokenizer import SENTENCEPIECE_FILES
+from quantkit.types import Event, FileDigest, Listener, silent
 from quantkit.verification import Policy, digest_source, settle
 
 
@@ -50,6 +54,49 @@ def verify(
         "status": verified.verdict.status,
         "verdict": asdict(verified.verdict),
         "files": [asdict(each) for each in verified.files],
+    }
+
+
+def check_tokenizer(
+    path: str | Path, *, text: str | Path | None = None, listener: Listener = silent
+) -> dict[str, Any]:
+    """What transformers in this environment does to texts, against the folder's sentencepiece.
+
+    The gate's tokenizer level alone, on any folder with a ``spiece.model`` or
+    ``tokenizer.model``: the built-in corpus, every piece, and ``text`` (or the default text).
+
+    Raises:
+        SourceError: the folder has no sentencepiece model.
+        UsageError: no such folder, or ``text`` cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if not any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
+        raise SourceError(
+            f"{folder}: no sentencepiece model ({' or '.join(SENTENCEPIECE_FILES)}), so there is "
+            "nothing to hold its tokenizer to"
+        )
+    chosen = Path(text) if text is not None else evaluation_text()
+    try:
+        whole = chosen.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
+    strings = [whole, *whole.splitlines()]
+    level = check_tokenizer_level(
+        folder,
+        folder,
+        strings,
+        read_object(folder / "config.json"),
+        allow_ties=True,
+        progress=lambda done: listener(Event("tokenizer", done, len(strings), "texts")),
+    )
+    return {
+        "path": str(folder),
+        "status": level.outcome,
+        "transformers": version("transformers"),
+        "failures": [str(each) for each in level.failures],
+        **level.measures,
     }
 
 

@@ -92,7 +92,7 @@ def _open_folder(
     revision: str | None,
     hub_sha256: Mapping[str, str],
 ) -> Source:
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     if not config:
         raise SourceError(
             f"source {given}: no config.json; a checkpoint's folder holds config.json and weights"
@@ -107,7 +107,7 @@ def _open_folder(
         given=given,
         folder=folder,
         config=config,
-        generation=_read_object(folder / "generation_config.json"),
+        generation=read_object(folder / "generation_config.json"),
         checkpoint=open_checkpoint(folder),
         repo_id=repo_id,
         revision=revision,
@@ -115,7 +115,7 @@ def _open_folder(
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; empty when there is no such file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

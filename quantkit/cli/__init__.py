@@ -2,6 +2,7 @@
 
     app.py        the verbs and their options
     display.py    progress, tables and JSON; the only place that prints
+    rows.py       what the tables and the JSON hold
 
 Nothing heavy is imported before a verb needs it, so that ``--help`` is quick.
 """

@@ -15,7 +15,7 @@ import typer
 
 import quantkit
 from quantkit.cli.display import Display
-from quantkit.errors import QuantkitError
+from quantkit.errors import GateError, QuantkitError
 
 INTERRUPTED = 130
 
@@ -159,6 +159,22 @@ def verify(
             listener=display.listener,
         )
         display.verified(found)
+
+
+@app.command()
+def check_tokenizer(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with a spiece.model.")],
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Text to check besides the built-in corpus.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what transformers makes of a folder's tokenizer with its sentencepiece model."""
+    with _display(as_json) as display:
+        found = quantkit.check_tokenizer(path, text=text, listener=display.listener)
+        display.tokenizer(found)
+        if found["status"] != "passed":
+            raise typer.Exit(GateError.exit_code)
 
 
 @app.command()

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from quantkit.cli.rows import converted_json, converted_rows, plan_rows, warnings
 from quantkit.errors import UsageError
-from quantkit.types import ACTIONS, Event
+from quantkit.types import Event
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,11 +74,11 @@ class Display:
     def converted(self, source: str, out: Path, manifest: Mapping[str, Any]) -> None:
         self._stop()
         if self._as_json:
-            self._json(_converted_json(source, out, manifest))
+            self._json(converted_json(source, out, manifest))
             return
-        for warning in _warnings(manifest):
+        for warning in warnings(manifest):
             self._say(f"warning: {warning}")
-        self._table(f"{out}", _converted_rows(manifest))
+        self._table(f"{out}", converted_rows(manifest))
 
     def planned(self, plan: Plan) -> None:
         from quantkit.plans import plan_json
@@ -88,7 +89,7 @@ class Display:
         for warning in plan.warnings:
             self._say(f"warning: {warning}")
         self._tensors(plan)
-        self._table(f"plan {plan.digest[:16]}", _plan_rows(plan))
+        self._table(f"plan {plan.digest[:16]}", plan_rows(plan))
 
     def verified(self, found: Mapping[str, Any]) -> None:
         self._stop()
@@ -103,6 +104,22 @@ class Display:
             rows.append(("gate", str(found["gate"])))
         rows += [(each["name"], f"sha256 {each['sha256']}") for each in found["files"]]
         self._table(f"{found['kind']} {found['path']}", rows)
+
+    def tokenizer(self, found: Mapping[str, Any]) -> None:
+        self._stop()
+        if self._as_json:
+            self._json(found)
+            return
+        wrong = found.get("different", 0) + found.get("decoded_otherwise", 0)
+        said = f"transformers {found['transformers']} gives sentencepiece's ids and text on "
+        if "compared" in found:
+            said += f"{found['compared'] - wrong:,} of {found['compared']:,} texts"
+            said += f", {found['ties']} of them ties" if found["ties"] else ""
+        else:
+            said = f"transformers {found['transformers']} cannot load it"
+        self._table(f"{found['path']}: {found['status']}", [("", said)])
+        for line in (*found.get("first", ()), *found["failures"]):
+            print(f"  {line}")  # noqa: T201
 
     def recipes(self, recipes: Sequence[Recipe], whole: str | None) -> None:
         if self._as_json:
@@ -134,13 +151,13 @@ class Display:
                     "out": shown["out"],
                     "verified": shown["verified"],
                     "refusal": shown["refusal"],
-                    "convert": _converted_json(
+                    "convert": converted_json(
                         shown["source"], Path(shown["out"]), shown["manifest"]
                     ),
                 }
             )
             return
-        self._table(shown["out"], _converted_rows(shown["manifest"]))
+        self._table(shown["out"], converted_rows(shown["manifest"]))
         self._say(f"refused, as it should be: {shown['refusal']}")
         self._say(f"the card: {shown['out']}/README.md")
 
@@ -196,98 +213,3 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(soft_wrap=True)
-
-
-def _warnings(manifest: Mapping[str, Any]) -> list[str]:
-    said = []
-    status = manifest["source"]["status"]
-    if status != "verified":
-        known = "no registry knows these digests" if status == "unlisted" else "see the card"
-        said.append(f"the source is {status}: {known}")
-    if manifest["gate"]["status"] == "not_run":
-        reasons = sorted(set(manifest["gate"]["reasons"].values()))
-        said.append(f"the gate did not run: {'; '.join(reasons)}")
-    lost = sum(manifest["conversion"]["underflows"].values())
-    if lost:
-        said.append(f"{lost:,} non-zero values became zero in the cast")
-    return said
-
-
-def _converted_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    gate, sizes, seconds = manifest["gate"], manifest["sizes"], manifest["seconds"]
-    ratio = sizes["output_bytes"] / sizes["source_bytes"]
-    rows = [
-        ("source", f"{manifest['source']['name']} ({manifest['source']['status']})"),
-        ("recipe", f"{manifest['recipe']['name']} on {manifest['conversion']['device']}"),
-        ("quantized", f"{manifest['plan']['quantized_share']:.1%} of the parameters"),
-        ("weights", f"{sizes['source_bytes']:,} -> {sizes['output_bytes']:,} bytes ({ratio:.1%})"),
-        ("gate", gate["status"]),
-        ("levels", ", ".join(f"{name} {outcome}" for name, outcome in gate["levels"].items())),
-    ]
-    if gate["perplexity"]:
-        found = gate["perplexity"]
-        rows += [
-            (
-                "perplexity",
-                f"{found['reference']:.4f} -> {found['quantized']:.4f} "
-                f"(x {found['ratio']:.4f}, {found['tokens']:,} tokens of {found['text']})",
-            ),
-            ("KL divergence", f"{gate['kl_divergence']['mean']:.5f} nats"),
-            ("top-1 agreement", f"{gate['top1_agreement']:.1%}"),
-        ]
-    if gate["generation"]:
-        found = gate["generation"]
-        rows.append(
-            (
-                "generation",
-                f"{found['forced_agreement']:.1%} teacher-forced, {found['identical']} of "
-                f"{found['prompts']} prompts identical",
-            )
-        )
-    rows.append(
-        (
-            "time",
-            ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
-            + f"; peak memory {manifest['peak_rss_bytes'] / 1e6:,.0f} MB",
-        )
-    )
-    return rows
-
-
-def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
-    exact = "" if not plan.slack_bytes else f", at most; {plan.slack_bytes} fewer at least"
-    return [
-        ("model", f"{plan.class_name}, {plan.dtype}"),
-        ("tensors", ", ".join(f"{action} {len(plan.with_action(action))}" for action in ACTIONS)),
-        ("quantized", f"{plan.quantized_share:.1%} of the parameters"),
-        ("reads", f"{plan.source_bytes:,} bytes of tensors"),
-        ("writes", f"{plan.output_bytes:,} bytes{exact}"),
-        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB without the gate"),
-        *((shard.name, f"{shard.nbytes:,} bytes") for shard in plan.shards),
-    ]
-
-
-def _converted_json(given: str, out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The contract's object: a view of the manifest."""
-    source = manifest["source"]
-    gate = {key: manifest["gate"][key] for key in manifest["gate"]}
-    if gate["generation"]:
-        gate["generation"] = {k: v for k, v in gate["generation"].items() if k != "examples"}
-    return {
-        "out": str(out),
-        "recipe": manifest["recipe"]["name"],
-        "device": manifest["conversion"]["device"],
-        "source": {
-            "path": given,
-            "revision": source["revision"],
-            "status": source["status"],
-            "files": [
-                {key: each[key] for key in ("name", "bytes", "md5", "sha256")}
-                for each in source["files"]
-            ],
-        },
-        "sizes": manifest["sizes"],
-        "seconds": manifest["seconds"],
-        "peak_rss_bytes": manifest["peak_rss_bytes"],
-        "gate": gate,
-    }
