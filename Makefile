@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test oracle lint types check bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ demo: $(STAMP)  ## convert a small model that the project made itself; nothing i
 
 test: $(STAMP)  ## the default tests, under ten minutes on two cores
 	$(BIN)/python -m pytest
+
+oracle: $(STAMP)  ## tests against environments of other versions, built on the spot
+	$(BIN)/python -m pytest -m oracle
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
 # kill -9
 
 
-def moments(count: int = 6) -> list[tuple[str, float]]:
+def moments(count: int = int(os.environ.get("QUANTKIT_KILLS", "6"))) -> list[tuple[str, float]]:
     """Two anywhere in a run, the others where it writes; as shares of that time."""
     chosen = random.Random(20231)
     anywhere = [("start", chosen.random()) for _ in range(2)]
