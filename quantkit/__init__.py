@@ -8,6 +8,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        demonstration  the same story on a model of our own
     3  planning       headers + recipe -> Plan
        conversion     the one pass: read -> hash -> quantize -> write
+       companions     the small files beside the weights
        execution      that pass, or the staged files of an earlier one
        verification   digests -> VerifiedSource
        evaluation     the text and the prompts that models are judged on

@@ -8,7 +8,6 @@ for a weight stored transposed or strided, that one weight.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +21,14 @@ from torch import Tensor
 from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
 from quantkit.checkpoint.stream import SEGMENT_BYTES, Segment, gaps, stream_file
+from quantkit.companions import write_companions
 from quantkit.digests import digest_file
 from quantkit.errors import NonFiniteError, SourceError
 from quantkit.formats import Encoder, Format, Write, format_of
 from quantkit.plans import Plan, TensorPlan
-from quantkit.prompts import CHAT_TEMPLATE
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
-from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
-from quantkit.tokenization import make_files
-from quantkit.tokenizer import SENTENCEPIECE_FILES
+from quantkit.source import Source
 from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
 
 
@@ -102,7 +99,7 @@ def run(
         for writer in writers:
             writer.finish()
     write_index(folder, plan.shards)
-    tokenizer = _write_companions(plan, source, folder)
+    tokenizer = write_companions(plan, source, folder)
     return Converted(digests, dict(tally.underflows), tokenizer)
 
 
@@ -266,40 +263,3 @@ def _check_ties(plan: Plan, source: Source) -> None:
                 f"{copy.name}: config.json ties it to {own.name}, and the checkpoint holds other "
                 "values; set tie_word_embeddings to false in config.json if both are meant"
             )
-
-
-def _write_companions(plan: Plan, source: Source, folder: Path) -> str:
-    """The small files: config, generation defaults, tokenizer, licence; returns how the
-    tokenizer's came about."""
-    _write_json(folder / "config.json", plan.config)
-    _write_json(folder / "generation_config.json", plan.generation)
-    for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
-        (folder / name).write_bytes((source.folder / name).read_bytes())
-    route = _write_tokenizer(source, folder)
-    if plan.chat_template is not None:
-        (folder / CHAT_TEMPLATE).write_text(plan.chat_template, encoding="utf-8")
-    return route
-
-
-def _write_tokenizer(source: Source, folder: Path) -> str:
-    """A faithful tokenizer.json, where the source has a sentencepiece model and none of its own.
-
-    A model that cannot be expressed keeps the source's files; the gate judges those.
-    """
-    models = source.present(SENTENCEPIECE_FILES)
-    if not models or source.present(("tokenizer.json",)):
-        return "copied from the source"
-    path = source.folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    try:
-        files = make_files(source.folder / models[0], config)
-    except SourceError as error:
-        return f"copied from the source: {error}"
-    files.write(folder)
-    # it would override what tokenizer_config.json says
-    (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    return f"built from {models[0]}; a default call gives: {files.adds}"
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

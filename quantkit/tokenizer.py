@@ -52,9 +52,14 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
         path = folder / name
         if path.is_file() and (opened := _sentencepiece(path)) is not None:
             return opened
-    if any((folder / name).is_file() for name in _LIBRARY_FILES):
+    if has_library_files(folder):
         return Tokenizer("transformers", library_tokenizer(folder))
     return None
+
+
+def has_library_files(folder: Path) -> bool:
+    """Whether the folder brings files of its own; transformers makes empty tokenizers of none."""
+    return any((folder / name).is_file() for name in _LIBRARY_FILES)
 
 
 def _sentencepiece(path: Path) -> Tokenizer | None:

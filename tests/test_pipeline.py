@@ -61,7 +61,7 @@ def test_the_demo_model_passes(demo_nf4: Converted) -> None:
     assert gate["status"] == "passed"
     assert gate["levels"] == {
         "structure": "passed",
-        "tokenizer": "not_run",
+        "tokenizer": "passed",
         "reload": "passed",
         "perplexity": "passed",
         "generation": "passed",
@@ -80,6 +80,7 @@ def test_the_folder_holds_what_was_promised(demo_nf4: Converted) -> None:
         "model.safetensors",
         "quantkit-manifest.json",
         "spiece.model",
+        "tokenizer.json",
         "tokenizer_config.json",
     ]
     written = json.loads((demo_nf4.folder / "quantkit-manifest.json").read_text())

@@ -15,7 +15,7 @@ from quantkit.errors import SourceError
 from quantkit.gate.report import Failure, Level, judged, not_run
 from quantkit.quiet import quiet_libraries
 from quantkit.tokenization import FidelityReport, compare, corpus, read_model
-from quantkit.tokenizer import SENTENCEPIECE_FILES, library_tokenizer
+from quantkit.tokenizer import SENTENCEPIECE_FILES, has_library_files, library_tokenizer
 
 #: Random strings of assigned code points, beside every piece and the written stumbling blocks.
 _RANDOM = 1000
@@ -40,11 +40,11 @@ def check_tokenizer_level(
     ``config`` is the model's: special ids that both name must be the same.
     """
     names = [name for name in SENTENCEPIECE_FILES if (folder / name).is_file()]
+    if not names and not has_library_files(folder):
+        return not_run("tokenizer", "the source has no tokenizer")
     try:
         library = library_tokenizer(folder)
     except SourceError as error:
-        if not names:
-            return not_run("tokenizer", "the source has no tokenizer")
         failure = Failure("tokenizer", "AutoTokenizer", str(error), "opens")
         return judged("tokenizer", {}, [failure])
     wrong = list(_special_ids(library, config))
