@@ -1,0 +1,93 @@
+"""Encoding speed of the tokenizer that quantkit writes, beside sentencepiece and the source's own.
+
+    python bench/tokenizer.py SOURCE TEXT
+
+SOURCE is a folder with a spiece.model. Seconds for the whole text at once and line by
+line; ids that differ from sentencepiece's are counted, as a faster wrong answer is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from bnb import RESULTS, machine
+from sentencepiece import SentencePieceProcessor
+
+from quantkit.tokenization import make_files
+from quantkit.tokenizer import SENTENCEPIECE_FILES, library_tokenizer
+
+Encode = Callable[[str], list[int]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
+    args = parser.parse_args()
+    model = next(args.source / n for n in SENTENCEPIECE_FILES if (args.source / n).is_file())
+    sides = encoders(args.source, model)
+    text = args.text.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    wanted = [sides["sentencepiece"](each) for each in lines]
+    rows = []
+    for name, encode in sides.items():
+        whole = timed(lambda encode=encode: encode(text), args.runs)
+        by_line = timed(lambda encode=encode: [encode(each) for each in lines], args.runs)
+        wrong = sum(encode(line) != ids for line, ids in zip(lines, wanted, strict=True))
+        rows.append(f"| {name} | {whole:.3f} | {by_line:.3f} | {wrong} of {len(lines)} |")
+    report = "\n".join(
+        [
+            f"## {time.strftime('%Y-%m-%d %H:%M')} tokenizer.py: {args.text.name}, "
+            f"{len(text):,} characters, {args.source.name}",
+            "",
+            f"{machine()}; transformers {version('transformers')}, "
+            f"tokenizers {version('tokenizers')}, sentencepiece {version('sentencepiece')}; "
+            f"medians of {args.runs}.",
+            "",
+            "| encoder | whole s | by line s | lines with other ids |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+    print(report)
+    if not args.no_record:
+        with Path(RESULTS).open("a", encoding="utf-8") as file:
+            file.write(report + "\n")
+
+
+def encoders(source: Path, model: Path) -> dict[str, Encode]:
+    config = source / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    folder = Path(tempfile.mkdtemp())
+    (folder / model.name).write_bytes(model.read_bytes())
+    make_files(model, settings).write(folder)
+    judge = SentencePieceProcessor(model_file=str(model))
+    theirs, ours = library_tokenizer(source), library_tokenizer(folder)
+    return {
+        "sentencepiece": lambda text: judge.encode(text),
+        "the source's own, by AutoTokenizer": lambda t: theirs.encode(t, add_special_tokens=False),
+        "quantkit's, by AutoTokenizer": lambda t: ours.encode(t, add_special_tokens=False),
+    }
+
+
+def timed(work: Callable[[], object], runs: int) -> float:
+    found = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+if __name__ == "__main__":
+    main()
