@@ -74,7 +74,7 @@ def encoders(source: Path, model: Path) -> dict[str, Encode]:
     judge = SentencePieceProcessor(model_file=str(model))
     theirs, ours = library_tokenizer(source), library_tokenizer(folder)
     return {
-        "sentencepiece": lambda text: judge.encode(text),
+        "sentencepiece": judge.encode,
         "the source's own, by AutoTokenizer": lambda t: theirs.encode(t, add_special_tokens=False),
         "quantkit's, by AutoTokenizer": lambda t: ours.encode(t, add_special_tokens=False),
     }
