@@ -95,16 +95,22 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
     chosen = path or evaluation_text()
     try:
         raw = chosen.read_bytes()
-        if chosen.suffix == ".json":
+        if chosen.suffix.lower() == ".json":
             ids = _id_lists(chosen, raw)
             found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)
+        elif tokenizer is None and path is not None:
+            raise UsageError(
+                f"text {chosen}: the source has no tokenizer to encode it; give token ids (.json)"
+            )
         elif tokenizer is None:
             return None
         else:
             text = raw.decode("utf-8")
             whole = (tuple(tokenizer.encode(text)),)
             found = EvaluationText(chosen.name, text, _sha256(raw), tokenizer.route, whole)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"text {chosen}: {error.strerror}; give a readable file") from error
+    except UnicodeDecodeError as error:
         raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
     if not found.windows(length=2, limit=1):
         raise UsageError(f"text {chosen}: fewer than two tokens; give a longer text")
@@ -132,7 +138,7 @@ def _sha256(raw: bytes) -> str:
 def _id_lists(path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
     try:
         value = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"text {path}: not JSON: {error}") from error
     candidates = [value, *value.values()] if isinstance(value, dict) else [value]
     for each in candidates:
@@ -154,7 +160,7 @@ def _is_id_lists(value: object) -> bool:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
 def largest_id(sequences: Sequence[Sequence[int]]) -> int:

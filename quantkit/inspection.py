@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.digests import digest_file
-from quantkit.errors import MismatchError, SourceError, UsageError, WithdrawnError
+from quantkit.errors import MismatchError, SourceError, UsageError
 from quantkit.gate.tokens import check_tokenizer_level
 from quantkit.manifest import read_manifest
 from quantkit.registry import Registry
@@ -19,7 +19,10 @@ from quantkit.source import open_source, read_object
 from quantkit.staging import MANIFEST
 from quantkit.tokenizer import SENTENCEPIECE_FILES
 from quantkit.types import Event, FileDigest, Listener, silent
-from quantkit.verification import Policy, digest_source, settle
+from quantkit.verification import Policy, digest_source, enforce, settle
+
+#: What version control and the hub client put into a folder.
+_NOT_OURS = (".git", ".cache", ".gitattributes")
 
 
 def verify(
@@ -102,6 +105,18 @@ def check_tokenizer(
 
 def _verify_output(folder: Path, registry: Registry, policy: Policy) -> dict[str, Any]:
     manifest = read_manifest(folder)
+    try:
+        return _hold_to(folder, manifest, registry, policy)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{folder / MANIFEST}: not a whole manifest ({type(error).__name__}: {error}); fetch "
+            "it again"
+        ) from error
+
+
+def _hold_to(
+    folder: Path, manifest: Mapping[str, Any], registry: Registry, policy: Policy
+) -> dict[str, Any]:
     differences = list(_differences(folder, manifest))
     if differences:
         raise MismatchError(
@@ -111,11 +126,7 @@ def _verify_output(folder: Path, registry: Registry, policy: Policy) -> dict[str
         [FileDigest(**each) for each in manifest["source"]["files"]],
         [each for each in (manifest["source"]["repo_id"],) if each],
     )
-    if lineage.status == "withdrawn" and not policy.allow_withdrawn:
-        raise WithdrawnError(
-            f"{folder}: made from {lineage.repository}, release of {lineage.release}, withdrawn: "
-            f"{lineage.reason} (stated at {lineage.stated_at}); {lineage.advice}"
-        )
+    enforce(f"{folder}: its source", lineage, policy)
     return {
         "kind": "output",
         "path": str(folder),
@@ -129,7 +140,10 @@ def _verify_output(folder: Path, registry: Registry, policy: Policy) -> dict[str
 def _differences(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Every file that is missing, changed or extra; all of them, not the first."""
     listed = {each["name"]: each["sha256"] for each in manifest["output"]["files"]}
-    present = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
+    there = {path.name for path in folder.iterdir()} - {MANIFEST, *_NOT_OURS}
+    present = {name for name in there if (folder / name).is_file()}
+    for name in sorted(there - present):
+        yield f"{name} is no file of the manifest"
     for name in sorted(listed.keys() - present):
         yield f"{name} is missing"
     for name in sorted(present - listed.keys()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from quantkit.card import write_card
 from quantkit.clock import Clock
@@ -108,6 +108,8 @@ def _path(given: str | Path | None) -> Path | None:
 def _device(wanted: Device) -> str:
     import torch
 
+    if wanted not in get_args(Device):
+        raise UsageError(f"device {wanted!r}: expected one of {', '.join(get_args(Device))}")
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")

@@ -41,6 +41,11 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     form = format_of(recipe.method)
     tensors = _fates(records, architecture, form, recipe)
     _refuse_incomplete(tensors, architecture)
+    if form.quantizes() and not any(each.action == "quantize" for each in tensors):
+        raise SourceError(
+            f"{architecture.class_name}: no module would be quantized: none is a Linear that the "
+            "format's library replaces, or the recipe ignores them all; use fp16 or bf16"
+        )
     return Plan(
         model_type=architecture.model_type,
         class_name=architecture.class_name,
@@ -93,6 +98,8 @@ def _fate(
             record, "drop", f"tied to {own}: the same weight twice", record.dtype, tied_to=own
         )
     shape, dtype = architecture.parameters[memory]
+    if record.dtype == "float64":
+        raise SourceError(f"{record.name}: float64 weights are not supported; cast them first")
     if record.shape != shape:
         raise SourceError(
             f"{record.name}: expected the shape {list(shape)} that config.json gives, got "
@@ -179,7 +186,8 @@ def _config(
     tensors: Sequence[TensorPlan],
 ) -> dict[str, Any]:
     """The source's config with the data type and the quantization written in."""
-    config = dict(source.config)
+    # auto_map points at code in the source's repository, which is neither run nor carried on
+    config = {key: value for key, value in source.config.items() if key != "auto_map"}
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:
         config[key] = architecture.dtype
     quantization = form.quantization_config(_skipped(architecture, recipe, tensors))
@@ -229,8 +237,6 @@ def _warnings(
             f"({'the recipe' if recipe.method.dtype != 'auto' else 'config.json'} says so)"
         )
     quantized = [each for each in tensors if each.action == "quantize"]
-    if isinstance(recipe.method, BnbMethod) and not quantized:
-        yield "no module is quantized: every Linear module is kept or ignored"
     if isinstance(recipe.method, BnbMethod) and recipe.method.quant_type != "int8":
         block = recipe.method.block_size
         odd = [each for each in quantized if _stock_cpu_cannot_run(each.shape, block)]

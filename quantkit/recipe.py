@@ -147,6 +147,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         RecipeError: unknown recipe, unreadable file, unknown key or bad value.
     """
     path = _find(name_or_path)
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -52,7 +52,7 @@ def settle(
     _check_hub(source, files)
     claims = [each for each in (source.repo_id, recipe.source.repo if recipe else "") if each]
     verdict = registry.judge(files, claims)
-    _enforce(source, verdict, policy)
+    enforce(f"source {source.given}", verdict, policy)
     return VerifiedSource(source, files, verdict)
 
 
@@ -86,20 +86,25 @@ def _check_hub(source: Source, files: Sequence[FileDigest]) -> None:
             )
 
 
-def _enforce(source: Source, verdict: Verdict, policy: Policy) -> None:
+def enforce(what: str, verdict: Verdict, policy: Policy) -> None:
+    """Stop where ``policy`` does not let ``what`` pass with this verdict.
+
+    Raises:
+        WithdrawnError, MismatchError, UnlistedError: by the verdict's status.
+    """
     if verdict.status == "withdrawn" and not policy.allow_withdrawn:
         raise WithdrawnError(
-            f"source {source.given}: these are the weights of {verdict.repository}, release of "
+            f"{what}: these are the weights of {verdict.repository}, release of "
             f"{verdict.release}, withdrawn: {verdict.reason} (stated at {verdict.stated_at}); "
             f"{verdict.advice or 'use another release'} (--allow-withdrawn goes on regardless)"
         )
     if verdict.status == "mismatch":
         raise MismatchError(
-            f"source {source.given}: not {verdict.repository}: {verdict.reason} "
+            f"{what}: not {verdict.repository}: {verdict.reason} "
             f"(registry, from {verdict.stated_at}); {verdict.advice}"
         )
     if verdict.status in ("unlisted", "superseded") and policy.require_verified:
         raise UnlistedError(
-            f"source {source.given}: {verdict.status}, and --require-verified wants a current "
+            f"{what}: {verdict.status}, and --require-verified wants a current "
             "release; add it to a registry (--checksums DIR) or drop the option"
         )

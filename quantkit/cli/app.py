@@ -260,6 +260,6 @@ def _leave(code: int) -> NoReturn:
     Everything is on the disk by here; only the standard streams are left to flush.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a reader that went away
+        with suppress(OSError, ValueError, AttributeError):  # a reader that went away, no stream
             stream.flush()
     os._exit(code)

@@ -63,10 +63,37 @@ def gate(
         return _only(structure, "the reload level failed", reload)
     tokens = _tokenizer(folder, verified, recipe, material, listener)
     levels = [structure, tokens, reload]
+    if unknown := _unknown_id(models, material):
+        levels += [unknown, not_run("generation", "the perplexity level failed")]
+        return GateReport(tuple(levels))
+    runs: dict[str, Callable[[], Level]] = {
+        "perplexity": lambda: _perplexity(models, plan, recipe, material.text, listener),
+        "generation": lambda: _generation(models, recipe, material, listener),
+    }
     with quiet_libraries():
-        levels.append(_perplexity(models, plan, recipe, material.text, listener))
-        levels.append(_generation(models, recipe, material, listener))
+        levels += [_attempt(name, run) for name, run in runs.items()]
     return GateReport(tuple(levels))
+
+
+def _attempt(name: str, run: Callable[[], Level]) -> Level:
+    """A model that cannot run is a verdict: users would meet the same error."""
+    try:
+        return run()
+    except Exception as error:  # whatever a model's own code raises
+        return judged(name, {}, [Failure(name, "the models", _first_line(error), "run")])
+
+
+def _unknown_id(models: _Models, material: Material) -> Level | None:
+    """Ids beyond the vocabulary would stop the models, or worse, not stop them."""
+    if material.text is None:
+        return None
+    vocabulary = models.reference.get_input_embeddings().weight.shape[0]
+    largest = largest_id(material.text.sequences)
+    if largest < vocabulary:
+        return None
+    where, below = material.text.name, f"below {vocabulary}"
+    failure = Failure("perplexity", "largest token id", str(largest), below, where)
+    return judged("perplexity", {}, [failure])
 
 
 def _only(structure: Level, reason: str, reload: Level | None = None) -> GateReport:
@@ -76,8 +103,12 @@ def _only(structure: Level, reason: str, reload: Level | None = None) -> GateRep
 
 
 def _unopened(error: Exception) -> Level:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return judged("reload", {}, [Failure("reload", "from_pretrained", first, "opens")])
+    failure = Failure("reload", "from_pretrained", _first_line(error), "opens")
+    return judged("reload", {}, [failure])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _reference_dtype(plan: Plan) -> str | None:
@@ -112,22 +143,9 @@ def _perplexity(
         return not_run(
             "perplexity", "the source has no tokenizer; give token ids (--text FILE.json)"
         )
-    vocabulary = models.reference.get_input_embeddings().weight.shape[0]
-    if largest_id(text.sequences) >= vocabulary:
-        return judged(
-            "perplexity",
-            {},
-            [
-                Failure(
-                    "perplexity",
-                    "largest token id",
-                    str(largest_id(text.sequences)),
-                    f"below {vocabulary}",
-                    text.name,
-                )
-            ],
-        )
-    length = min(recipe.evaluation.window, plan.max_positions or recipe.evaluation.window)
+    length = recipe.evaluation.window
+    if plan.max_positions is not None and plan.max_positions > 1:
+        length = min(length, plan.max_positions)
     windows = text.windows(length, recipe.evaluation.max_windows)
     scores = score(
         models.reference,
