@@ -192,11 +192,10 @@ def test_without_ignore_the_loader_finds_the_head_by_itself(tmp_path: Path) -> N
     assert config["quantization_config"]["llm_int8_skip_modules"] is None
 
 
-def test_everything_ignored_is_a_warning(tmp_path: Path) -> None:
+def test_everything_ignored_is_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
-    plan = quantkit.plan(source, "bnb-nf4", set=['method.ignore=["gpt_neox"]'])
-    assert plan.quantized_share == 0
-    assert any("no module is quantized" in each for each in plan.warnings)
+    with pytest.raises(SourceError, match="no module would be quantized"):
+        quantkit.plan(source, "bnb-nf4", set=['method.ignore=["gpt_neox"]'])
 
 
 # what is dropped
