@@ -18,9 +18,13 @@ from quantkit.gate.report import Failure, Level, judged
 from quantkit.recipe import GateSection
 
 #: The furthest that a decoded element may lie from its source, in units of its block's (or
-#: row's) largest magnitude: half the widest gap between codes, with room for rounding and
-#: for an absmax that is itself quantized. It catches one bad block among thousands.
+#: row's) largest magnitude: half the widest gap between codes, with room for rounding. It
+#: catches one bad block among thousands.
 _MAX_BLOCK_ERROR = {"nf4": 0.20, "fp4": 0.22, "int8": 0.01}
+
+#: Where the absmax is quantized too, a small one beside large ones loses more; a block that
+#: is zeroed or doubled is off by 1 even so.
+_MAX_NESTED_BLOCK_ERROR = 0.5
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class _Decoded:
     """A quantized weight, float32 (out, in), as the library decodes it."""
 
     weight: Tensor
-    quant_type: str
     block_size: int
+    bound: float
     table: bool
 
 
@@ -111,11 +115,12 @@ def _decode(module: Any) -> _Decoded | None:
             return None
         weight = functional.dequantize_4bit(module.weight.data, state).float()
         code = functional.get_4bit_type(state.quant_type, device=state.code.device)
-        return _Decoded(weight, state.quant_type, state.blocksize, torch.equal(state.code, code))
+        bound = _MAX_NESTED_BLOCK_ERROR if state.nested else _MAX_BLOCK_ERROR[state.quant_type]
+        return _Decoded(weight, state.blocksize, bound, torch.equal(state.code, code))
     if isinstance(module, nn.Linear8bitLt):
         scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         weight = functional.int8_vectorwise_dequant(module.weight.data, scales)
-        return _Decoded(weight, "int8", weight.shape[1], True)
+        return _Decoded(weight, weight.shape[1], _MAX_BLOCK_ERROR["int8"], True)
     return None
 
 
@@ -130,8 +135,7 @@ def _error(decoded: _Decoded, wanted: Tensor) -> _Error:
     largest, error = (_block_peaks(each, decoded.block_size) for each in (source, difference))
     # a block of zeros decodes to zeros: any error there is infinite
     in_blocks = torch.where(error > 0, error / largest, error).amax()
-    bound = _MAX_BLOCK_ERROR[decoded.quant_type]
-    return _Error(float(relative), float(in_blocks) / bound, decoded.table)
+    return _Error(float(relative), float(in_blocks) / decoded.bound, decoded.table)
 
 
 def _block_peaks(values: Tensor, block_size: int) -> Tensor:

@@ -119,3 +119,16 @@ def test_no_number_is_a_failure() -> None:
 @pytest.mark.parametrize("nll", [800.0, float("inf")])
 def test_absurd_likelihoods_are_a_verdict_not_a_crash(nll: float) -> None:
     assert "perplexity ratio" in judged(3.0, nll, nll, 0.0)
+
+
+@pytest.mark.parametrize("recipe", ["bnb-nf4-double", "bnb-fp4"])
+def test_good_conversions_of_stories260k_reload(
+    stories260k: Path, tmp_path: Path, recipe: str
+) -> None:
+    """Small blocks beside large ones: a quantized absmax is at its worst here."""
+    text = stories260k / "token_ids.json"
+    few = ["evaluation.max_windows=2", "evaluation.new_tokens=2", "gate.max_kl_mean=9.0"]
+    few += ["gate.max_perplexity_ratio=9.0", "gate.min_top1_agreement=0.0"]
+    few += ["gate.min_generation_agreement=0.0"]
+    manifest = quantkit.convert(stories260k, recipe, tmp_path / "out", text=text, set=few)
+    assert manifest["gate"]["levels"]["reload"] == "passed"
