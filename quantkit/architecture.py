@@ -24,7 +24,7 @@ import torch
 from pydantic import TypeAdapter
 
 from quantkit.cache import remembered
-from quantkit.errors import SourceError, UnsupportedModelError
+from quantkit.errors import SourceError, UnsupportedModelError, first_line
 from quantkit.types import FLOAT_DTYPES
 
 
@@ -141,7 +141,7 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a bad config
         raise SourceError(
-            f"{folder}/config.json: transformers refuses it: {_line(error)}"
+            f"{folder}/config.json: transformers refuses it: {first_line(error)}"
         ) from error
 
 
@@ -188,7 +188,7 @@ def _build(parsed: Any, dtype: str) -> Any:
             return AutoModelForCausalLM.from_config(parsed, dtype=getattr(torch, dtype))
     except Exception as error:  # whatever the class raises for a config it cannot build
         raise SourceError(
-            f"transformers cannot build {causal_names[0]} from config.json: {_line(error)}"
+            f"transformers cannot build {causal_names[0]} from config.json: {first_line(error)}"
         ) from error
 
 
@@ -291,8 +291,3 @@ def _ignored(model: Any, memory_names: Mapping[str, str | None]) -> dict[str, st
         for pattern, reason in patterns.items()
         if re.search(pattern, name)
     }
-
-
-def _line(error: Exception) -> str:
-    """The first line of what a library said."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

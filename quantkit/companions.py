@@ -9,7 +9,7 @@ from pathlib import Path
 from quantkit.errors import SourceError
 from quantkit.plans import Plan
 from quantkit.prompts import CHAT_TEMPLATE
-from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
+from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source, read_object
 from quantkit.tokenization import make_files
 from quantkit.tokenizer import SENTENCEPIECE_FILES
 
@@ -34,8 +34,7 @@ def _write_tokenizer(source: Source, folder: Path) -> str:
     models = source.present(SENTENCEPIECE_FILES)
     if not models or source.present(("tokenizer.json",)):
         return "copied from the source"
-    path = source.folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_object(source.folder / "tokenizer_config.json")
     try:
         files = make_files(source.folder / models[0], config)
     except SourceError as error:

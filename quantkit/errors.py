@@ -90,3 +90,8 @@ class GateError(QuantkitError):
     """The gate failed: the staged output is not fit to be published."""
 
     exit_code = 4
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library said, or the error's kind when it said nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

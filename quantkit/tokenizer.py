@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from quantkit.errors import SourceError
+from quantkit.errors import SourceError, first_line
 from quantkit.quiet import quiet_libraries
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
@@ -101,5 +101,5 @@ def library_tokenizer(folder: Path) -> Any:
         with quiet_libraries():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for files it cannot read
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{folder}: transformers cannot load its tokenizer: {first}") from error
+        said = f"{folder}: transformers cannot load its tokenizer: {first_line(error)}"
+        raise SourceError(said) from error

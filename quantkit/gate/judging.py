@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from quantkit.errors import first_line
 from quantkit.evaluation import EvaluationText, Material, largest_id
 from quantkit.gate.generation import check_generation
 from quantkit.gate.likelihood import check_likelihood, score
@@ -80,7 +81,7 @@ def _attempt(name: str, run: Callable[[], Level]) -> Level:
     try:
         return run()
     except Exception as error:  # whatever a model's own code raises
-        return judged(name, {}, [Failure(name, "the models", _first_line(error), "run")])
+        return judged(name, {}, [Failure(name, "the models", first_line(error), "run")])
 
 
 def _unknown_id(models: _Models, material: Material) -> Level | None:
@@ -103,12 +104,8 @@ def _only(structure: Level, reason: str, reload: Level | None = None) -> GateRep
 
 
 def _unopened(error: Exception) -> Level:
-    failure = Failure("reload", "from_pretrained", _first_line(error), "opens")
+    failure = Failure("reload", "from_pretrained", first_line(error), "opens")
     return judged("reload", {}, [failure])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _reference_dtype(plan: Plan) -> str | None:
@@ -170,7 +167,8 @@ def _protocol(
     compute = dict(recipe.method).get("compute_dtype", plan.dtype)
     words = (
         f"{windows} non-overlapping windows of at most {length} tokens, the whole text encoded "
-        f"once without special tokens ({text.route}), all predicted tokens, float32 log-softmax; "
+        f"once without special tokens ({text.route}), all predicted tokens, float32 log-softmax "
+        f"(float64 for the divergence); "
         f"reference in {models.dtype}, quantized loaded in {plan.dtype} and computed in {compute}, "
         f"on {_device_name(models.reference.device)}"
     )
