@@ -18,7 +18,9 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     2  source         a folder, a Hub cache or a Hub id -> Source
        registry       checksums/*.toml -> a verdict on digests
        recipe         recipes/*.toml -> Recipe
+       skeleton       transformers' own class without its weights
        architecture   what transformers makes of a config, on the meta device
+       sweep          walk a decoder one layer at a time
        plans          the Plan: every tensor's fate, as data
        prompts        a conversation form -> a chat template
        formats/       names, layouts and quantization_config of each format
@@ -26,6 +28,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     1  checkpoint/    read one tensor at a time; write shards
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
+       activations    hidden states between two layers, in memory or in a file
        digests cache clock quiet tokenizer resources
     0  types errors
 

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import torch
 from pydantic import TypeAdapter
 
+from quantkit import skeleton
 from quantkit.cache import remembered
-from quantkit.errors import SourceError, UnsupportedModelError, first_line
-from quantkit.types import FLOAT_DTYPES
+from quantkit.errors import UnsupportedModelError
+from quantkit.skeleton import build_empty, parse_config, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def read_architecture(
     """
     named = list(names)
     libraries = [version(each) for each in ("torch", "transformers")]
-    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    reader = [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (Path(__file__), Path(skeleton.__file__))
+    ]
     return remembered(
         "architecture",
         [reader, libraries, dict(config), named, dtype, stored],
@@ -101,9 +105,9 @@ def read_architecture(
 def _read(
     folder: Path, config: Mapping[str, Any], names: Sequence[str], dtype: str, stored: str
 ) -> Architecture:
-    parsed = _parse_config(folder, config)
-    resolved = _resolve_dtype(parsed, dtype, stored)
-    model = _build(parsed, resolved)
+    parsed = parse_config(folder, config)
+    resolved = resolve_dtype(parsed, dtype, stored)
+    model = build_empty(parsed, resolved)
     _refuse_experts(model, parsed)
     memory_names = _memory_names(model, names)
     linears, kept = _linears(model), _kept(model)
@@ -120,76 +124,6 @@ def _read(
         memory_names=memory_names,
         ignored=_ignored(model, memory_names),
     )
-
-
-def _parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise SourceError(
-            f"{folder}/config.json: no model_type; transformers cannot tell its class"
-        )
-    if model_type not in CONFIG_MAPPING_NAMES:
-        why = "it brings code of its own" if "auto_map" in config else "unknown to transformers"
-        raise UnsupportedModelError(
-            f"model type {model_type!r} is not supported: {why}, and quantkit runs no "
-            "code from a repository"
-        )
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for a bad config
-        raise SourceError(
-            f"{folder}/config.json: transformers refuses it: {first_line(error)}"
-        ) from error
-
-
-def _resolve_dtype(parsed: Any, wanted: str, stored: str) -> str:
-    if wanted != "auto":
-        return wanted
-    named = stored if parsed.dtype is None else str(parsed.dtype).removeprefix("torch.")
-    if named not in FLOAT_DTYPES:
-        raise SourceError(
-            f"config.json: the data type {named!r} is not one of {', '.join(FLOAT_DTYPES)}; "
-            "choose one (--set method.dtype=float16)"
-        )
-    return named
-
-
-def _build(parsed: Any, dtype: str) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    named = list(getattr(parsed, "architectures", None) or [])
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(parsed.model_type)
-    causal_names = [causal] if isinstance(causal, str) else list(causal or [])
-    if getattr(parsed, "is_encoder_decoder", False) or not causal_names:
-        raise UnsupportedModelError(
-            f"{named or parsed.model_type}: not a decoder-only model; quantkit converts causal "
-            "language models"
-        )
-    masked = parsed.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if not named and masked and not getattr(parsed, "is_decoder", False):
-        raise UnsupportedModelError(
-            f"{parsed.model_type}: an encoder unless config.json says is_decoder; quantkit "
-            "converts causal language models"
-        )
-    if named and named[0] not in causal_names:
-        raise UnsupportedModelError(
-            f"config.json names the architecture {named[0]!r}; expected a causal language model "
-            f"({' or '.join(causal_names)})"
-        )
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(parsed, dtype=getattr(torch, dtype))
-    except Exception as error:  # whatever the class raises for a config it cannot build
-        raise SourceError(
-            f"transformers cannot build {causal_names[0]} from config.json: {first_line(error)}"
-        ) from error
 
 
 def _refuse_experts(model: Any, parsed: Any) -> None:

@@ -132,7 +132,7 @@ class ShardWriter:
         if name in self._variable:
             self._texts[name] = raw.tobytes()
             return
-        _write_all(self._fd, raw.data, self._at[name] + offset)
+        write_all(self._fd, raw.data, self._at[name] + offset)
 
     def finish(self) -> None:
         """Append the texts, then the header."""
@@ -143,12 +143,12 @@ class ShardWriter:
         )
         for each in self._shard.tensors:
             if each.variable:
-                _write_all(self._fd, memoryview(self._texts[each.name]), at)
+                write_all(self._fd, memoryview(self._texts[each.name]), at)
                 at += lengths[each.name]
         os.ftruncate(self._fd, at)
         room = self._shard.header_bytes - 8
         header = _header(self._shard.tensors, lengths).ljust(room)
-        _write_all(self._fd, memoryview(room.to_bytes(8, "little") + header), 0)
+        write_all(self._fd, memoryview(room.to_bytes(8, "little") + header), 0)
 
 
 class WriteQueue:
@@ -175,7 +175,8 @@ class WriteQueue:
             self._flight.popleft().result()
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """All of ``data`` at ``offset``; one call of the system's may write less."""
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written

@@ -1,0 +1,84 @@
+"""The hidden states of every window between two layers, in memory or in a file.
+
+Beyond the stated room they lie in an unnamed temporary file, read and written by
+position: the page cache may hold it, the process does not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint.reading import read_range
+from quantkit.checkpoint.shards import write_all
+
+#: Activations beyond this spill to disk, in bytes.
+ROOM_BYTES = 1 << 30
+
+
+class Activations:
+    """One tensor (1, tokens, ``width``) a window. Use as a context manager.
+
+    ``lengths`` are the windows' tokens; ``folder`` is where the file goes, if any.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        width: int,
+        dtype: torch.dtype,
+        folder: Path,
+        room: int = ROOM_BYTES,
+    ) -> None:
+        self._lengths, self._width, self._dtype = tuple(lengths), width, dtype
+        row = width * dtype.itemsize
+        self._at = [row * before for before in accumulate(self._lengths, initial=0)]
+        self._held: list[Tensor | None] = [None] * len(self._lengths)
+        self._file = None
+        if self._at[-1] > room:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed in __exit__
+
+    @property
+    def spilled(self) -> bool:
+        """Whether they lie in a file."""
+        return self._file is not None
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, window: int) -> Tensor:
+        """The window's hidden states, on the CPU; not to be written into."""
+        if self._file is None:
+            held = self._held[window]
+            assert held is not None, "read before it was written"
+            return held
+        made = torch.empty(1, self._lengths[window], self._width, dtype=self._dtype)
+        raw = made.view(torch.uint8).reshape(-1).numpy().data
+        read_range(self._file.fileno(), self._at[window], raw, "activations")
+        return made
+
+    def __setitem__(self, window: int, hidden: Tensor) -> None:
+        value = hidden.detach().to("cpu", self._dtype).contiguous()
+        if self._file is None:
+            self._held[window] = value
+        else:
+            raw = value.view(torch.uint8).reshape(-1).numpy().data
+            write_all(self._file.fileno(), raw, self._at[window])
+
+    def __enter__(self) -> Activations:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()

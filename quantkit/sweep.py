@@ -1,0 +1,274 @@
+"""Walk a decoder one layer at a time: what a model does, in the memory of one layer.
+
+The model is transformers' own class on the meta device. Its own ``forward`` is run with
+every layer standing in for itself (it records how it is called and passes the hidden
+states on), which gives the first layer's inputs and each layer's masks, positions and
+rotary tables, whatever the model makes of them. Then each layer is loaded, run over all
+windows, and dropped; the next one's weights are read meanwhile. For logits the model's
+own ``forward`` is run once more, its last layer standing in with what the walk found.
+
+Calibration changes a layer's weights before it is run; scoring runs it as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.activations import ROOM_BYTES, Activations
+from quantkit.errors import UnsupportedModelError
+from quantkit.skeleton import layer_names
+
+#: Names in memory -> tensors. Called from a second thread.
+Load = Callable[[Sequence[str]], Mapping[str, Tensor]]
+
+Window = Sequence[int]
+
+
+class _Reached(Exception):  # noqa: N818 - no error
+    """The forward has come as far as it is needed."""
+
+
+class _WantsTuple(Exception):  # noqa: N818 - no error
+    """The model takes the first of what a layer returns."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model calls one layer, beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in memory, and its inputs.
+
+    ``module`` may be changed until the walk goes on; what it then computes is what the
+    next layer sees.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    _sweep: Sweep = field(repr=False)
+
+    def run(self, window: int) -> Tensor:
+        """The layer's output (1, tokens, hidden) for one window."""
+        return self._sweep.run(self, window)
+
+    @property
+    def windows(self) -> range:
+        return range(len(self._sweep.windows))
+
+
+class Sweep:
+    """A walk over ``windows`` of ids through ``model``. Use as a context manager.
+
+    Args:
+        model: on the meta device, buffers real (:func:`quantkit.skeleton.build_empty`).
+        load: gives weights by their names in memory, in any data type.
+        windows: of ids; windows of one length must call the layers in one way.
+        scratch: a folder for activations that outgrow ``room`` bytes.
+        dtype: what everything is computed in.
+
+    Raises:
+        UnsupportedModelError: no layers found, or a layer is told of the ids themselves.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        load: Load,
+        windows: Sequence[Window],
+        scratch: Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        room: int = ROOM_BYTES,
+    ) -> None:
+        self.model, self.windows = model, windows
+        self._load, self._device, self._dtype = load, torch.device(device), dtype
+        self._names = layer_names(model)
+        self._calls: dict[int, list[Call]] = {}
+        self._returns_tuple = False
+        self._scratch, self._room = scratch, room
+
+    def __enter__(self) -> Sweep:
+        self._reader = ThreadPoolExecutor(1, "read-layer")
+        with torch.inference_mode():
+            self._materialize_shell()
+            first = self._enter_window(0)
+            lengths = [len(window) for window in self.windows]
+            self._states = Activations(
+                lengths, first.shape[-1], self._dtype, self._scratch, self._room
+            )
+            self._states[0] = first
+            for at in range(1, len(self.windows)):
+                self._states[at] = self._enter_window(at)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._states.__exit__(None, None, None)
+
+    def layers(self) -> Iterator[Layer]:
+        """Each layer in turn, filled; it is run over all windows when the next is asked for."""
+        coming = self._reader.submit(self._weights, self._names[0])
+        for index, name in enumerate(self._names):
+            weights = coming.result()
+            if index + 1 < len(self._names):
+                coming = self._reader.submit(self._weights, self._names[index + 1])
+            layer = Layer(index, name, self._build(name, weights), self)
+            del weights
+            yield layer
+            with torch.inference_mode():
+                for window in layer.windows:
+                    self._states[window] = layer.run(window)
+
+    def run(self, layer: Layer, window: int) -> Tensor:
+        """``layer`` on the stored hidden states of ``window``, called as the model calls it."""
+        hidden = self._states[window].to(self._device)
+        call = self._calls[len(self.windows[window])][layer.index]
+        made = layer.module(hidden, *call.args, **call.kwargs)
+        output: Tensor = made[0] if isinstance(made, tuple) else made
+        return output
+
+    def logits(self, window: int) -> Tensor:
+        """What the model makes of the last layer's output: (tokens, vocabulary)."""
+        last = len(self._names) - 1
+
+        def stand_in(index: int, hidden: Tensor, call: Call) -> Tensor:
+            return self._states[window].to(self._device) if index == last else hidden
+
+        with torch.inference_mode(), self._standing_in(stand_in):
+            logits: Tensor = self._forward(window).logits[0]
+            return logits
+
+    # the shell: all but the layers
+
+    def _materialize_shell(self) -> None:
+        inside = tuple(f"{name}." for name in self._names)
+        names = [
+            name
+            for name, value in self.model.named_parameters(remove_duplicate=False)
+            if value.is_meta and not name.startswith(inside)
+        ]
+        _assign(self.model, self._load(names), self._dtype, self._device)
+        for name, value in self.model.named_buffers():
+            if not name.startswith(inside):
+                _owner(self.model, name)._buffers[name.rpartition(".")[2]] = value.to(self._device)
+
+    def _forward(self, window: int) -> Any:
+        ids = torch.tensor([list(self.windows[window])], device=self._device)
+        return self.model(input_ids=ids, use_cache=False)
+
+    def _enter_window(self, window: int) -> Tensor:
+        """The first layer's input; how the layers are called, where that is not known yet.
+
+        The second window is followed through all layers too, to see that they are called
+        in the same way.
+        """
+        length = len(self.windows[window])
+        known = self._calls.get(length)
+        try:
+            first, calls = self._follow(window, whole=known is None or window == 1)
+        except _WantsTuple:
+            self._returns_tuple = True
+            first, calls = self._follow(window, whole=True)
+        if known is None:
+            self._calls[length] = calls
+        elif len(calls) > 1 and not _same(known, calls):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: its layers are told of the token ids themselves; "
+                "quantkit cannot walk it layer by layer"
+            )
+        return first
+
+    def _follow(self, window: int, *, whole: bool) -> tuple[Tensor, list[Call]]:
+        calls: list[Call] = []
+        first: list[Tensor] = []
+
+        def record(index: int, hidden: Tensor, call: Call) -> Tensor:
+            if index and hidden.dim() < first[0].dim():
+                raise _WantsTuple
+            first.append(hidden)
+            calls.append(call)
+            if len(calls) == len(self._names) or not whole:
+                raise _Reached
+            return hidden
+
+        with self._standing_in(record), suppress(_Reached):
+            self._forward(window)
+        return first[0], calls
+
+    @contextmanager
+    def _standing_in(self, act: Callable[[int, Tensor, Call], Tensor]) -> Iterator[None]:
+        """Every layer's ``forward`` replaced by ``act``; attributes that models read stay."""
+        layers = [self.model.get_submodule(name) for name in self._names]
+        for index, layer in enumerate(layers):
+            layer.forward = self._stand_in(index, act)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+    def _stand_in(
+        self, index: int, act: Callable[[int, Tensor, Call], Tensor]
+    ) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, *rest = args or (kwargs.pop("hidden_states"),)
+            made = act(index, hidden, Call(tuple(rest), kwargs))
+            return (made,) if self._returns_tuple else made
+
+        return forward
+
+    # one layer
+
+    def _weights(self, name: str) -> Mapping[str, Tensor]:
+        layer = self.model.get_submodule(name)
+        names = [each for each, _ in layer.named_parameters()]
+        held = self._load([f"{name}.{each}" for each in names])
+        return {each.removeprefix(f"{name}."): value for each, value in held.items()}
+
+    def _build(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the empty layer, filled; the model's own stays empty."""
+        layer: nn.Module = copy.deepcopy(self.model.get_submodule(name))
+        _assign(layer, weights, self._dtype, self._device)
+        return layer.to(self._device)
+
+
+def _assign(
+    module: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype, device: Any
+) -> None:
+    """Put ``values`` in the place of parameters, as ``dtype``."""
+    for name, value in values.items():
+        owner, leaf = _owner(module, name), name.rpartition(".")[2]
+        owner._parameters[leaf] = nn.Parameter(value.to(device, dtype), requires_grad=False)
+
+
+def _owner(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule(name.rpartition(".")[0])
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, through calls, tuples and dictionaries."""
+    if isinstance(a, Call):
+        return _same(a.args, b.args) and _same(dict(a.kwargs), dict(b.kwargs))
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return True  # flags and configurations do not depend on the ids

@@ -1,0 +1,98 @@
+"""The sweep: one layer at a time gives what the whole model gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from quantkit.errors import UnsupportedModelError
+from quantkit.skeleton import build_empty, layer_names
+from quantkit.sweep import Sweep
+
+WINDOWS = [[5, 9, 2, 40, 33, 7], [1, 2, 3, 4, 5, 6], [90, 11], [8, 8, 3, 2, 6, 60]]
+
+#: Shapes beside those of ``tiny``: layers that return tuples, ALiBi, two kinds of attention.
+MORE: dict[str, dict[str, object]] = {
+    "bloom": {"vocab_size": 96, "hidden_size": 64, "n_layer": 3, "n_head": 4},
+    "gemma2": {
+        "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128, "sliding_window": 3,
+    },
+    "gptj": {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
+    "phi": {
+        "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 128,
+    },
+}  # fmt: skip
+
+
+def whole(model_type: str):
+    tiny.CONFIGS.update(MORE)
+    return tiny.build(model_type, torch.float32)
+
+
+def loader(model):
+    state = model.state_dict()
+
+    def load(names: Sequence[str]) -> Mapping[str, Tensor]:
+        return {name: state[name].clone() for name in names}
+
+    return load
+
+
+@pytest.mark.parametrize("model_type", [*tiny.CONFIGS, *MORE])
+@pytest.mark.parametrize("room", [1 << 30, 0])
+def test_logits_are_the_whole_models(model_type: str, room: int, tmp_path: Path) -> None:
+    model = whole(model_type)
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    with Sweep(empty, loader(model), WINDOWS, tmp_path, room=room) as sweep:
+        names = [layer.name for layer in sweep.layers()]
+        swept = [sweep.logits(at) for at in range(len(WINDOWS))]
+    assert names == list(layer_names(model))
+    for ids, got in zip(WINDOWS, swept, strict=True):
+        with torch.inference_mode():
+            assert torch.equal(got, model(input_ids=torch.tensor([ids])).logits[0])
+
+
+def test_a_changed_layer_changes_what_follows(tmp_path: Path) -> None:
+    model = whole("llama")
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    with Sweep(empty, loader(model), WINDOWS, tmp_path) as sweep:
+        for layer in sweep.layers():
+            if layer.index == 1:
+                layer.module.mlp.down_proj.weight.data.zero_()
+        swept = sweep.logits(0)
+    model.model.layers[1].mlp.down_proj.weight.data.zero_()
+    with torch.inference_mode():
+        assert torch.equal(swept, model(input_ids=torch.tensor(WINDOWS[:1])).logits[0])
+
+
+def test_the_models_own_layers_stay_empty(tmp_path: Path) -> None:
+    """Memory is one layer: nothing of a walked layer is kept."""
+    model = whole("gpt_neox")
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    with Sweep(empty, loader(model), WINDOWS, tmp_path) as sweep:
+        for _ in sweep.layers():
+            inside = [
+                value for name in layer_names(empty)
+                for value in empty.get_submodule(name).parameters()
+            ]  # fmt: skip
+            assert all(value.is_meta for value in inside)
+
+
+def test_a_model_that_tells_its_layers_the_ids_is_refused(tmp_path: Path) -> None:
+    model = whole("llama")
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    inner = empty.model.forward
+
+    def forward(input_ids, **kwargs):
+        return inner(input_ids, secret=input_ids, **kwargs)
+
+    empty.model.forward = forward
+    with pytest.raises(UnsupportedModelError, match="token ids themselves"):
+        Sweep(empty, loader(model), WINDOWS, tmp_path).__enter__()
