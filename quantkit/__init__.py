@@ -11,12 +11,14 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        companions     the small files beside the weights
        execution      that pass, or the staged files of an earlier one
        verification   digests -> VerifiedSource
+       calibration    the windows of ids that GPTQ calibrates on
        evaluation     the text and the prompts that models are judged on
        gate/          reopen what was written and judge it
        manifest card  what is recorded, and what people read
        inspection     verify(): a source against the registry, an output against its manifest
     2  source         a folder, a Hub cache or a Hub id -> Source
        registry       checksums/*.toml -> a verdict on digests
+       methods        the [method] of each format
        recipe         recipes/*.toml -> Recipe
        skeleton       transformers' own class without its weights
        architecture   what transformers makes of a config, on the meta device

@@ -96,7 +96,7 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
     try:
         raw = chosen.read_bytes()
         if chosen.suffix.lower() == ".json":
-            ids = _id_lists(chosen, raw)
+            ids = read_ids("text", chosen, raw)
             found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)
         elif tokenizer is None and path is not None:
             raise UsageError(
@@ -135,17 +135,22 @@ def _sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def _id_lists(path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
+def read_ids(what: str, path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
+    """Sequences of token ids from JSON; ``what`` begins messages.
+
+    Raises:
+        UsageError: not a list of lists of ids, nor an object with one.
+    """
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"text {path}: not JSON: {error}") from error
+        raise UsageError(f"{what} {path}: not JSON: {error}") from error
     candidates = [value, *value.values()] if isinstance(value, dict) else [value]
     for each in candidates:
         if _is_id_lists(each):
             return tuple(tuple(sequence) for sequence in each)
     raise UsageError(
-        f"text {path}: expected a list of lists of token ids, or an object with one; "
+        f"{what} {path}: expected a list of lists of token ids, or an object with one; "
         "give plain text as .txt"
     )
 

@@ -13,9 +13,10 @@ from quantkit.architecture import Architecture, Linear, read_architecture
 from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
+from quantkit.methods import BnbMethod, PlainMethod
 from quantkit.plans import Plan, TensorPlan
 from quantkit.prompts import chat_template
-from quantkit.recipe import BnbMethod, PlainMethod, Recipe
+from quantkit.recipe import Recipe
 from quantkit.source import Source
 from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
 

@@ -6,69 +6,41 @@ no value is inherited from a library's default.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from quantkit.errors import RecipeError
+from quantkit.methods import (
+    BnbMethod,
+    CalibrationSection,
+    GptqMethod,
+    Method,
+    Pattern,
+    PlainMethod,
+    Strict,
+)
 from quantkit.resources import shipped_folder
 
-FloatDtype = Literal["float32", "float16", "bfloat16"]
+_METHODS: dict[Any, type[Strict]] = {
+    "bnb": BnbMethod,
+    "gptq": GptqMethod,
+    "plain": PlainMethod,
+}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
-class BnbMethod(_Strict):
-    """bitsandbytes: NF4 and FP4 (QLoRA, arXiv 2305.14314), LLM.int8 (arXiv 2208.07339)."""
-
-    format: Literal["bnb"]
-    quant_type: Literal["nf4", "fp4", "int8"]
-    block_size: Literal[64, 128, 256, 512, 1024, 2048, 4096]
-    double_quant: bool
-    compute_dtype: FloatDtype
-    quant_storage: Literal["uint8", "float16", "bfloat16", "float32"]
-    llm_int8_threshold: float
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    ignore: tuple[Pattern, ...]
-
-
-class PlainMethod(_Strict):
-    """No quantization: only the data type and the container change."""
-
-    format: Literal["plain"]
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    max_shard_bytes: Annotated[int, Field(gt=0)]
-
-
-Method = Annotated[BnbMethod | PlainMethod, Field(discriminator="format")]
-
-
-class SourceSection(_Strict):
+class SourceSection(Strict):
     """Which model the recipe is for. ``repo`` claims an identity; ``""`` claims none."""
 
     repo: str = ""
     drop: tuple[Pattern, ...] = ()
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """How perplexity and generation are measured."""
 
     window: Annotated[int, Field(ge=2)]
@@ -77,7 +49,7 @@ class Evaluation(_Strict):
     new_tokens: Annotated[int, Field(ge=1)] = 32
 
 
-class GateSection(_Strict):
+class GateSection(Strict):
     """Thresholds. Beyond any of them the output is not published."""
 
     max_perplexity_ratio: Annotated[float, Field(gt=0)]
@@ -88,7 +60,7 @@ class GateSection(_Strict):
     allow_tokenizer_ties: bool
 
 
-class Prompt(_Strict):
+class Prompt(Strict):
     """A model's conversation form, as plain data.
 
     A turn is ``role + separator + utterance``, turns are joined by ``turn_end``, and
@@ -108,8 +80,16 @@ class Prompt(_Strict):
         asked = f"{self.user}{self.separator}{said}"
         return f"{asked}{self.turn_end}{self.system}{self.separator}"
 
+    def conversation(self, turns: Iterable[tuple[bool, str]]) -> str:
+        """Turns of both sides, ``True`` for the user's."""
+        return self.turn_end.join(
+            f"{self.user if asked else self.system}{self.separator}"
+            + said.replace("\n", self.newline)
+            for asked, said in turns
+        )
 
-class Generation(_Strict):
+
+class Generation(Strict):
     """Settings that the model's card asks for; written to generation_config.json."""
 
     do_sample: bool | None = None
@@ -119,7 +99,7 @@ class Generation(_Strict):
     max_new_tokens: int | None = None
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """One recipe, whole."""
 
     name: str
@@ -127,9 +107,16 @@ class Recipe(_Strict):
     method: Method
     evaluation: Evaluation
     gate: GateSection
+    calibration: CalibrationSection | None = None
     source: SourceSection = SourceSection()
     prompt: Prompt | None = None
     generation: Generation | None = None
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> Recipe:
+        if (self.method.format == "gptq") != (self.calibration is not None):
+            raise ValueError("[calibration] belongs to format gptq, and to no other")
+        return self
 
 
 def recipes() -> tuple[Recipe, ...]:
@@ -210,7 +197,7 @@ def _explain(error: ValidationError) -> str:
     mistakes = error.errors()
     # a mistyped key is also a missing one: the mistyping is what to show
     first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    place = [str(part) for part in first["loc"] if part not in ("bnb", "plain")]
+    place = [str(part) for part in first["loc"] if part not in _METHODS]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
         near = get_close_matches(place[-1], _known_keys(place[:-1], first["loc"]), n=1)
@@ -223,13 +210,14 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys(section: list[str], loc: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {
+    models: dict[str, type[Strict]] = {
         "source": SourceSection,
         "evaluation": Evaluation,
         "gate": GateSection,
         "prompt": Prompt,
         "generation": Generation,
-        "method": PlainMethod if "plain" in loc else BnbMethod,
+        "calibration": CalibrationSection,
+        "method": next((_METHODS[each] for each in loc if each in _METHODS), BnbMethod),
     }
     model = models.get(section[0], Recipe) if section else Recipe
     return list(model.model_fields)

@@ -23,6 +23,11 @@ def evaluation_text() -> Path:
     return _DATA / "evaluation.txt"
 
 
+def calibration_text() -> Path:
+    """The default calibration text: Japanese, English and code; written for quantkit."""
+    return _DATA / "calibration.txt"
+
+
 def prompts_file() -> Path:
     """The default prompts for the generation level: a JSON list of strings."""
     return _DATA / "prompts.json"

@@ -10,7 +10,7 @@ A format knows no arithmetic (that is :mod:`quantkit.kernels`) and no files.
 from quantkit.formats.base import Encoder, Format, Write
 from quantkit.formats.bnb import Bnb
 from quantkit.formats.plain import Plain
-from quantkit.recipe import BnbMethod, Method
+from quantkit.methods import BnbMethod, Method
 
 __all__ = ["Encoder", "Format", "Write", "format_of"]
 

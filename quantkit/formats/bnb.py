@@ -26,7 +26,7 @@ from torch import Tensor
 from quantkit.errors import NonFiniteError
 from quantkit.formats.base import Encoder, Write
 from quantkit.kernels import cuda, fourbit, int8, nested
-from quantkit.recipe import BnbMethod
+from quantkit.methods import BnbMethod
 from quantkit.types import ITEM_BYTES, OutputTensor
 
 #: bitsandbytes fixes the block of the nested absmax.

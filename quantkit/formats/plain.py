@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.formats.base import Encoder
-from quantkit.recipe import PlainMethod
+from quantkit.methods import PlainMethod
 from quantkit.types import OutputTensor
 
 

@@ -1,0 +1,217 @@
+"""What GPTQ calibrates on: documents, encoded and cut into windows of ids.
+
+A source of documents is a text file (one document), JSON lines (one a line: ``text``, or
+``messages`` rendered in the recipe's prompt form), a ``.json`` file of token ids, such a
+file of a Hub data set, or the text that ships with quantkit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import UsageError, first_line
+from quantkit.evaluation import read_ids
+from quantkit.methods import CalibrationSection
+from quantkit.recipe import Prompt, Recipe
+from quantkit.resources import calibration_text
+from quantkit.tokenizer import Tokenizer
+
+#: Two texts that share a run of so many tokens overlap...
+_RUN = 32
+
+#: ...unless the run is of so few different ones (rules, blank tables).
+_VARIETY = 12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Windows of ids, and what they were made of.
+
+    ``sha256`` is of the file's bytes, ``available`` the windows there were to choose from.
+    """
+
+    name: str
+    sha256: str
+    route: str
+    windows: tuple[tuple[int, ...], ...]
+    available: int
+
+    @property
+    def ids_sha256(self) -> str:
+        """SHA-256 of the windows as JSON: the identity of what was calibrated on."""
+        return hashlib.sha256(json.dumps(self.windows).encode()).hexdigest()
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(window) for window in self.windows)
+
+
+def read_calibration(
+    recipe: Recipe,
+    given: Path | None,
+    tokenizer: Tokenizer | None,
+    config: Mapping[str, Any],
+    max_positions: int | None,
+) -> Calibration:
+    """The windows that ``recipe`` asks for, from ``given`` or the recipe's own data.
+
+    ``config`` is the model's, for the id that ends a document.
+
+    Raises:
+        UsageError: the file cannot be read or holds too little; no tokenizer for text.
+    """
+    section = recipe.calibration
+    assert section is not None  # recipes of format gptq have one
+    path = given or _find(section)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"calibration {path}: {error.strerror}; give a readable file") from error
+    if path.suffix.lower() == ".json":
+        documents, route = [list(each) for each in read_ids("calibration", path, raw)], "ids"
+    elif tokenizer is None:
+        raise UsageError(
+            f"calibration {path}: the source has no tokenizer to encode it; give token ids (.json)"
+        )
+    else:
+        texts = _documents(path, raw, recipe.prompt)
+        documents, route = [tokenizer.encode(each) for each in texts], tokenizer.route
+    length = min(section.length, max_positions or section.length)
+    end = config.get("eos_token_id")
+    windows = _windows(documents, length, section.packing, end if isinstance(end, int) else None)
+    if not windows:
+        raise UsageError(f"calibration {path}: fewer than two tokens; give a longer text")
+    chosen = _choose(windows, section)
+    return Calibration(path.name, hashlib.sha256(raw).hexdigest(), route, chosen, len(windows))
+
+
+def refuse_overlap(calibration: Calibration, evaluated: Sequence[Sequence[int]]) -> None:
+    """Who calibrates on the text that a model is judged on has shown nothing.
+
+    Raises:
+        UsageError: a window shares a run of tokens with ``evaluated``.
+    """
+    blocks = {
+        block.tobytes(): number
+        for number, window in enumerate(calibration.windows)
+        for block in _aligned(np.asarray(window, dtype=np.int64))
+        if len(np.unique(block)) >= _VARIETY
+    }
+    for sequence in evaluated:
+        ids = np.asarray(sequence, dtype=np.int64)
+        for at in range(len(ids) - _RUN + 1):
+            if (number := blocks.get(ids[at : at + _RUN].tobytes())) is not None:
+                raise UsageError(
+                    f"calibration {calibration.name}: its window {number} shares {_RUN} tokens in "
+                    f"a row with the evaluation text (from its token {at}); calibrate on another "
+                    "text, or evaluate on another (--text)"
+                )
+
+
+def _aligned(ids: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """Blocks of ``_RUN`` ids end to end; any shared run of twice that length holds one."""
+    for at in range(0, len(ids) - _RUN + 1, _RUN):
+        yield ids[at : at + _RUN]
+
+
+def _find(section: CalibrationSection) -> Path:
+    if not section.data:
+        return calibration_text()
+    if not section.data.startswith("hub:"):
+        return Path(section.data)
+    from huggingface_hub import hf_hub_download
+
+    owner, _, rest = section.data.removeprefix("hub:").partition("/")
+    name, _, inside = rest.partition("/")
+    if not inside:
+        raise UsageError(
+            f"calibration {section.data!r}: expected hub:OWNER/NAME/path/in/the/data/set"
+        )
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", inside, repo_type="dataset"))
+    except Exception as error:  # the client raises its own, the network's and the disk's
+        raise UsageError(
+            f"calibration {section.data!r}: the Hub does not give it: {first_line(error)}"
+        ) from error
+
+
+def _documents(path: Path, raw: bytes, prompt: Prompt | None) -> list[str]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"calibration {path}: cannot be read as UTF-8: {error}") from error
+    if path.suffix.lower() != ".jsonl":
+        return [text]
+    lines = enumerate(text.split("\n"), start=1)
+    return [_document(f"calibration {path}:{at}", each, prompt) for at, each in lines if each]
+
+
+def _document(where: str, line: str, prompt: Prompt | None) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not JSON: {error}") from error
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        return str(value["text"])
+    turns = value.get("messages") if isinstance(value, dict) else None
+    if not _is_conversation(turns):
+        raise UsageError(
+            f'{where}: expected {{"text": ...}} or {{"messages": [{{"role": "user" or '
+            '"assistant", "content": ...}, ...]}}'
+        )
+    if prompt is None:
+        raise UsageError(
+            f"{where}: a conversation, and the recipe has no [prompt] to render it in; add the "
+            'model\'s form, or give {"text": ...}'
+        )
+    return prompt.conversation([(each["role"] == "user", each["content"]) for each in turns])
+
+
+def _is_conversation(turns: object) -> bool:
+    return (
+        isinstance(turns, list)
+        and bool(turns)
+        and all(
+            isinstance(each, dict)
+            and each.get("role") in ("user", "assistant", "system")
+            and isinstance(each.get("content"), str)
+            for each in turns
+        )
+    )
+
+
+def _windows(
+    documents: Sequence[Sequence[int]], length: int, packing: str, end: int | None
+) -> list[tuple[int, ...]]:
+    """Windows of ``length`` ids; a document's last may be shorter, but not under two.
+
+    Joined documents are told apart by the model's end-of-text id, where it has one.
+    """
+    if packing == "joined":
+        mark = [] if end is None or len(documents) == 1 else [end]
+        documents = [list(chain.from_iterable([*each, *mark] for each in documents))]
+    return [
+        tuple(each[at : at + length])
+        for each in documents
+        for at in range(0, len(each), length)
+        if len(each) - at >= (length if packing == "joined" and len(each) >= length else 2)
+    ]
+
+
+def _choose(
+    windows: Sequence[tuple[int, ...]], section: CalibrationSection
+) -> tuple[tuple[int, ...], ...]:
+    """``section.samples`` of them, drawn by its seed, in the order of the text."""
+    if len(windows) <= section.samples:
+        return tuple(windows)
+    drawn = random.Random(section.seed).sample(range(len(windows)), section.samples)
+    return tuple(windows[at] for at in sorted(drawn))
