@@ -89,6 +89,10 @@ def convert(
         Path | None,
         typer.Option("--text", help="Evaluation text (.txt), or token ids (.json)."),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="What GPTQ calibrates on: .txt, .jsonl or ids (.json)."),
+    ] = None,
     checksums: Checksums = None,
     require_verified: RequireVerified = False,
     allow_withdrawn: AllowWithdrawn = False,
@@ -110,6 +114,7 @@ def convert(
             revision=revision,
             device=device.value,
             text=text,
+            calibration=calibration,
             checksums=checksums or (),
             require_verified=require_verified,
             allow_withdrawn=allow_withdrawn,
