@@ -231,8 +231,9 @@ class _Copy:
 
     def feed(self, piece: Tensor) -> Iterator[Write]:
         _refuse_nonfinite(self._item, piece)
-        # a clone: the segment's buffer is reused before the write has happened
-        yield Write(self._item.source.name, self._at, piece.clone())
+        copied = piece.clone()  # the segment's buffer is reused before the write has happened
+        for output in self._item.outputs:
+            yield Write(output.name, self._at, copied)
         self._at += piece.numel() * piece.element_size()
 
     def finish(self) -> Iterator[Write]:

@@ -115,7 +115,10 @@ def _fate(
     reason = _why_kept(record.name, module, linear, architecture, form, recipe)
     if linear is not None and reason is None:
         return _quantized(record, linear, architecture.dtype, form, memory)
-    return _kept(record, dtype, reason or "", memory)
+    names = [record.name]
+    if _needs_both_names(module, architecture, recipe):
+        names = sorted({record.name, memory})
+    return _kept(record, dtype, reason or "", memory, names)
 
 
 def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recipe) -> str | None:
@@ -154,13 +157,23 @@ def _why_kept(
     return f"{_UNFIT}: {unfit}" if unfit else None
 
 
-def _kept(record: TensorRecord, dtype: str, reason: str, memory: str) -> TensorPlan:
+def _needs_both_names(module: str, architecture: Architecture, recipe: Recipe) -> bool:
+    """GPTQModel fills a head with zeros that is not under transformers' name, AutoGPTQ one
+    that is not under the checkpoint's."""
+    method = recipe.method
+    both = isinstance(method, GptqMethod) and method.both_head_names
+    return both and module in architecture.kept_modules
+
+
+def _kept(
+    record: TensorRecord, dtype: str, reason: str, memory: str, names: Sequence[str]
+) -> TensorPlan:
     nbytes = record.elements * ITEM_BYTES[dtype]
-    output = OutputTensor(record.name, dtype, record.shape, nbytes)
+    outputs = tuple(OutputTensor(name, dtype, record.shape, nbytes) for name in names)
     if dtype == record.dtype:
-        return TensorPlan(record, "copy", reason, dtype, (output,), memory=memory)
+        return TensorPlan(record, "copy", reason, dtype, outputs, memory=memory)
     reason = f"{record.dtype} to {dtype}; {reason}"
-    return TensorPlan(record, "cast", reason, dtype, (output,), memory=memory)
+    return TensorPlan(record, "cast", reason, dtype, outputs, memory=memory)
 
 
 def _quantized(
