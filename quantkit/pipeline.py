@@ -11,7 +11,7 @@ from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.digests import digest_file
 from quantkit.errors import UsageError
-from quantkit.evaluation import read_material
+from quantkit.evaluation import Texts, read_material, text_paths
 from quantkit.execution import mark_failed, stage
 from quantkit.gate import gate, gate_not_run
 from quantkit.manifest import build_manifest, write_manifest
@@ -46,7 +46,7 @@ def convert(
     *,
     revision: str | None = None,
     device: Device = "auto",
-    text: str | Path | None = None,
+    text: Texts = None,
     checksums: Sequence[str | Path] = (),
     require_verified: bool = False,
     allow_withdrawn: bool = False,
@@ -58,7 +58,8 @@ def convert(
     """Turn a checkpoint into a quantized repository at ``out``; returns its manifest.
 
     ``set`` holds ``"key=value"`` overrides of the recipe, ``checksums`` folders of
-    registry entries beside the built-in ones, ``text`` the evaluation text.
+    registry entries beside the built-in ones, ``text`` the evaluation text, or several:
+    the measures are then of all, and of each.
 
     Raises:
         UsageError: a name, a recipe's key, or an output that exists.
@@ -71,10 +72,10 @@ def convert(
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
-    where, place = _device(device), staging_for(Path(out))
+    where, place = chosen_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener)
     check_free(place, opened.folder, overwrite=overwrite)
-    material = None if no_gate else read_material(opened.folder, chosen, _path(text))
+    material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
     planned = make_plan(opened, chosen)
     listener(Event("plan", message=summary(planned)))
     with held(place), cleaned(place):
@@ -101,11 +102,7 @@ def convert(
     return manifest
 
 
-def _path(given: str | Path | None) -> Path | None:
-    return Path(given) if given is not None else None
-
-
-def _device(wanted: Device) -> str:
+def chosen_device(wanted: Device) -> str:
     import torch
 
     if wanted not in get_args(Device):

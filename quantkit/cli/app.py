@@ -50,6 +50,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one recipe value; may be repeated."),
 ]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text", help="Evaluation text (.txt), or token ids (.json); may be repeated, for domains."
+    ),
+]
 Checksums = Annotated[
     list[Path] | None,
     typer.Option("--checksums", metavar="DIR", help="More registry entries; may be repeated."),
@@ -85,10 +91,7 @@ def convert(
     device: Annotated[
         DeviceName, typer.Option("--device", help="auto takes CUDA when there is one.")
     ] = DeviceName.auto,
-    text: Annotated[
-        Path | None,
-        typer.Option("--text", help="Evaluation text (.txt), or token ids (.json)."),
-    ] = None,
+    text: Texts = None,
     checksums: Checksums = None,
     require_verified: RequireVerified = False,
     allow_withdrawn: AllowWithdrawn = False,
@@ -109,7 +112,7 @@ def convert(
             out,
             revision=revision,
             device=device.value,
-            text=text,
+            text=text or None,
             checksums=checksums or (),
             require_verified=require_verified,
             allow_withdrawn=allow_withdrawn,
