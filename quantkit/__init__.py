@@ -14,6 +14,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        calibration    the windows of ids that GPTQ calibrates on
        evaluation     the text and the prompts that models are judged on
        gate/          reopen what was written and judge it
+       assessment     check(): the gate alone, on anybody's folder
        manifest card  what is recorded, and what people read
        inspection     verify(): a source against the registry, an output against its manifest
     2  source         a folder, a Hub cache or a Hub id -> Source
@@ -31,7 +32,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
        activations    hidden states between two layers, in memory or in a file
-       digests cache clock quiet tokenizer resources
+       digests cache clock devices quiet tokenizer resources
     0  types errors
 
 The public API is what this module lists in ``__all__``; each verb of the command
@@ -47,6 +48,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from quantkit.assessment import check
     from quantkit.demonstration import demo
     from quantkit.errors import QuantkitError
     from quantkit.inspection import check_tokenizer, verify
@@ -59,6 +61,7 @@ __all__ = [
     "Recipe",
     "Registry",
     "__version__",
+    "check",
     "check_tokenizer",
     "checksums",
     "convert",
@@ -73,6 +76,7 @@ _HOME = {
     "QuantkitError": "errors",
     "Recipe": "recipe",
     "Registry": "registry",
+    "check": "assessment",
     "check_tokenizer": "inspection",
     "checksums": "registry",
     "convert": "pipeline",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from quantkit.card import write_card
 from quantkit.clock import Clock
+from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
-from quantkit.errors import UsageError
 from quantkit.evaluation import Texts, read_material, text_paths
 from quantkit.execution import mark_failed, stage
 from quantkit.gate import gate, gate_not_run
@@ -23,8 +23,6 @@ from quantkit.source import open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
 from quantkit.verification import Policy, settle
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def plan(
@@ -72,7 +70,7 @@ def convert(
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
-    where, place = chosen_device(device), staging_for(Path(out))
+    where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener)
     check_free(place, opened.folder, overwrite=overwrite)
     material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
@@ -100,14 +98,3 @@ def convert(
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
-
-
-def chosen_device(wanted: Device) -> str:
-    import torch
-
-    if wanted not in get_args(Device):
-        raise UsageError(f"device {wanted!r}: expected one of {', '.join(get_args(Device))}")
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    return "cuda" if wanted != "cpu" and there else "cpu"

@@ -249,7 +249,10 @@ class Sweep:
 
     def _build(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
         """A copy of the empty layer, filled; the model's own stays empty."""
-        layer: nn.Module = copy.deepcopy(self.model.get_submodule(name))
+        empty = self.model.get_submodule(name)
+        # weights that have no bytes are shared, not copied: bitsandbytes' own refuse it
+        shared = {id(each): each for each in empty.parameters()}
+        layer: nn.Module = copy.deepcopy(empty, shared)
         self._fill(layer, weights, self._dtype, self._device)
         return layer.to(self._device)
 

@@ -25,7 +25,7 @@ PACKAGE = Path(quantkit.__file__).parent
 #: Every unit once: (floor, step) -> units. Imports go to strictly smaller pairs.
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
-    (1, 0): "cache clock digests kernels quiet resources",
+    (1, 0): "cache clock devices digests kernels quiet resources",
     (1, 1): "checkpoint tokenization",
     (1, 2): "activations tokenizer",
     (2, 0): "methods plans registry skeleton source staging",
@@ -34,7 +34,7 @@ FLOORS: dict[tuple[int, int], str] = {
     (3, 0): "card companions evaluation planning verification",
     (3, 1): "calibration conversion",
     (3, 2): "gate",
-    (3, 3): "execution",
+    (3, 3): "assessment execution",
     (3, 4): "manifest",
     (3, 5): "inspection",
     (4, 0): "pipeline",
@@ -47,7 +47,9 @@ FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units.spl
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50  # without its docstring: explaining is never too long
 
-VERBS = ("convert", "plan", "verify", "check_tokenizer", "recipes", "checksums", "demo")
+VERBS = (
+    "convert", "plan", "verify", "check", "check_tokenizer", "recipes", "checksums", "demo",
+)  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
@@ -185,6 +187,7 @@ def test_the_public_names() -> None:
         "Recipe",
         "Registry",
         "__version__",
+        "check",
         "check_tokenizer",
         "checksums",
         "convert",
@@ -237,7 +240,7 @@ def plain(default: object) -> object:
     return None if default in ((), []) else default
 
 
-@pytest.mark.parametrize("verb", ["convert", "plan", "verify", "check_tokenizer", "demo"])
+@pytest.mark.parametrize("verb", ["convert", "plan", "verify", "check", "check_tokenizer", "demo"])
 def test_the_options_are_the_parameters(verb: str) -> None:
     given = options(verb)
     assert given.pop("json") is False

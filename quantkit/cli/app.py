@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,6 +14,19 @@ import typer
 
 import quantkit
 from quantkit.cli.display import Display
+from quantkit.cli.options import (
+    AllowWithdrawn,
+    AsJson,
+    Checksums,
+    ComputeDevice,
+    DeviceName,
+    Overrides,
+    RecipeName,
+    RequireVerified,
+    Revision,
+    Source,
+    Texts,
+)
 from quantkit.errors import GateError, QuantkitError
 
 INTERRUPTED = 130
@@ -29,48 +41,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 source not verified or withdrawn, "
     "4 gate failed, 130 interrupted.",
 )
-
-
-class DeviceName(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, or a Hub id (owner/name).")
-]
-RecipeName = Annotated[
-    str, typer.Option("--recipe", "-r", help="A recipe's name (see 'recipes'), or a .toml file.")
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one recipe value; may be repeated."),
-]
-Texts = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--text", help="Evaluation text (.txt), or token ids (.json); may be repeated, for domains."
-    ),
-]
-Checksums = Annotated[
-    list[Path] | None,
-    typer.Option("--checksums", metavar="DIR", help="More registry entries; may be repeated."),
-]
-RequireVerified = Annotated[
-    bool,
-    typer.Option("--require-verified", help="Stop unless the digests are a current release's."),
-]
-AllowWithdrawn = Annotated[
-    bool,
-    typer.Option("--allow-withdrawn", help="Go on with a withdrawn release; the card will say so."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -88,9 +58,7 @@ def convert(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
     revision: Revision = None,
-    device: Annotated[
-        DeviceName, typer.Option("--device", help="auto takes CUDA when there is one.")
-    ] = DeviceName.auto,
+    device: ComputeDevice = DeviceName.auto,
     text: Texts = None,
     checksums: Checksums = None,
     require_verified: RequireVerified = False,
@@ -162,6 +130,41 @@ def verify(
             listener=display.listener,
         )
         display.verified(found)
+
+
+@app.command()
+def check(
+    dir: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A quantized folder, whoever made it.")
+    ],
+    against: Annotated[
+        str, typer.Option("--against", metavar="SOURCE", help="The checkpoint it came from.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Whose thresholds; else those of the format."),
+    ] = None,
+    revision: Revision = None,
+    device: ComputeDevice = DeviceName.auto,
+    text: Texts = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge any quantized folder against its source; writes nothing."""
+    with _display(as_json) as display:
+        found = quantkit.check(
+            dir,
+            against,
+            recipe=recipe,
+            revision=revision,
+            device=device.value,
+            text=text or None,
+            set=set_ or (),
+            listener=display.listener,
+        )
+        display.checked(found)
+        if found["gate"]["status"] == "failed":
+            raise typer.Exit(GateError.exit_code)
 
 
 @app.command()

@@ -22,6 +22,7 @@ def install(model: Any, settings: Any, device: str) -> None:
     with quiet_libraries():
         quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
         quantizer.preprocess_model(model, device_map={"": device})
+    model.eval()  # the new modules begin in training, where Linear8bitLt computes otherwise
     keep_stored_layout(model)
 
 

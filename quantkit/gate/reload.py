@@ -105,10 +105,12 @@ def _loading_report(report: LoadingReport) -> Iterator[Failure]:
             yield Failure("reload", f"{kind} weights", str(len(names)), "0", names[0])
 
 
+@torch.no_grad()
 def weight_errors(
     saved: nn.Module, reference: nn.Module, prefix: str, opened: Opened
-) -> Iterator[WeightError]:
+) -> list[WeightError]:
     """Every parameter of a piece of the source that is in memory, against the saved piece."""
+    errors = []
     modules = dict(saved.named_modules())
     others = dict(saved.named_parameters(remove_duplicate=False))
     for local, wanted in reference.named_parameters():
@@ -118,10 +120,11 @@ def weight_errors(
         decoded = _decode(name, modules.get(local.rpartition(".")[0]), got, opened)
         if decoded is not None:
             transposed = decoded.transposed
-            yield _error(name, decoded, wanted.T if transposed else wanted)
+            errors.append(_error(name, decoded, wanted.T if transposed else wanted))
         else:
             equal = got is not None and _same(got, wanted)
-            yield WeightError(name, equal=equal)
+            errors.append(WeightError(name, equal=equal))
+    return errors
 
 
 @dataclass(frozen=True)
