@@ -12,6 +12,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        execution      that pass, or the staged files of an earlier one
        verification   digests -> VerifiedSource
        calibration    the windows of ids that GPTQ calibrates on
+       layerwise      GPTQ, one layer in memory
        evaluation     the text and the prompts that models are judged on
        gate/          reopen what was written and judge it
        assessment     check(): the gate alone, on anybody's folder
@@ -24,6 +25,9 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        skeleton       transformers' own class without its weights
        architecture   what transformers makes of a config, on the meta device
        sweep          walk a decoder one layer at a time
+       observing      what a layer's modules are given: their Hessians
+       finished       layers on the disk, for a rerun to take up
+       settings       what config.json and generation_config.json say
        plans          the Plan: every tensor's fate, as data
        prompts        a conversation form -> a chat template
        formats/       names, layouts and quantization_config of each format

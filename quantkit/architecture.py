@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 from quantkit import skeleton
 from quantkit.cache import remembered
 from quantkit.errors import UnsupportedModelError
-from quantkit.skeleton import build_empty, parse_config, resolve_dtype
+from quantkit.skeleton import build_empty, layer_names, parse_config, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Architecture:
     ignores such a tensor. ``parameters`` gives shape and data type by name in memory.
     ``kept`` are the patterns by which transformers leaves modules unquantized (heads, tied
     ones), ``kept_modules`` the modules of ``linears`` that they match.
-    ``ties`` maps a tied name to the name that it shares its weight with.
+    ``ties`` maps a tied name to the name that it shares its weight with; ``layers`` are the
+    decoder layers in order, empty where there is no list of them.
     """
 
     model_type: str
@@ -62,10 +63,15 @@ class Architecture:
     ties: Mapping[str, str]
     memory_names: Mapping[str, str | None]
     ignored: Mapping[str, str]
+    layers: tuple[str, ...]
 
     def is_kept(self, module: str, ignore: Sequence[str]) -> bool:
         """Whether ``module`` stays as it is, by transformers' own matching rule."""
         return module in self.kept_modules or _matches(module, ignore)
+
+    def in_layer(self, module: str) -> bool:
+        """Whether ``module`` lies inside a decoder layer."""
+        return any(module.startswith(f"{layer}.") for layer in self.layers)
 
 
 def _matches(module: str, patterns: Sequence[str]) -> bool:
@@ -125,7 +131,15 @@ def _read(
         ties={str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()},
         memory_names=memory_names,
         ignored=_ignored(model, memory_names),
+        layers=_layers(model),
     )
+
+
+def _layers(model: Any) -> tuple[str, ...]:
+    try:
+        return layer_names(model)
+    except UnsupportedModelError:  # for who walks layers to refuse, not for who copies tensors
+        return ()
 
 
 def _refuse_experts(model: Any, parsed: Any) -> None:

@@ -88,7 +88,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def format_name(config: Mapping[str, Any]) -> str:
-    """A folder's format in a word or two, e.g. ``bnb nf4`` or ``gptq 4 bits g128``."""
+    """A folder's format in a word or two, e.g. ``bnb nf4`` or ``gptq 4bit g128``."""
     settings = dict(config.get("quantization_config") or {})
     method = str(settings.get("quant_method", "plain"))
     if method == "bitsandbytes":
@@ -98,7 +98,7 @@ def format_name(config: Mapping[str, Any]) -> str:
         return f"bnb {settings.get('bnb_4bit_quant_type', 'fp4')}{double}"
     if method == "plain":
         return f"plain {config.get('dtype') or config.get('torch_dtype') or ''}".rstrip()
-    return f"{method} {settings.get('bits', '?')} bits g{settings.get('group_size', '?')}"
+    return f"{method} {settings.get('bits', '?')}bit g{settings.get('group_size', '?')}"
 
 
 def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> Recipe:

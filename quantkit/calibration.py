@@ -10,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from quantkit.errors import UsageError, first_line
-from quantkit.evaluation import read_ids
+from quantkit.evaluation import Material, largest_id, read_ids
 from quantkit.methods import CalibrationSection
+from quantkit.plans import Plan
 from quantkit.recipe import Prompt, Recipe
 from quantkit.resources import calibration_text
-from quantkit.tokenizer import Tokenizer
+from quantkit.source import Source
+from quantkit.tokenizer import Tokenizer, open_tokenizer
 
 #: Two texts that share a run of so many tokens overlap...
 _RUN = 32
@@ -56,42 +58,67 @@ class Calibration:
 
 
 def read_calibration(
-    recipe: Recipe,
-    given: Path | None,
-    tokenizer: Tokenizer | None,
-    config: Mapping[str, Any],
-    max_positions: int | None,
-) -> Calibration:
+    recipe: Recipe, given: Path | None, source: Source, plan: Plan, material: Material | None
+) -> Calibration | None:
     """The windows that ``recipe`` asks for, from ``given`` or the recipe's own data.
 
-    ``config`` is the model's, for the id that ends a document.
+    ``None`` where the recipe calibrates nothing. ``material`` is what the result will be
+    judged on, if it will be.
 
     Raises:
-        UsageError: the file cannot be read or holds too little; no tokenizer for text.
+        UsageError: the file cannot be read or holds too little; no tokenizer for text; a
+            window is of the evaluation text.
     """
     section = recipe.calibration
-    assert section is not None  # recipes of format gptq have one
+    if section is None:
+        if given is not None:
+            raise UsageError(
+                f"calibration {given}: the recipe {recipe.name} calibrates nothing; leave it out"
+            )
+        return None
+    tokenizer = material.tokenizer if material else open_tokenizer(source.folder)
     path = given or _find(section)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UsageError(f"calibration {path}: {error.strerror}; give a readable file") from error
-    if path.suffix.lower() == ".json":
-        documents, route = [list(each) for each in read_ids("calibration", path, raw)], "ids"
-    elif tokenizer is None:
-        raise UsageError(
-            f"calibration {path}: the source has no tokenizer to encode it; give token ids (.json)"
-        )
-    else:
-        texts = _documents(path, raw, recipe.prompt)
-        documents, route = [tokenizer.encode(each) for each in texts], tokenizer.route
-    length = min(section.length, max_positions or section.length)
-    end = config.get("eos_token_id")
+    documents, route = _encoded(path, raw, recipe.prompt, tokenizer)
+    length = min(section.length, plan.max_positions or section.length)
+    end = source.config.get("eos_token_id")
     windows = _windows(documents, length, section.packing, end if isinstance(end, int) else None)
     if not windows:
         raise UsageError(f"calibration {path}: fewer than two tokens; give a longer text")
     chosen = _choose(windows, section)
-    return Calibration(path.name, hashlib.sha256(raw).hexdigest(), route, chosen, len(windows))
+    digest = hashlib.sha256(raw).hexdigest()
+    found = Calibration(path.name, digest, route, chosen, len(windows))
+    _check_ids(found, plan)
+    for text in material.texts if material is not None else ():
+        refuse_overlap(found, text.sequences)
+    return found
+
+
+def _encoded(
+    path: Path, raw: bytes, prompt: Prompt | None, tokenizer: Tokenizer | None
+) -> tuple[list[list[int]], str]:
+    """The documents' ids, and the route by which they came."""
+    if path.suffix.lower() == ".json":
+        return [list(each) for each in read_ids("calibration", path, raw)], "ids"
+    if tokenizer is None:
+        raise UsageError(
+            f"calibration {path}: the source has no tokenizer to encode it; give token ids (.json)"
+        )
+    return [tokenizer.encode(each) for each in _documents(path, raw, prompt)], tokenizer.route
+
+
+def _check_ids(calibration: Calibration, plan: Plan) -> None:
+    """Ids beyond the embedding would stop the walk, or worse, not stop it."""
+    vocabulary = plan.config.get("vocab_size")
+    largest = largest_id(calibration.windows)
+    if isinstance(vocabulary, int) and largest >= vocabulary:
+        raise UsageError(
+            f"calibration {calibration.name}: expected token ids below {vocabulary}, the model's "
+            f"vocab_size, got {largest}; give this model's own ids"
+        )
 
 
 def refuse_overlap(calibration: Calibration, evaluated: Sequence[Sequence[int]]) -> None:
@@ -176,7 +203,7 @@ def _document(where: str, line: str, prompt: Prompt | None) -> str:
     return prompt.conversation([(each["role"] == "user", each["content"]) for each in turns])
 
 
-def _is_conversation(turns: object) -> bool:
+def _is_conversation(turns: object) -> TypeGuard[list[dict[str, str]]]:
     return (
         isinstance(turns, list)
         and bool(turns)

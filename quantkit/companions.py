@@ -18,6 +18,9 @@ def write_companions(plan: Plan, source: Source, folder: Path) -> str:
     """Write them into ``folder``; returns how the tokenizer's files came about."""
     _write_json(folder / "config.json", plan.config)
     _write_json(folder / "generation_config.json", plan.generation)
+    quantization = plan.config.get("quantization_config", {})
+    if quantization.get("quant_method") == "gptq":  # AutoGPTQ and older GPTQModel look here
+        _write_json(folder / "quantize_config.json", quantization)
     for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
         (folder / name).write_bytes((source.folder / name).read_bytes())
     route = _write_tokenizer(source, folder)

@@ -9,7 +9,7 @@ for a weight stored transposed or strided, that one weight.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -30,6 +30,9 @@ from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import Source
 from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
+
+#: The output bytes of a weight that a calibration has quantized.
+Ready = Callable[[TensorPlan], Iterator[Write]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,14 @@ def run(
     registry: Registry,
     folder: Path,
     *,
+    ready: Ready | None = None,
     device: str = "cpu",
     listener: Listener = silent,
 ) -> Converted:
     """Execute ``plan`` into ``folder``.
+
+    ``ready`` gives the quantized weights where a calibration has made them; the pass then
+    only digests what they came from.
 
     Raises:
         CheckpointError: the source cannot be read to its end.
@@ -78,6 +85,8 @@ def run(
         ]
         form = format_of(recipe.method)
         queue = stack.enter_context(closing(WriteQueue(writers)))
+        made = plan.with_action("quantize") if ready is not None else ()
+        streamed = [each for each in plan.tensors if each.action != "drop" and each not in made]
         worker = _Worker(plan, form, device, queue, tally)
 
         def tell(count: int) -> None:
@@ -87,7 +96,7 @@ def run(
         digests = tuple(
             stream_file(
                 source.folder / name,
-                _segments(plan, form, name, source.checkpoint.file_bytes[name]),
+                _segments(streamed, form, name, source.checkpoint.file_bytes[name]),
                 md5=registry.needs_md5(name, source.checkpoint.file_bytes[name]),
                 consume=worker,
                 progress=tell,
@@ -95,6 +104,9 @@ def run(
             for name in source.checkpoint.files
         )
         _check_ties(plan, source)
+        for item in made:
+            for each in ready(item) if ready is not None else ():
+                queue.put(each.name, each.offset, each.data)
         queue.drain()
         for writer in writers:
             writer.finish()
@@ -113,7 +125,7 @@ def settle_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
 
 
 def _flush_all(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -128,10 +140,12 @@ def digest_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
     )
 
 
-def _segments(plan: Plan, form: Format, name: str, size: int) -> Iterator[Segment]:
+def _segments(
+    tensors: Sequence[TensorPlan], form: Format, name: str, size: int
+) -> Iterator[Segment]:
     """``name``'s bytes, once and in order: pieces of tensors, and what lies between."""
     at = 0
-    wanted = [each for each in plan.tensors if each.source.file == name and each.action != "drop"]
+    wanted = [each for each in tensors if each.source.file == name]
     for item in sorted(wanted, key=lambda each: each.source.offset):
         start = item.source.offset
         yield from gaps(at, start)
@@ -217,8 +231,9 @@ class _Copy:
 
     def feed(self, piece: Tensor) -> Iterator[Write]:
         _refuse_nonfinite(self._item, piece)
-        # a clone: the segment's buffer is reused before the write has happened
-        yield Write(self._item.source.name, self._at, piece.clone())
+        copied = piece.clone()  # the segment's buffer is reused before the write has happened
+        for output in self._item.outputs:
+            yield Write(output.name, self._at, copied)
         self._at += piece.numel() * piece.element_size()
 
     def finish(self) -> Iterator[Write]:

@@ -6,17 +6,53 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
+from quantkit.calibration import Calibration
 from quantkit.clock import Clock
 from quantkit.conversion import Converted, digest_output, run, settle_output
 from quantkit.digests import digest_file
-from quantkit.errors import GateError
+from quantkit.errors import GateError, SourceError
+from quantkit.formats import Gptq, format_of
+from quantkit.layerwise import Calibrated, calibrate
 from quantkit.plans import Plan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
-from quantkit.staging import NOTE, Staging, check_room, empty, read_note, write_note
+from quantkit.staging import (
+    LAYERS,
+    NOTE,
+    Staging,
+    check_room,
+    drop_layers,
+    empty,
+    read_note,
+    write_note,
+)
 from quantkit.types import Event, FileDigest, Listener
-from quantkit.verification import digest_source
+from quantkit.verification import Policy, digest_source, settle
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a conversion is told: what is planned, of what, by whom let pass, and where."""
+
+    plan: Plan
+    source: Source
+    recipe: Recipe
+    registry: Registry
+    policy: Policy
+    calibration: Calibration | None
+    place: Staging
+    device: str
+    listener: Listener
+    clock: Clock
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the staged bytes depend on, beside the source's."""
+        ids = self.calibration.ids_sha256 if self.calibration else None
+        return {"plan": self.plan.digest, "device": self.device, "calibration": ids}
 
 
 @dataclass(frozen=True)
@@ -34,64 +70,85 @@ class Staged:
         return "; ".join(["--no-gate", *(f"an earlier gate failed: {each}" for each in failures)])
 
 
-def stage(
-    plan: Plan,
-    source: Source,
-    recipe: Recipe,
-    registry: Registry,
-    place: Staging,
-    device: str,
-    listener: Listener,
-    clock: Clock,
-) -> Staged:
+def stage(job: Job) -> Staged:
     """Convert, unless an earlier run's staged files are this plan's, whole and unchanged."""
-    earlier = _reuse(plan, source, registry, place, device, listener, clock)
-    if earlier is not None:
-        return earlier
-    if {path.name for path in place.partial.iterdir()} - {NOTE}:
+    staged = _reuse(job) or _convert(job)
+    drop_layers(job.place)
+    return staged
+
+
+def _convert(job: Job) -> Staged:
+    place, listener = job.place, job.listener
+    if {path.name for path in place.partial.iterdir()} - {NOTE, LAYERS}:
         listener(Event("resume", message=f"{place.partial}: unfinished, starting over"))
         empty(place)
-    check_room(place, plan.output_bytes)
-    with clock.measure("convert"):
+    check_room(place, job.plan.output_bytes)
+    calibrated = _calibrate(job)
+    with job.clock.measure("convert"):
         converted = run(
-            plan, source, recipe, registry, place.partial, device=device, listener=listener
+            job.plan,
+            job.source,
+            job.recipe,
+            job.registry,
+            place.partial,
+            ready=calibrated.writes if calibrated else None,
+            device=job.device,
+            listener=listener,
         )
-        outputs = settle_output(place.partial, plan)
+        outputs = settle_output(place.partial, job.plan)
+    if calibrated and [each.sha256 for each in converted.source_files] != calibrated.source:
+        raise SourceError(
+            f"source {job.source.given}: its weights changed while they were being quantized; "
+            "see that nothing writes to them, and run again"
+        )
     note = {
         "state": "staged",
-        "plan": plan.digest,
-        "device": device,
+        "identity": job.identity,
         "source": [asdict(each) for each in converted.source_files],
-        "companions": _companions(source),
+        "companions": _companions(job.source),
         "underflows": dict(converted.underflows),
         "tokenizer": converted.tokenizer,
+        "modules": [asdict(each) for each in calibrated.modules] if calibrated else [],
         "outputs": [asdict(each) for each in outputs],
     }
     write_note(place, note)
     return Staged(converted, outputs, note)
 
 
-def _reuse(
-    plan: Plan,
-    source: Source,
-    registry: Registry,
-    place: Staging,
-    device: str,
-    listener: Listener,
-    clock: Clock,
-) -> Staged | None:
+def _calibrate(job: Job) -> Calibrated | None:
+    """Quantize layer by layer, once the source is proven: what takes long comes after."""
+    form = format_of(job.recipe.method)
+    if job.calibration is None or not isinstance(form, Gptq):
+        return None
+    with job.clock.measure("verify"):
+        digests = digest_source(job.source, job.registry, job.listener)
+        settle(job.source, digests, job.recipe, job.registry, job.policy)
+    threads = torch.get_num_threads()  # the order of sums, and so the bytes, depends on it
+    with job.clock.measure("convert"):
+        return calibrate(
+            job.plan,
+            job.source,
+            form,
+            job.calibration,
+            job.place.partial / LAYERS,
+            {**job.identity, "threads": threads},
+            [each.sha256 for each in digests],
+            device=job.device,
+            listener=job.listener,
+        )
+
+
+def _reuse(job: Job) -> Staged | None:
     """What an earlier run staged, if it was this plan's and neither it nor the source changed."""
-    note = read_note(place)
-    if note.get("plan") != plan.digest or note.get("device") != device:
+    note = read_note(job.place)
+    if note.get("identity") != job.identity or note.get("companions") != _companions(job.source):
         return None
-    if note.get("companions") != _companions(source):
-        return None
-    with clock.measure("verify"):
-        outputs = digest_output(place.partial, plan)
+    with job.clock.measure("verify"):
+        outputs = digest_output(job.place.partial, job.plan)
         if [asdict(each) for each in outputs] != note.get("outputs"):
             return None
-        listener(Event("resume", message="judging the staged files again; not quantizing"))
-        digests = digest_source(source, registry, listener)
+        job.listener(Event("resume", message="judging the staged files again; not quantizing"))
+        digests = digest_source(job.source, job.registry, job.listener)
     if [asdict(each) for each in digests] != note.get("source"):
         return None
     return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)

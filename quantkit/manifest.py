@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from quantkit.calibration import Calibration
 from quantkit.clock import Measured
 from quantkit.errors import SourceError
-from quantkit.execution import Staged
+from quantkit.execution import Job, Staged
 from quantkit.gate import GateReport, report_json
 from quantkit.plans import Plan
-from quantkit.recipe import Recipe
 from quantkit.staging import MANIFEST
 from quantkit.types import ACTIONS
 from quantkit.verification import VerifiedSource
@@ -33,16 +33,10 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "senten
 
 
 def build_manifest(
-    verified: VerifiedSource,
-    plan: Plan,
-    recipe: Recipe,
-    staged: Staged,
-    report: GateReport,
-    measured: Measured,
-    device: str,
+    job: Job, verified: VerifiedSource, staged: Staged, report: GateReport, measured: Measured
 ) -> dict[str, Any]:
     """Everything in one JSON object."""
-    source = verified.source
+    source, plan, recipe = verified.source, job.plan, job.recipe
     return {
         "schema": SCHEMA,
         "tool": {"name": "quantkit", "version": importlib.metadata.version("quantkit")},
@@ -59,10 +53,12 @@ def build_manifest(
         "recipe": recipe.model_dump(mode="json"),
         "plan": _plan_summary(plan),
         "conversion": {
-            "device": device,
+            "device": job.device,
             "threads": torch.get_num_threads(),
             "tokenizer": staged.converted.tokenizer,
             "underflows": dict(staged.converted.underflows),
+            "calibration": _calibration(job.calibration),
+            "modules": list(staged.note.get("modules", [])),
         },
         "versions": _versions(),
         "sizes": {
@@ -74,6 +70,21 @@ def build_manifest(
         "peak_rss_bytes": measured.peak_rss_bytes,
         "gate": report_json(report),
         "output": {"files": [asdict(each) for each in staged.outputs]},
+    }
+
+
+def _calibration(used: Calibration | None) -> dict[str, Any] | None:
+    """What GPTQ calibrated on; ``None`` for the formats that need nothing."""
+    if used is None:
+        return None
+    return {
+        "name": used.name,
+        "sha256": used.sha256,
+        "ids_sha256": used.ids_sha256,
+        "route": used.route,
+        "windows": len(used.windows),
+        "available": used.available,
+        "tokens": used.tokens,
     }
 
 

@@ -78,6 +78,7 @@ class GptqMethod(Strict):
     scale_search: bool
     group_order: bool
     checkpoint_format: Literal["gptq", "gptq_v2"]
+    both_head_names: bool
     max_skipped_share: Annotated[float, Field(ge=0, le=1)]
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     ignore: tuple[Pattern, ...]

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from quantkit.calibration import read_calibration
 from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
 from quantkit.evaluation import Texts, read_material, text_paths
-from quantkit.execution import mark_failed, stage
+from quantkit.execution import Job, mark_failed, stage
 from quantkit.gate import gate, gate_not_run
 from quantkit.manifest import build_manifest, write_manifest
 from quantkit.planning import make_plan
@@ -45,6 +46,7 @@ def convert(
     revision: str | None = None,
     device: Device = "auto",
     text: Texts = None,
+    calibration: str | Path | None = None,
     checksums: Sequence[str | Path] = (),
     require_verified: bool = False,
     allow_withdrawn: bool = False,
@@ -56,8 +58,9 @@ def convert(
     """Turn a checkpoint into a quantized repository at ``out``; returns its manifest.
 
     ``set`` holds ``"key=value"`` overrides of the recipe, ``checksums`` folders of
-    registry entries beside the built-in ones, ``text`` the evaluation text, or several:
-    the measures are then of all, and of each.
+    registry entries beside the built-in ones, ``text`` the evaluation text, or several (the
+    measures are then of all, and of each), ``calibration`` what GPTQ calibrates on instead
+    of the recipe's own data.
 
     Raises:
         UsageError: a name, a recipe's key, or an output that exists.
@@ -75,9 +78,12 @@ def convert(
     check_free(place, opened.folder, overwrite=overwrite)
     material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
     planned = make_plan(opened, chosen)
+    own = Path(calibration) if calibration is not None else None
+    calibrating = read_calibration(chosen, own, opened, planned, material)
     listener(Event("plan", message=summary(planned)))
+    job = Job(planned, opened, chosen, registry, policy, calibrating, place, where, listener, clock)
     with held(place), cleaned(place):
-        staged = stage(planned, opened, chosen, registry, place, where, listener, clock)
+        staged = stage(job)
         with clock.measure("verify"):
             verified = settle(opened, staged.converted.source_files, chosen, registry, policy)
         with clock.measure("gate"):
@@ -86,9 +92,7 @@ def convert(
                 if material is not None
                 else gate_not_run(staged.ungated)
             )
-        manifest = build_manifest(
-            verified, planned, chosen, staged, report, clock.measured(), where
-        )
+        manifest = build_manifest(job, verified, staged, report, clock.measured())
         if report.status == "failed":
             mark_failed(place, staged, manifest["gate"])
         card = write_card(manifest, place.partial)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from quantkit.architecture import Architecture, Linear, read_architecture
 from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
-from quantkit.methods import BnbMethod, PlainMethod
+from quantkit.methods import BnbMethod, GptqMethod, PlainMethod
 from quantkit.plans import Plan, TensorPlan
 from quantkit.prompts import chat_template
 from quantkit.recipe import Recipe
+from quantkit.settings import generation_defaults, output_config
 from quantkit.source import Source
 from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
+
+#: Begins the reason of a module whose shape the loaders cannot take.
+_UNFIT = "does not fit the format"
 
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -47,6 +50,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             f"{architecture.class_name}: no module would be quantized: none is a Linear that the "
             "format's library replaces, or the recipe ignores them all; use fp16 or bf16"
         )
+    _refuse_mostly_skipped(tensors, architecture, recipe)
     return Plan(
         model_type=architecture.model_type,
         class_name=architecture.class_name,
@@ -54,8 +58,8 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         method=recipe.method.model_dump(mode="json"),
         tensors=tensors,
         shards=shards.layout([each.outputs for each in tensors], _shard_limit(recipe)),
-        config=_config(source, architecture, form, recipe, tensors),
-        generation=_generation(source, recipe),
+        config=output_config(source, architecture, form, recipe, tensors),
+        generation=generation_defaults(source, recipe),
         chat_template=chat_template(recipe.prompt) if recipe.prompt else None,
         max_positions=architecture.max_positions,
         warnings=tuple(_warnings(source, architecture, recipe, tensors)),
@@ -108,9 +112,13 @@ def _fate(
         )
     module, _, leaf = memory.rpartition(".")
     linear = architecture.linears.get(module) if leaf == "weight" else None
-    if linear is not None and form.quantizes() and not _is_kept(module, architecture, recipe):
-        return _quantized(record, linear, architecture.dtype, form)
-    return _kept(record, dtype, _why_kept(linear, form))
+    reason = _why_kept(record.name, module, linear, architecture, form, recipe)
+    if linear is not None and reason is None:
+        return _quantized(record, linear, architecture.dtype, form, memory)
+    names = [record.name]
+    if _needs_both_names(module, architecture, recipe):
+        names = sorted({record.name, memory})
+    return _kept(record, dtype, reason or "", memory, names)
 
 
 def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recipe) -> str | None:
@@ -127,26 +135,50 @@ def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recip
     )
 
 
-def _is_kept(module: str, architecture: Architecture, recipe: Recipe) -> bool:
-    ignore = recipe.method.ignore if isinstance(recipe.method, BnbMethod) else ()
-    return architecture.is_kept(module, ignore)
-
-
-def _why_kept(linear: Linear | None, form: Format) -> str:
+def _why_kept(
+    name: str,
+    module: str,
+    linear: Linear | None,
+    architecture: Architecture,
+    form: Format,
+    recipe: Recipe,
+) -> str | None:
+    """Why a tensor is not quantized; ``None`` when it is."""
     if linear is None:
         return "not the weight of a Linear module"
-    return "left as it is: output head, tied, or ignored" if form.quantizes() else "plain"
+    if not form.quantizes():
+        return "plain"
+    ignore = () if isinstance(recipe.method, PlainMethod) else recipe.method.ignore
+    if architecture.is_kept(module, ignore):
+        return "left as it is: output head, tied, or ignored"
+    if form.calibrated and not architecture.in_layer(module):
+        return "left as it is: outside the decoder layers"
+    unfit = form.unfit(name, (linear.out_features, linear.in_features))
+    return f"{_UNFIT}: {unfit}" if unfit else None
 
 
-def _kept(record: TensorRecord, dtype: str, reason: str) -> TensorPlan:
+def _needs_both_names(module: str, architecture: Architecture, recipe: Recipe) -> bool:
+    """GPTQModel fills a head with zeros that is not under transformers' name, AutoGPTQ one
+    that is not under the checkpoint's."""
+    method = recipe.method
+    both = isinstance(method, GptqMethod) and method.both_head_names
+    return both and module in architecture.kept_modules
+
+
+def _kept(
+    record: TensorRecord, dtype: str, reason: str, memory: str, names: Sequence[str]
+) -> TensorPlan:
     nbytes = record.elements * ITEM_BYTES[dtype]
-    output = OutputTensor(record.name, dtype, record.shape, nbytes)
+    outputs = tuple(OutputTensor(name, dtype, record.shape, nbytes) for name in names)
     if dtype == record.dtype:
-        return TensorPlan(record, "copy", reason, dtype, (output,))
-    return TensorPlan(record, "cast", f"{record.dtype} to {dtype}; {reason}", dtype, (output,))
+        return TensorPlan(record, "copy", reason, dtype, outputs, memory=memory)
+    reason = f"{record.dtype} to {dtype}; {reason}"
+    return TensorPlan(record, "cast", reason, dtype, outputs, memory=memory)
 
 
-def _quantized(record: TensorRecord, linear: Linear, dtype: str, form: Format) -> TensorPlan:
+def _quantized(
+    record: TensorRecord, linear: Linear, dtype: str, form: Format, memory: str
+) -> TensorPlan:
     shape = (linear.out_features, linear.in_features)
     outputs = form.outputs(record.name, shape, dtype)
     return TensorPlan(
@@ -157,7 +189,30 @@ def _quantized(record: TensorRecord, linear: Linear, dtype: str, form: Format) -
         outputs,
         shape,
         transposed=linear.kind == "Conv1D",
+        memory=memory,
     )
+
+
+def _unfit(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
+    return [each for each in tensors if _UNFIT in each.reason]
+
+
+def _refuse_mostly_skipped(
+    tensors: Sequence[TensorPlan], architecture: Architecture, recipe: Recipe
+) -> None:
+    """Modules that fit no loader stay as they are, but not most of a model."""
+    method = recipe.method
+    if not isinstance(method, GptqMethod):
+        return
+    unfit = _unfit(tensors)
+    meant = len(unfit) + sum(each.action == "quantize" for each in tensors)
+    if len(unfit) > method.max_skipped_share * meant:
+        raise SourceError(
+            f"{architecture.class_name}: {len(unfit)} of {meant} modules cannot be quantized, more "
+            f"than the {method.max_skipped_share:.0%} that the recipe lets pass; first "
+            f"{unfit[0].source.name}, which {unfit[0].reason} (--set method.group_size=N or "
+            "method.max_skipped_share=SHARE)"
+        )
 
 
 def _refuse_incomplete(tensors: Sequence[TensorPlan], architecture: Architecture) -> None:
@@ -179,55 +234,6 @@ def _refuse_incomplete(tensors: Sequence[TensorPlan], architecture: Architecture
         )
 
 
-def _config(
-    source: Source,
-    architecture: Architecture,
-    form: Format,
-    recipe: Recipe,
-    tensors: Sequence[TensorPlan],
-) -> dict[str, Any]:
-    """The source's config with the data type and the quantization written in."""
-    # auto_map points at code in the source's repository, which is neither run nor carried on
-    config = {key: value for key, value in source.config.items() if key != "auto_map"}
-    for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:
-        config[key] = architecture.dtype
-    quantization = form.quantization_config(_skipped(architecture, recipe, tensors))
-    if quantization is not None:
-        config["quantization_config"] = quantization
-    return config
-
-
-def _generation(source: Source, recipe: Recipe) -> dict[str, Any]:
-    """The source's generation defaults, else its special ids; then the recipe's settings."""
-    settings = dict(source.generation)
-    if not settings:
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        settings = {key: source.config[key] for key in ids if source.config.get(key) is not None}
-    if recipe.generation is not None:
-        settings |= recipe.generation.model_dump(exclude_none=True)
-    return settings
-
-
-def _skipped(
-    architecture: Architecture, recipe: Recipe, tensors: Sequence[TensorPlan]
-) -> list[str] | None:
-    """Modules to name as skipped; ``None`` when only those every loader finds by itself.
-
-    Naming any replaces the loader's own list, so the kept ones must then be named too,
-    and under the source's names as well, since older loaders use those.
-    """
-    ignore = recipe.method.ignore if isinstance(recipe.method, BnbMethod) else ()
-    if not ignore:
-        return None
-    in_memory = {architecture.memory_names[each.source.name]: each.source.name for each in tensors}
-    sources = {
-        in_memory[f"{module}.weight"].removesuffix(".weight")
-        for module in architecture.kept
-        if f"{module}.weight" in in_memory
-    }
-    return sorted({*architecture.kept, *ignore, *sources})
-
-
 def _warnings(
     source: Source, architecture: Architecture, recipe: Recipe, tensors: Sequence[TensorPlan]
 ) -> Iterator[str]:
@@ -237,6 +243,9 @@ def _warnings(
             f"the weights are stored as {stored}; {architecture.dtype} is written "
             f"({'the recipe' if recipe.method.dtype != 'auto' else 'config.json'} says so)"
         )
+    if odd := _unfit(tensors):
+        yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
+    yield from _gptq_warnings(recipe)
     quantized = [each for each in tensors if each.action == "quantize"]
     if isinstance(recipe.method, BnbMethod) and recipe.method.quant_type != "int8":
         block = recipe.method.block_size
@@ -251,3 +260,16 @@ def _warnings(
 
 def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> bool:
     return shape is not None and (shape[0] % 32 != 0 or shape[1] % block_size != 0)
+
+
+def _gptq_warnings(recipe: Recipe) -> Iterator[str]:
+    method = recipe.method
+    if not isinstance(method, GptqMethod):
+        return
+    if method.checkpoint_format == "gptq" and not method.sym:
+        yield (
+            "GPTQModel itself refuses sym=false in checkpoint_format gptq from any other tool "
+            "(transformers and AutoGPTQ open it); for GPTQModel use gptq_v2"
+        )
+    if method.override:
+        yield "overrides of single modules are read by GPTQModel only, not through transformers"

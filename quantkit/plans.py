@@ -26,7 +26,7 @@ class TensorPlan:
 
     ``shape`` is the weight as (out, in) when it is quantized; ``transposed`` says that
     the source stores it as (in, out). ``tied_to`` names the source tensor that a
-    dropped tied copy must equal.
+    dropped tied copy must equal. ``memory`` is its name in transformers' model.
     """
 
     source: TensorRecord
@@ -37,6 +37,7 @@ class TensorPlan:
     shape: tuple[int, int] | None = None
     transposed: bool = False
     tied_to: str | None = None
+    memory: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,15 @@ from quantkit.errors import (
     OutputExistsError,
     StorageError,
     UsageError,
+    VerificationError,
 )
 
 NOTE = "quantkit-staging.json"
 _NEW_NOTE = f".{NOTE}.new"
 MANIFEST = "quantkit-manifest.json"
+
+#: Layers that a calibration has finished; see :mod:`quantkit.finished`.
+LAYERS = "quantkit-layers"
 
 #: Room that is left for small files beside the weights, in bytes.
 _HEADROOM = 32 << 20
@@ -146,9 +150,9 @@ def write_note(staging: Staging, note: dict[str, Any]) -> None:
 
 
 def empty(staging: Staging) -> None:
-    """Remove all that ``OUT.partial`` holds but the note that says it is quantkit's."""
+    """Remove all that ``OUT.partial`` holds but its note and the layers that are finished."""
     for each in staging.partial.iterdir():
-        if each.name == NOTE:
+        if each.name in (NOTE, LAYERS):
             continue
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
@@ -161,6 +165,7 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
     with suppress(OSError):
         empty(staging)
         if note is None:
+            drop_layers(staging)
             (staging.partial / NOTE).unlink(missing_ok=True)
             staging.partial.rmdir()
         else:
@@ -204,6 +209,18 @@ def cleaned(staging: Staging) -> Iterator[None]:
         said = f"the disk at {staging.partial.parent} is full; free some room and run again"
         discard(staging, {"state": "failed", "reason": said})
         raise StorageError(f"output {staging.out}: {said}") from error
-    except BaseException:  # an interrupt, or a defect: either way nothing half-done stays
+    except VerificationError:
         discard(staging)
         raise
+    except BaseException:  # an interrupt, or a defect: nothing half-done stays but whole layers
+        discard(staging, {"state": "interrupted"} if _has_layers(staging) else None)
+        raise
+
+
+def _has_layers(staging: Staging) -> bool:
+    return any((staging.partial / LAYERS).glob("*.safetensors"))
+
+
+def drop_layers(staging: Staging) -> None:
+    """Remove the finished layers: what they held is in the staged files."""
+    shutil.rmtree(staging.partial / LAYERS, ignore_errors=True)

@@ -109,6 +109,11 @@ class Sweep:
         self._returns_tuple = False
         self._scratch, self._room = scratch, room
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The layers, by name, in order."""
+        return self._names
+
     def __enter__(self) -> Sweep:
         self._reader = ThreadPoolExecutor(1, "read-layer")
         with torch.inference_mode():

@@ -60,6 +60,10 @@ def convert(
     revision: Revision = None,
     device: ComputeDevice = DeviceName.auto,
     text: Texts = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="What GPTQ calibrates on: .txt, .jsonl or ids (.json)."),
+    ] = None,
     checksums: Checksums = None,
     require_verified: RequireVerified = False,
     allow_withdrawn: AllowWithdrawn = False,
@@ -81,6 +85,7 @@ def convert(
             revision=revision,
             device=device.value,
             text=text or None,
+            calibration=calibration,
             checksums=checksums or (),
             require_verified=require_verified,
             allow_withdrawn=allow_withdrawn,

@@ -4,17 +4,21 @@ A format knows no arithmetic (that is :mod:`quantkit.kernels`) and no files.
 
     base.py    the protocol
     bnb.py     bitsandbytes: nf4, fp4, int8
+    gptq.py    GPTQ, 2 to 8 bits
     plain.py   no quantization
 """
 
 from quantkit.formats.base import Encoder, Format, Write
 from quantkit.formats.bnb import Bnb
+from quantkit.formats.gptq import Gptq
 from quantkit.formats.plain import Plain
-from quantkit.methods import BnbMethod, Method
+from quantkit.methods import BnbMethod, GptqMethod, Method
 
-__all__ = ["Encoder", "Format", "Write", "format_of"]
+__all__ = ["Encoder", "Format", "Gptq", "Write", "format_of"]
 
 
 def format_of(method: Method) -> Format:
     """The format that a recipe's ``[method]`` asks for."""
-    return Bnb(method) if isinstance(method, BnbMethod) else Plain(method)
+    if isinstance(method, BnbMethod):
+        return Bnb(method)
+    return Gptq(method) if isinstance(method, GptqMethod) else Plain(method)

@@ -44,6 +44,15 @@ class Encoder(Protocol):
 class Format(Protocol):
     """One way to store weights."""
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether weights are made layer by layer before the one pass, which then skips them."""
+        ...
+
+    def unfit(self, weight: str, shape: tuple[int, int]) -> str | None:
+        """Why the loaders cannot take a weight (out, in) of this shape; ``None`` if they can."""
+        ...
+
     def outputs(self, weight: str, shape: tuple[int, int], dtype: str) -> tuple[OutputTensor, ...]:
         """The tensors that stand for the weight called ``weight``, ``shape`` (out, in).
 
@@ -63,10 +72,12 @@ class Format(Protocol):
         """Whether any module is quantized at all."""
         ...
 
-    def quantization_config(self, kept: Sequence[str] | None) -> dict[str, Any] | None:
+    def quantization_config(
+        self, kept: Sequence[str] | None, quantized: Sequence[str]
+    ) -> dict[str, Any] | None:
         """What ``config.json`` says of the quantization; ``None`` for nothing.
 
         ``kept`` names the modules left as they are; ``None`` when they are exactly
-        those that every version of the loader finds by itself.
+        those that every version of the loader finds by itself. ``quantized`` names the others.
         """
         ...

@@ -42,6 +42,11 @@ class Bnb:
 
     method: BnbMethod
 
+    calibrated = False
+
+    def unfit(self, weight: str, shape: tuple[int, int]) -> None:
+        return None
+
     def quantizes(self) -> bool:
         return True
 
@@ -58,7 +63,9 @@ class Bnb:
             return _Int8Encoder(weight, shape, device)
         return _FourBitEncoder(self.method, weight, shape, dtype, device)
 
-    def quantization_config(self, kept: Sequence[str] | None) -> dict[str, Any]:
+    def quantization_config(
+        self, kept: Sequence[str] | None, quantized: Sequence[str]
+    ) -> dict[str, Any]:
         method = self.method
         four_bit = method.quant_type != "int8"
         return {

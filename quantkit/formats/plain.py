@@ -16,6 +16,11 @@ class Plain:
 
     method: PlainMethod
 
+    calibrated = False
+
+    def unfit(self, weight: str, shape: tuple[int, int]) -> None:
+        return None
+
     def quantizes(self) -> bool:
         return False
 
@@ -28,5 +33,5 @@ class Plain:
     def encoder(self, weight: str, shape: tuple[int, int], dtype: str, device: str) -> Encoder:
         raise AssertionError(f"{weight}: the plain format quantizes nothing")
 
-    def quantization_config(self, kept: Sequence[str] | None) -> None:
+    def quantization_config(self, kept: Sequence[str] | None, quantized: Sequence[str]) -> None:
         return None

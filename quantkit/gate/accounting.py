@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from quantkit.checkpoint import read_tensor
 from quantkit.gate.opened import Opened
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.gate.settings import config_failures, expected_generation, generation_failures
 from quantkit.gate.structure import nonfinite
+from quantkit.types import TensorRecord
 
 #: After these measures the models can still be opened and compared.
 READABLE = ("renamed tensors", "config.json", "generation_config.json")
@@ -25,6 +27,7 @@ def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any
     failures = [
         *_left_over(saved),
         *renamed,
+        *_doubles(saved),
         *_shapes(saved),
         *config_failures(saved.parsed, original.parsed),
         *generation_failures(saved.folder, wanted),
@@ -62,7 +65,8 @@ def _names(saved: Opened, original: Opened) -> tuple[list[Failure], list[str]]:
     failures, prefixed = [], 0
     for name, parts in sorted(saved.parts.items()):
         here, source = _stored_name(parts), _stored_name(original.parts.get(name, {}))
-        if not source or here == source:
+        others = [each.name for each in saved.twice.get(name, ())]
+        if not source or source in (here, *others):
             continue
         if here.removeprefix(prefix) == source.removeprefix(prefix):
             prefixed += 1
@@ -80,6 +84,21 @@ def _stored_name(parts: Mapping[str, Any]) -> str:
     for part, record in parts.items():
         return f"{record.name.removesuffix(part)}weight"
     return ""
+
+
+def _doubles(saved: Opened) -> Iterator[Failure]:
+    """Two stored tensors for one parameter: which is loaded depends on who loads it."""
+    for name, others in saved.twice.items():
+        first = saved.parts[name].get("")
+        for other in others:
+            if first is None or not _same_bytes(saved, first, other):
+                kept = first.name if first else name
+                yield Failure("structure", "tensors for one weight", "unlike", kept, other.name)
+
+
+def _same_bytes(saved: Opened, one: TensorRecord, other: TensorRecord) -> bool:
+    a, b = (read_tensor(saved.folder, each) for each in (one, other))
+    return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
 
 
 def _shapes(saved: Opened) -> Iterator[Failure]:

@@ -42,8 +42,9 @@ class Opened:
     """A checkpoint and the model class that it is for.
 
     ``parts`` gives for each parameter, by its name in memory, the stored tensors: ``""`` is
-    the weight itself, others are what its quantization adds. ``unknown`` are stored names
-    that the model has no place for, and ``twice`` those that stand for one parameter.
+    the weight itself, others are what its quantization adds. ``twice`` are further stored
+    tensors for one that is there already (a head under the names that different loaders look
+    for), and ``unknown`` stored names that the model has no place for.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Opened:
     parsed: Any
     architecture: Architecture
     parts: Mapping[str, Mapping[str, TensorRecord]]
+    twice: Mapping[str, tuple[TensorRecord, ...]]
     unknown: tuple[str, ...]
 
     @property
@@ -153,16 +155,19 @@ def _open(folder: Path, config: Mapping[str, Any], index: CheckpointIndex, dtype
     names = list(dict.fromkeys(name for name, _ in placed.values()))
     architecture = read_architecture(folder, config, names, dtype, _stored(index.tensors))
     parts: dict[str, dict[str, TensorRecord]] = {}
+    twice: dict[str, tuple[TensorRecord, ...]] = {}
     unknown = []
     for record in index.tensors:
         name, part = placed[record.name]
         memory = architecture.memory_names.get(name)
-        if memory is None or part in parts.get(memory, {}):
+        if memory is None:
             unknown.append(record.name)
+        elif part in parts.get(memory, {}):
+            twice[memory] = (*twice.get(memory, ()), record)
         else:
             parts.setdefault(memory, {})[part] = record
     parsed = parse_config(folder, config)
-    return Opened(folder, index, config, parsed, architecture, parts, tuple(unknown))
+    return Opened(folder, index, config, parsed, architecture, parts, twice, tuple(unknown))
 
 
 def _placed(stored: str, method: str) -> tuple[str, str]:

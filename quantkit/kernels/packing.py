@@ -1,0 +1,43 @@
+"""Integers of 2, 3, 4 or 8 bits as a stream of bits in little-endian 32-bit words.
+
+The stream runs down a column: 32 values fill exactly ``bits`` words, the first value in the
+lowest bits of the first word. That is AutoGPTQ's layout for 2, 4 and 8 bits, and for 3 bits
+too, where values 10 and 21 of each 32 lie across two words.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Values that fill whole words, whatever the bits.
+CHUNK = 32
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """uint8 (n, columns), ``n`` a multiple of 32 -> int32 (n * bits / 32, columns)."""
+    chunks = values.reshape(-1, CHUNK, values.shape[1]).to(torch.int64)
+    words = torch.zeros(
+        chunks.shape[0], bits, chunks.shape[2], dtype=torch.int64, device=values.device
+    )
+    for at in range(CHUNK):
+        word, shift = divmod(at * bits, 32)
+        words[:, word] |= chunks[:, at] << shift
+        if shift + bits > 32:
+            words[:, word + 1] |= chunks[:, at] >> (32 - shift)
+    words &= 0xFFFFFFFF
+    # to two's complement, which the file's int32 is
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).flatten(0, 1)
+
+
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """The inverse: int32 (n * bits / 32, columns) -> uint8 (n, columns)."""
+    grouped = words.reshape(-1, bits, words.shape[1]).to(torch.int64) & 0xFFFFFFFF
+    values = []
+    for at in range(CHUNK):
+        word, shift = divmod(at * bits, 32)
+        value = grouped[:, word] >> shift
+        if shift + bits > 32:
+            value = value | grouped[:, word + 1] << (32 - shift)
+        values.append((value & ((1 << bits) - 1)).to(torch.uint8))
+    return torch.stack(values, dim=1).flatten(0, 1)

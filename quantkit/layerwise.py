@@ -1,0 +1,252 @@
+"""GPTQ over a whole model, one layer in memory.
+
+Each layer is run once to gather its modules' Hessians, quantized, and run again as it now
+is, so that the next layer sees what it will be given. All modules of a layer are calibrated
+in one run (``true_sequential``: each group of modules in a run of its own, after those
+before it). A finished layer is on the disk; a rerun takes it up, runs it for its outputs,
+and goes on with the next: the same bytes as one undisturbed run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import log10
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.calibration import Calibration
+from quantkit.checkpoint import read_tensor
+from quantkit.finished import FinishedLayers
+from quantkit.formats import Gptq, Write
+from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, quantize
+from quantkit.methods import GptqMethod
+from quantkit.observing import Shared, gather, shared_inputs
+from quantkit.plans import Plan, TensorPlan
+from quantkit.skeleton import build_empty, parse_config
+from quantkit.source import Source
+from quantkit.sweep import Layer, Load, Sweep
+from quantkit.types import Event, Listener
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """How one module came out.
+
+    ``loss`` is the Hessian-weighted squared error per output and token, ``snr_db`` the
+    weight's own signal to noise, ``None`` where there is no noise. ``note`` says what was out
+    of the ordinary.
+    """
+
+    module: str
+    bits: int
+    group_size: int
+    loss: float
+    snr_db: float | None
+    tokens: int
+    damp_percent: float
+    dead: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Where the quantized weights lie, and how each module came out.
+
+    ``source`` are the SHA-256 of the weight files that they were made from.
+    """
+
+    modules: tuple[ModuleReport, ...]
+    source: list[str]
+    _layers: FinishedLayers
+    _home: Mapping[str, int]
+
+    def writes(self, item: TensorPlan) -> Iterator[Write]:
+        """The output tensors that stand for one weight."""
+        names = [each.name for each in item.outputs]
+        tensors = self._layers.tensors(self._home[item.source.name], names)
+        yield from (Write(name, 0, tensors[name]) for name in names)
+
+
+def calibrate(
+    plan: Plan,
+    source: Source,
+    form: Gptq,
+    calibration: Calibration,
+    folder: Path,
+    identity: Mapping[str, Any],
+    digests: list[str],
+    *,
+    device: str,
+    listener: Listener,
+) -> Calibrated:
+    """Quantize every weight that ``plan`` says, into ``folder``.
+
+    ``identity`` is all that the result depends on beside the source, whose weight files have
+    the SHA-256 ``digests``; layers that ``folder`` holds from an earlier run of the same are
+    taken up.
+    """
+    model = build_empty(parse_config(source.folder, source.config), "float32", with_buffers=True)
+    layers = FinishedLayers(folder, {**identity, "source": digests})
+    home: dict[str, int] = {}
+    reports: list[ModuleReport] = []
+    resumed = 0
+    with Sweep(
+        model, _loader(plan, source, model), calibration.windows, folder, device=device
+    ) as sweep:
+        total = len(sweep.names) * len(calibration.windows)
+        for layer in sweep.layers():
+            items = _items(plan, layer)
+            home |= {each.source.name: layer.index for each in items.values()}
+            tell = _counter(listener, layer, total)
+            recorded = layers.found(layer.index)
+            if recorded is not None:
+                _take_up(layer, items, form, layers.tensors(layer.index))
+                resumed += 1
+                found = [ModuleReport(**each) for each in recorded["modules"]]
+                tell(len(calibration.windows))
+            else:
+                if resumed and resumed == layer.index:
+                    listener(Event("resume", message=f"{resumed} layers are finished; going on"))
+                found = _quantize_layer(layer, items, form, layers, tell)
+            reports += found
+    return Calibrated(tuple(reports), digests, layers, home)
+
+
+def _counter(listener: Listener, layer: Layer, total: int) -> Callable[[int], None]:
+    before = layer.index * len(layer.windows)
+    return lambda done: listener(Event("calibrate", before + done, total, "windows"))
+
+
+def _loader(plan: Plan, source: Source, model: Any) -> Load:
+    """Weights by their names in memory, straight from the source."""
+    records = {each.memory: each.source for each in plan.tensors if each.memory}
+    ties = {str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()}
+
+    def load(names: Sequence[str]) -> Mapping[str, Tensor]:
+        held = {name: records.get(name) or records[ties[name]] for name in names}
+        return {name: read_tensor(source.folder, record) for name, record in held.items()}
+
+    return load
+
+
+def _items(plan: Plan, layer: Layer) -> dict[str, TensorPlan]:
+    """What is to be quantized in ``layer``, by the module's name inside it."""
+    inside = f"{layer.name}."
+    return {
+        each.memory.removeprefix(inside).removesuffix(".weight"): each
+        for each in plan.with_action("quantize")
+        if each.memory is not None and each.memory.startswith(inside)
+    }
+
+
+def _quantize_layer(
+    layer: Layer,
+    items: Mapping[str, TensorPlan],
+    form: Gptq,
+    layers: FinishedLayers,
+    tell: Callable[[int], None],
+) -> list[ModuleReport]:
+    reports: dict[str, ModuleReport] = {}
+    writes: list[Write] = []
+    for shared in _gathered(layer, tuple(items), form.method, tell):
+        factors: dict[int, Factor] = {}
+        for name in shared.modules:
+            item = items[name]
+            grid = form.grid(item.source.name, shared.hessian.shape[0])
+            factor = factors.get(grid.group_size)
+            if factor is None:
+                factor = factors[grid.group_size] = _factor(shared, form.method, grid.group_size)
+            made = quantize(_weight(layer, name), factor, grid)
+            reports[name] = _report(layer, name, item, form, made, factor, shared.tokens)
+            _replace(layer, name, made)
+            writes += form.stored(item.source.name, made)
+    outputs = [output for each in items.values() for output in each.outputs]
+    found = [reports[name] for name in items]
+    layers.add(layer.index, outputs, writes, {"modules": [asdict(each) for each in found]})
+    return found
+
+
+def _gathered(
+    layer: Layer, names: Sequence[str], method: GptqMethod, tell: Callable[[int], None]
+) -> Iterator[Shared]:
+    """The Hessians, of all groups in one run or of each in its own; then modules never run."""
+    groups = shared_inputs(layer, names)
+    runs = [[group] for group in groups] if method.true_sequential else [groups]
+    for run in runs:
+        yield from gather(layer, run, tell)
+    reached = {name for group in groups for name in group}
+    for name in names:
+        if name not in reached:
+            columns = _weight(layer, name).shape[1]
+            yield Shared((name,), torch.full((columns, columns), torch.nan), 0)
+
+
+def _factor(shared: Shared, method: GptqMethod, group_size: int) -> Factor:
+    return factorize(shared.hessian, method.damp_percent, _order(method), group_size)
+
+
+def _order(method: GptqMethod) -> Order:
+    if method.desc_act:
+        return "diagonal"
+    return "grouped" if method.group_order else "source"
+
+
+def _weight(layer: Layer, name: str) -> Tensor:
+    """(out, in), whatever way round the module keeps it."""
+    module = layer.module.get_submodule(name)
+    weight = module.get_parameter("weight").data
+    return weight if isinstance(module, nn.Linear) else weight.T
+
+
+def _replace(layer: Layer, name: str, made: Quantized) -> None:
+    _weight(layer, name).copy_(made.dequantized())
+
+
+def _take_up(
+    layer: Layer, items: Mapping[str, TensorPlan], form: Gptq, tensors: Mapping[str, Tensor]
+) -> None:
+    for name, item in items.items():
+        _replace(layer, name, form.restored(item.source.name, tensors))
+
+
+def _report(
+    layer: Layer,
+    name: str,
+    item: TensorPlan,
+    form: Gptq,
+    made: Quantized,
+    factor: Factor,
+    tokens: int,
+) -> ModuleReport:
+    weight = _weight(layer, name)
+    noise = float((weight - made.dequantized()).square().sum())
+    signal = float(weight.square().sum())
+    grid = form.grid(item.source.name, weight.shape[1])
+    return ModuleReport(
+        module=item.source.name.removesuffix(".weight"),
+        bits=grid.bits,
+        group_size=grid.group_size,
+        loss=made.loss / max(1, tokens * weight.shape[0]),
+        snr_db=10 * log10(signal / noise) if signal and noise else None,
+        tokens=tokens,
+        damp_percent=factor.damp_percent,
+        dead=factor.dead,
+        note="; ".join(_notes(factor, tokens, weight.shape[1], form.method)),
+    )
+
+
+def _notes(factor: Factor, tokens: int, columns: int, method: GptqMethod) -> Iterator[str]:
+    if not tokens:
+        yield "no window reached it: rounded to nearest"
+    elif not factor.usable:
+        yield "its Hessian is not finite or not positive definite: rounded to nearest"
+    elif factor.damp_percent > method.damp_percent:
+        yield f"dampened by {factor.damp_percent:g}, since less did not factor"
+    if factor.dead:
+        yield f"{factor.dead} inputs were always zero: their columns are rounded to nearest"
+    if 0 < tokens < columns:
+        yield f"fewer tokens ({tokens}) than input columns ({columns})"
