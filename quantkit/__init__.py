@@ -17,6 +17,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        gate/          reopen what was written and judge it
        assessment     check(): the gate alone, on anybody's folder
        manifest card  what is recorded, and what people read
+       report plots   report/: one page, and its plots
        inspection     verify(): a source against the registry, an output against its manifest
     2  source         a folder, a Hub cache or a Hub id -> Source
        registry       checksums/*.toml -> a verdict on digests

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.calibration import read_calibration
+from quantkit.card import NAME as CARD
 from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.devices import Device, choose_device
@@ -20,6 +21,7 @@ from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums as read_checksums
+from quantkit.report import write_report
 from quantkit.source import open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
@@ -93,10 +95,13 @@ def convert(
                 else gate_not_run(staged.ungated)
             )
         manifest = build_manifest(job, verified, staged, report, clock.measured())
+        if material is not None:
+            manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
             mark_failed(place, staged, manifest["gate"])
-        card = write_card(manifest, place.partial)
-        manifest["output"]["files"].append(asdict(digest_file(card)))
+        write_card(manifest, place.partial)
+        for name in (CARD, *manifest["report"]):
+            manifest["output"]["files"].append(asdict(digest_file(place.partial / name, name)))
         write_manifest(manifest, place.partial)
         listener(Event("save", message=f"saving {place.out}"))
         check_free(place, opened.folder, overwrite=overwrite)

@@ -20,6 +20,10 @@ judging.py     the levels in order
 """
 
 from quantkit.gate.judging import gate, gate_folder
+from quantkit.gate.likelihood import LOWEST, PER_DECADE
 from quantkit.gate.report import GateReport, gate_not_run, report_json
 
-__all__ = ["GateReport", "gate", "gate_folder", "gate_not_run", "report_json"]
+#: How histograms of the divergence begin, in decades of nats, and their bins a decade.
+HISTOGRAM = (LOWEST, PER_DECADE)
+
+__all__ = ["HISTOGRAM", "GateReport", "gate", "gate_folder", "gate_not_run", "report_json"]
