@@ -16,6 +16,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        evaluation     the text and the prompts that models are judged on
        gate/          reopen what was written and judge it
        assessment     check(): the gate alone, on anybody's folder
+       comparison     compare(): several folders of one source
        manifest card  what is recorded, and what people read
        report plots   report/: one page, and its plots
        inspection     verify(): a source against the registry, an output against its manifest
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from quantkit.assessment import check
+    from quantkit.comparison import compare
     from quantkit.demonstration import demo
     from quantkit.errors import QuantkitError
     from quantkit.inspection import check_tokenizer, verify
@@ -69,6 +71,7 @@ __all__ = [
     "check",
     "check_tokenizer",
     "checksums",
+    "compare",
     "convert",
     "demo",
     "load_recipe",
@@ -84,6 +87,7 @@ _HOME = {
     "check": "assessment",
     "check_tokenizer": "inspection",
     "checksums": "registry",
+    "compare": "comparison",
     "convert": "pipeline",
     "demo": "demonstration",
     "load_recipe": "recipe",

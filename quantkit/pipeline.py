@@ -99,11 +99,16 @@ def convert(
             manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
             mark_failed(place, staged, manifest["gate"])
-        write_card(manifest, place.partial)
-        for name in (CARD, *manifest["report"]):
-            manifest["output"]["files"].append(asdict(digest_file(place.partial / name, name)))
-        write_manifest(manifest, place.partial)
+        _describe(manifest, place.partial)
         listener(Event("save", message=f"saving {place.out}"))
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
+
+
+def _describe(manifest: dict[str, Any], folder: Path) -> None:
+    """The card, and the manifest that lists it and the report."""
+    write_card(manifest, folder)
+    for name in (CARD, *manifest["report"]):
+        manifest["output"]["files"].append(asdict(digest_file(folder / name, name)))
+    write_manifest(manifest, folder)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _INK, _SOURCE, _SAVED, _LIMIT = "#7d8590", "#8a94a3", "#2f81f7", "#d1633c"
 _PALETTE = ("#2f81f7", "#2ea06e", "#d1633c", "#a371f7", "#c9a227", "#d6619a", "#3aa6b9", "#8a94a3")
-_SIZE = (6.4, 3.2)
-_DPI = 130
+_SIZE = (4.8, 2.8)
+_DPI = 170
 
 #: ``layers.12.`` or ``h.12.`` in a module's name.
 _DEPTH = re.compile(r"(?:^|\.)(\d+)\.(.+?)(?:\.weight)?$")
@@ -27,7 +27,7 @@ _DEPTH = re.compile(r"(?:^|\.)(\d+)\.(.+?)(?:\.weight)?$")
 
 def ratio_plot(rows: Sequence[tuple[str, float, Sequence[float] | None]], limit: float) -> bytes:
     """Perplexity ratios with their intervals, a row each, and the most that is allowed."""
-    figure, axes = _figure((6.4, 1.5 + 0.42 * len(rows)))
+    figure, axes = _figure((4.8, 1.2 + 0.36 * len(rows)))
     for at, (_, ratio, interval) in enumerate(rows):
         color = _SAVED if at == 0 else _SOURCE
         if interval is not None:
@@ -83,7 +83,7 @@ def depth_plot(modules: Sequence[Mapping[str, Any]]) -> bytes:
 
 def size_plot(rows: Sequence[tuple[str, int]]) -> bytes:
     """Bytes of the weights, a bar each."""
-    figure, axes = _figure((6.4, 1.3 + 0.4 * len(rows)))
+    figure, axes = _figure((4.8, 1.0 + 0.36 * len(rows)))
     largest = max(size for _, size in rows)
     unit, name = next(
         ((each, name) for each, name in ((1e9, "GB"), (1e6, "MB")) if largest >= each), (1e3, "kB")
@@ -101,7 +101,7 @@ def size_plot(rows: Sequence[tuple[str, int]]) -> bytes:
 
 def trade_plot(rows: Sequence[tuple[str, int, float]], floor: float | None) -> bytes:
     """Size of the weights against the mean KL divergence, a point a folder."""
-    figure, axes = _figure((6.4, 4.0))
+    figure, axes = _figure((4.8, 3.4))
     for at, (name, size, divergence) in enumerate(rows):
         color = _PALETTE[at % len(_PALETTE)]
         axes.plot([size / 1e6], [divergence], "o", color=color, label=name)

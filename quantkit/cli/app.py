@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 import quantkit
-from quantkit.cli.display import Display
 from quantkit.cli.options import (
+    Against,
     AllowWithdrawn,
     AsJson,
     Checksums,
@@ -27,9 +25,8 @@ from quantkit.cli.options import (
     Source,
     Texts,
 )
-from quantkit.errors import GateError, QuantkitError
-
-INTERRUPTED = 130
+from quantkit.cli.session import INTERRUPTED, session
+from quantkit.errors import GateError
 
 app = typer.Typer(
     name="quantkit",
@@ -77,7 +74,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Verify, quantize, judge and save a checkpoint."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         manifest = quantkit.convert(
             source,
             recipe,
@@ -106,7 +103,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show every tensor's fate and every file's size; writes nothing."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         made = quantkit.plan(
             source, recipe, revision=revision, set=set_ or (), listener=display.listener
         )
@@ -125,7 +122,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Digest a checkpoint or an output and hold it to the registry and its manifest."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         found = quantkit.verify(
             path_or_repo,
             revision=revision,
@@ -142,9 +139,7 @@ def check(
     dir: Annotated[
         Path, typer.Argument(metavar="DIR", help="A quantized folder, whoever made it.")
     ],
-    against: Annotated[
-        str, typer.Option("--against", metavar="SOURCE", help="The checkpoint it came from.")
-    ],
+    against: Against,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", help="Whose thresholds; else those of the format."),
@@ -156,7 +151,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Judge any quantized folder against its source; writes nothing."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         found = quantkit.check(
             dir,
             against,
@@ -181,11 +176,45 @@ def check_tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Compare what transformers makes of a folder's tokenizer with its sentencepiece model."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         found = quantkit.check_tokenizer(path, text=text, listener=display.listener)
         display.tokenizer(found)
         if found["status"] != "passed":
             raise typer.Exit(GateError.exit_code)
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Quantized folders of one source.")
+    ],
+    against: Against,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Whose windows are taken.")
+    ] = "bnb-nf4",
+    revision: Revision = None,
+    device: ComputeDevice = DeviceName.auto,
+    text: Texts = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="A PNG to write: size against KL divergence.")
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure several quantizations of one source in one pass over it; writes only --plot."""
+    with session(as_json=as_json) as display:
+        found = quantkit.compare(
+            folders,
+            against,
+            recipe=recipe,
+            revision=revision,
+            device=device.value,
+            text=text or None,
+            plot=plot,
+            set=set_ or (),
+            listener=display.listener,
+        )
+        display.compared(found)
 
 
 @app.command()
@@ -194,7 +223,7 @@ def recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the recipes that are built in, or show one."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         display.recipes([quantkit.load_recipe(name)] if name else quantkit.recipes(), whole=name)
 
 
@@ -205,7 +234,7 @@ def checksums(
     as_json: AsJson = False,
 ) -> None:
     """List the releases that the registry knows, or show one repository's."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         display.registry(quantkit.checksums(folders or ()), repository)
 
 
@@ -217,39 +246,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Do the main job on a small model that the project made; nothing is downloaded."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         display.demonstrated(quantkit.demo(out, listener=display.listener))
-
-
-@contextmanager
-def _display(as_json: bool) -> Iterator[Display]:
-    """The one place that turns errors into text and an exit code."""
-    display = Display(as_json=as_json)
-    signal.signal(signal.SIGINT, display.interrupt)
-    try:
-        with closing(display):
-            yield display
-    except QuantkitError as error:
-        display.error(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except BrokenPipeError:  # whoever read us went away
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except KeyboardInterrupt:
-        display.error("interrupted; nothing was saved")
-        raise typer.Exit(INTERRUPTED) from None
-    except MemoryError:
-        display.error("out of memory; close other programs, or use a machine with more")
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        display.error(f"{where}{error.strerror or error}")
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except Exception:
-        if not display.interrupted:
-            raise
-        # an import that was interrupted fails in its own ways
-        display.error("interrupted; nothing was saved")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def main() -> None:

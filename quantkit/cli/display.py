@@ -10,7 +10,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantkit.cli.rows import (
+    COMPARED,
     check_rows,
+    compare_rows,
     converted_json,
     converted_rows,
     plan_rows,
@@ -119,6 +121,21 @@ class Display:
             self._json({**found, "gate": without_examples(found["gate"])})
             return
         self._table(f"{found['path']}", check_rows(found))
+
+    def compared(self, found: Mapping[str, Any]) -> None:
+        from rich.table import Table
+
+        self._stop()
+        if self._as_json:
+            self._json(found)
+            return
+        table = Table(title=f"against {found['against']}", title_justify="left", box=None)
+        for at, name in enumerate(COMPARED):
+            table.add_column(name, justify="left" if at < 2 else "right")
+        for row in compare_rows(found):
+            table.add_row(*row)
+        _console().print(table)
+        self._say(f"{found['protocol']}; {found['text']}")
 
     def tokenizer(self, found: Mapping[str, Any]) -> None:
         self._stop()

@@ -18,6 +18,9 @@ class DeviceName(StrEnum):
 ComputeDevice = Annotated[
     DeviceName, typer.Option("--device", help="auto takes CUDA when there is one.")
 ]
+Against = Annotated[
+    str, typer.Option("--against", metavar="SOURCE", help="The checkpoint it was made from.")
+]
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, or a Hub id (owner/name).")
 ]

@@ -119,6 +119,35 @@ def check_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+COMPARED = ("folder", "format", "MB", "of source", "ppl ratio", "KL mean", "KL p99", "top-1")
+
+
+def compare_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row a folder under ``COMPARED``, and one for the noise floor."""
+    rows = [
+        (
+            Path(each["path"]).name,
+            each["format"],
+            f"{each['bytes'] / 1e6:,.1f}",
+            f"{each['bytes'] / found['source_bytes']:.1%}",
+            *_compared(each),
+        )
+        for each in found["folders"]
+    ]
+    if found["noise_floor"]:
+        rows.append(("noise floor", "", "", "", *_compared(found["noise_floor"])))
+    return rows
+
+
+def _compared(measures: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        figure(measures["perplexity"]["ratio"]),
+        figure(measures["kl_divergence"]["mean"]),
+        figure(measures["kl_divergence"]["p99"]),
+        f"{measures['top1_agreement']:.1%}",
+    )
+
+
 def without_examples(gate: Mapping[str, Any]) -> dict[str, Any]:
     """The gate as one reads it: no texts, no list of every module."""
     shown = dict(gate)

@@ -15,6 +15,7 @@ scoring.py     likelihoods, divergence and agreement, token by token
 likelihood.py  what they come to, and what is allowed
 generation.py  greedy continuations
 degeneration.py  loops, silence, special tokens alone
+several.py     many folders in one pass over their source
 protocol.py    what the numbers depend on, in words
 judging.py     the levels in order
 """
@@ -22,8 +23,18 @@ judging.py     the levels in order
 from quantkit.gate.judging import gate, gate_folder
 from quantkit.gate.likelihood import LOWEST, PER_DECADE
 from quantkit.gate.report import GateReport, gate_not_run, report_json
+from quantkit.gate.several import Measured, measure_folders
 
 #: How histograms of the divergence begin, in decades of nats, and their bins a decade.
 HISTOGRAM = (LOWEST, PER_DECADE)
 
-__all__ = ["HISTOGRAM", "GateReport", "gate", "gate_folder", "gate_not_run", "report_json"]
+__all__ = [
+    "HISTOGRAM",
+    "GateReport",
+    "Measured",
+    "gate",
+    "gate_folder",
+    "gate_not_run",
+    "measure_folders",
+    "report_json",
+]

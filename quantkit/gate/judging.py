@@ -41,6 +41,7 @@ class Case:
     material: Material
     device: str
     listener: Listener
+    length: int
     windows: tuple[tuple[int, ...], ...] = ()
     domains: tuple[Domain, ...] = ()
     tokens: Level | None = None
@@ -110,10 +111,12 @@ def make_case(
     windows: list[tuple[int, ...]] = []
     domains = []
     for text in material.texts:
-        cut = text.windows(length, recipe.evaluation.max_windows)
-        domains.append(Domain(text.name, text.sha256, range(len(windows), len(windows) + len(cut))))
-        windows += cut
-    return Case(original, saved, recipe, material, device, listener, tuple(windows), tuple(domains))
+        start = len(windows)
+        windows += text.windows(length, recipe.evaluation.max_windows)
+        domains.append(Domain(text.name, text.sha256, range(start, len(windows))))
+    return Case(
+        original, saved, recipe, material, device, listener, length, tuple(windows), tuple(domains)
+    )
 
 
 def window_length(recipe: Recipe, original: Opened) -> int:
@@ -227,8 +230,8 @@ def _perplexity(case: Case, opened: Field) -> Level:
         candidates.append(Candidate(opened.floor, opened.floor_windows))
     counted = _counter(case, "perplexity", total, "windows")
     scores, *floor = score(opened.reference, candidates, case.windows, counted)
-    length = window_length(case.recipe, case.original)
-    words = protocol(case.material.texts, total, length, case.saved, opened, case.device)
+    texts = case.material.texts
+    words = protocol(texts, total, case.length, case.saved, opened, case.device)
     several = case.domains if len(case.domains) > 1 else ()
     return check_likelihood(scores, case.recipe.gate, words, several, *floor)
 
