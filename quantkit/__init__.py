@@ -15,7 +15,10 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        layerwise      GPTQ, one layer in memory
        evaluation     the text and the prompts that models are judged on
        gate/          reopen what was written and judge it
+       assessment     check(): the gate alone, on anybody's folder
+       comparison     compare(): several folders of one source
        manifest card  what is recorded, and what people read
+       report plots   report/: one page, and its plots
        inspection     verify(): a source against the registry, an output against its manifest
     2  source         a folder, a Hub cache or a Hub id -> Source
        registry       checksums/*.toml -> a verdict on digests
@@ -35,7 +38,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
        activations    hidden states between two layers, in memory or in a file
-       digests cache clock quiet tokenizer resources
+       digests cache clock devices quiet tokenizer resources
     0  types errors
 
 The public API is what this module lists in ``__all__``; each verb of the command
@@ -51,6 +54,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from quantkit.assessment import check
+    from quantkit.comparison import compare
     from quantkit.demonstration import demo
     from quantkit.errors import QuantkitError
     from quantkit.inspection import check_tokenizer, verify
@@ -63,8 +68,10 @@ __all__ = [
     "Recipe",
     "Registry",
     "__version__",
+    "check",
     "check_tokenizer",
     "checksums",
+    "compare",
     "convert",
     "demo",
     "load_recipe",
@@ -77,8 +84,10 @@ _HOME = {
     "QuantkitError": "errors",
     "Recipe": "recipe",
     "Registry": "registry",
+    "check": "assessment",
     "check_tokenizer": "inspection",
     "checksums": "registry",
+    "compare": "comparison",
     "convert": "pipeline",
     "demo": "demonstration",
     "load_recipe": "recipe",

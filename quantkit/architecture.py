@@ -53,6 +53,7 @@ class Architecture:
 
     model_type: str
     class_name: str
+    base_prefix: str
     dtype: str
     max_positions: int | None
     parameters: Mapping[str, tuple[tuple[int, ...], str]]
@@ -120,6 +121,7 @@ def _read(
     return Architecture(
         model_type=str(parsed.model_type),
         class_name=type(model).__name__,
+        base_prefix=str(model.base_model_prefix),
         dtype=resolved,
         max_positions=getattr(parsed, "max_position_embeddings", None),
         parameters=_parameters(model, resolved),

@@ -92,8 +92,8 @@ def read_calibration(
     digest = hashlib.sha256(raw).hexdigest()
     found = Calibration(path.name, digest, route, chosen, len(windows))
     _check_ids(found, plan)
-    if material is not None and material.text is not None:
-        refuse_overlap(found, material.text.sequences)
+    for text in material.texts if material is not None else ():
+        refuse_overlap(found, text.sequences)
     return found
 
 

@@ -23,6 +23,18 @@ _OPENING = 16
 _OPENINGS = 8
 
 
+#: One text or several, as the verbs take them.
+Texts = str | Path | Sequence[str | Path] | None
+
+
+def text_paths(given: Texts) -> tuple[Path, ...]:
+    """``given`` as paths; none for the text that ships with quantkit."""
+    if given is None:
+        return ()
+    several = [given] if isinstance(given, str | Path) else given
+    return tuple(Path(each) for each in several)
+
+
 @dataclass(frozen=True)
 class EvaluationText:
     """``sequences`` of ids to be cut into windows; ``sha256`` is of the file's bytes.
@@ -57,29 +69,31 @@ class PromptIds:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a conversion is judged on. ``text`` is ``None`` where none can be encoded.
+    """All that a conversion is judged on. ``texts`` is empty where none can be encoded.
 
-    ``strings`` are the text whole, its lines, and the prompts, for the tokenizer level.
+    ``strings`` are the texts whole, their lines, and the prompts, for the tokenizer level.
     """
 
     tokenizer: Tokenizer | None
-    text: EvaluationText | None
+    texts: tuple[EvaluationText, ...]
     prompts: tuple[PromptIds, ...]
     strings: tuple[str, ...]
 
 
-def read_material(folder: Path, recipe: Recipe, text: Path | None) -> Material:
-    """Encode the text and the prompts with the tokenizer of the source's ``folder``.
+def read_material(folder: Path, recipe: Recipe, texts: Sequence[Path] = ()) -> Material:
+    """Encode the texts and the prompts with the tokenizer of the source's ``folder``.
 
     Raises:
-        UsageError: ``text`` cannot be read, or holds too little.
+        UsageError: a text cannot be read, or holds too little.
         SourceError: the tokenizer's files cannot be read.
     """
     tokenizer = open_tokenizer(folder)
-    evaluated = read_evaluation_text(text, tokenizer)
-    prompts = read_prompts(recipe, tokenizer, evaluated)
-    whole = evaluated.text if evaluated else ""
-    strings = (whole, *whole.splitlines(), *(each.text for each in prompts))
+    read = [read_evaluation_text(each, tokenizer) for each in texts or (None,)]
+    evaluated = tuple(each for each in read if each is not None)
+    prompts = read_prompts(recipe, tokenizer, evaluated[0] if evaluated else None)
+    wholes = [each.text for each in evaluated]
+    lines = [line for whole in wholes for line in whole.splitlines()]
+    strings = (*wholes, *lines, *(each.text for each in prompts))
     return Material(tokenizer, evaluated, prompts, tuple(filter(None, strings)))
 
 

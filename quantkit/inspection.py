@@ -140,7 +140,15 @@ def _hold_to(
 def _differences(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Every file that is missing, changed or extra; all of them, not the first."""
     listed = {each["name"]: each["sha256"] for each in manifest["output"]["files"]}
-    there = {path.name for path in folder.iterdir()} - {MANIFEST, *_NOT_OURS}
+    folders = {name.rpartition("/")[0] for name in listed} - {""}
+    top = {path.name for path in folder.iterdir()} - {MANIFEST, *_NOT_OURS} - folders
+    inside = {
+        f"{each}/{path.name}"
+        for each in folders
+        if (folder / each).is_dir()
+        for path in (folder / each).iterdir()
+    }
+    there = top | inside
     present = {name for name in there if (folder / name).is_file()}
     for name in sorted(there - present):
         yield f"{name} is no file of the manifest"

@@ -69,6 +69,7 @@ def build_manifest(
         "seconds": dict(measured.seconds),
         "peak_rss_bytes": measured.peak_rss_bytes,
         "gate": report_json(report),
+        "report": [],
         "output": {"files": [asdict(each) for each in staged.outputs]},
     }
 

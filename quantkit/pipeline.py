@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from quantkit.calibration import read_calibration
+from quantkit.card import NAME as CARD
 from quantkit.card import write_card
 from quantkit.clock import Clock
+from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
-from quantkit.errors import UsageError
-from quantkit.evaluation import read_material
+from quantkit.evaluation import Texts, read_material, text_paths
 from quantkit.execution import Job, mark_failed, stage
 from quantkit.gate import gate, gate_not_run
 from quantkit.manifest import build_manifest, write_manifest
@@ -20,12 +21,11 @@ from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums as read_checksums
+from quantkit.report import write_report
 from quantkit.source import open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
 from quantkit.verification import Policy, settle
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def plan(
@@ -47,7 +47,7 @@ def convert(
     *,
     revision: str | None = None,
     device: Device = "auto",
-    text: str | Path | None = None,
+    text: Texts = None,
     calibration: str | Path | None = None,
     checksums: Sequence[str | Path] = (),
     require_verified: bool = False,
@@ -60,8 +60,9 @@ def convert(
     """Turn a checkpoint into a quantized repository at ``out``; returns its manifest.
 
     ``set`` holds ``"key=value"`` overrides of the recipe, ``checksums`` folders of
-    registry entries beside the built-in ones, ``text`` the evaluation text, ``calibration``
-    what GPTQ calibrates on instead of the recipe's own data.
+    registry entries beside the built-in ones, ``text`` the evaluation text, or several (the
+    measures are then of all, and of each), ``calibration`` what GPTQ calibrates on instead
+    of the recipe's own data.
 
     Raises:
         UsageError: a name, a recipe's key, or an output that exists.
@@ -74,12 +75,13 @@ def convert(
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
-    where, place = _device(device), staging_for(Path(out))
+    where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener)
     check_free(place, opened.folder, overwrite=overwrite)
-    material = None if no_gate else read_material(opened.folder, chosen, _path(text))
+    material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
     planned = make_plan(opened, chosen)
-    calibrating = read_calibration(chosen, _path(calibration), opened, planned, material)
+    own = Path(calibration) if calibration is not None else None
+    calibrating = read_calibration(chosen, own, opened, planned, material)
     listener(Event("plan", message=summary(planned)))
     job = Job(planned, opened, chosen, registry, policy, calibrating, place, where, listener, clock)
     with held(place), cleaned(place):
@@ -93,27 +95,20 @@ def convert(
                 else gate_not_run(staged.ungated)
             )
         manifest = build_manifest(job, verified, staged, report, clock.measured())
+        if material is not None:
+            manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
             mark_failed(place, staged, manifest["gate"])
-        card = write_card(manifest, place.partial)
-        manifest["output"]["files"].append(asdict(digest_file(card)))
-        write_manifest(manifest, place.partial)
+        _describe(manifest, place.partial)
         listener(Event("save", message=f"saving {place.out}"))
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
 
 
-def _path(given: str | Path | None) -> Path | None:
-    return Path(given) if given is not None else None
-
-
-def _device(wanted: Device) -> str:
-    import torch
-
-    if wanted not in get_args(Device):
-        raise UsageError(f"device {wanted!r}: expected one of {', '.join(get_args(Device))}")
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    return "cuda" if wanted != "cpu" and there else "cpu"
+def _describe(manifest: dict[str, Any], folder: Path) -> None:
+    """The card, and the manifest that lists it and the report."""
+    write_card(manifest, folder)
+    for name in (CARD, *manifest["report"]):
+        manifest["output"]["files"].append(asdict(digest_file(folder / name, name)))
+    write_manifest(manifest, folder)

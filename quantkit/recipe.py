@@ -41,16 +41,25 @@ class SourceSection(Strict):
 
 
 class Evaluation(Strict):
-    """How perplexity and generation are measured."""
+    """How perplexity and generation are measured.
+
+    ``max_windows`` is of each text. ``by_layer`` holds one layer of each model in memory
+    even where both fit whole; generation then does not run.
+    """
 
     window: Annotated[int, Field(ge=2)]
     max_windows: Annotated[int, Field(ge=0)]
     prompts: tuple[str, ...] = ()
     new_tokens: Annotated[int, Field(ge=1)] = 32
+    by_layer: bool = False
 
 
 class GateSection(Strict):
-    """Thresholds. Beyond any of them the output is not published."""
+    """Thresholds. Beyond any of them the output is not published.
+
+    ``max_degenerate`` is the share of prompts that only the quantized model answers with
+    loops, nothing, or special tokens alone.
+    """
 
     max_perplexity_ratio: Annotated[float, Field(gt=0)]
     max_kl_mean: Annotated[float, Field(gt=0)]
@@ -58,6 +67,7 @@ class GateSection(Strict):
     max_weight_error: Annotated[float, Field(gt=0)]
     min_generation_agreement: Annotated[float, Field(ge=0, le=1)]
     allow_tokenizer_ties: bool
+    max_degenerate: Annotated[float, Field(ge=0, le=1)] = 0.25
 
 
 class Prompt(Strict):

@@ -174,9 +174,8 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
 
 def commit(staging: Staging) -> None:
     """Give the staged output its final name: one rename, flushed to the disk."""
-    for path in staging.partial.iterdir():
-        if path.is_file():
-            _flush(path)
+    for path in staging.partial.rglob("*"):
+        _flush(path)
     (staging.partial / NOTE).unlink(missing_ok=True)
     _flush(staging.partial)
     if staging.out.exists():

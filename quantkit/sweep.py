@@ -32,6 +32,9 @@ Load = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 Window = Sequence[int]
 
+#: Puts weights into a module: the values by name, the data type, the device.
+Fill = Callable[[nn.Module, Mapping[str, Tensor], torch.dtype, torch.device], None]
+
 
 class _Reached(Exception):  # noqa: N818 - no error
     """The forward has come as far as it is needed."""
@@ -80,6 +83,7 @@ class Sweep:
         windows: of ids; windows of one length must call the layers in one way.
         scratch: a folder for activations that outgrow ``room`` bytes.
         dtype: what everything is computed in.
+        fill: puts what ``load`` gives into a module; quantized modules need their own.
 
     Raises:
         UnsupportedModelError: no layers found, or a layer is told of the ids themselves.
@@ -95,7 +99,9 @@ class Sweep:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         room: int = ROOM_BYTES,
+        fill: Fill | None = None,
     ) -> None:
+        self._fill = fill or _assign
         self.model, self.windows = model, windows
         self._load, self._device, self._dtype = load, torch.device(device), dtype
         self._names = layer_names(model)
@@ -168,7 +174,7 @@ class Sweep:
             for name, value in self.model.named_parameters(remove_duplicate=False)
             if value.is_meta and not name.startswith(inside)
         ]
-        _assign(self.model, self._load(names), self._dtype, self._device)
+        self._fill(self.model, self._load(names), self._dtype, self._device)
         for name, value in self.model.named_buffers():
             if not name.startswith(inside):
                 _owner(self.model, name)._buffers[name.rpartition(".")[2]] = value.to(self._device)
@@ -248,8 +254,11 @@ class Sweep:
 
     def _build(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
         """A copy of the empty layer, filled; the model's own stays empty."""
-        layer: nn.Module = copy.deepcopy(self.model.get_submodule(name))
-        _assign(layer, weights, self._dtype, self._device)
+        empty = self.model.get_submodule(name)
+        # weights that have no bytes are shared, not copied: bitsandbytes' own refuse it
+        shared = {id(each): each for each in empty.parameters()}
+        layer: nn.Module = copy.deepcopy(empty, shared)
+        self._fill(layer, weights, self._dtype, self._device)
         return layer.to(self._device)
 
 

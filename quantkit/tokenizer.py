@@ -41,6 +41,13 @@ class Tokenizer:
             return str(self._library.decode([each for each in ids if each < known]))
         return str(self._library.decode(list(ids)))
 
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that stand for no text: controls and the like."""
+        if self.route == "sentencepiece":
+            pieces = range(self._library.get_piece_size())
+            return tuple(each for each in pieces if self._library.is_control(each))
+        return tuple(int(each) for each in self._library.all_special_ids)
+
 
 def open_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint's folder; ``None`` when it brings none.

@@ -1,6 +1,8 @@
 """The command line: argv -> one call of the API; errors -> text and an exit code.
 
-    app.py        the verbs and their options
+    app.py        the verbs
+    session.py    errors -> text and an exit code, in one place
+    options.py    the options that several verbs share
     display.py    progress, tables and JSON; the only place that prints
     rows.py       what the tables and the JSON hold
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from enum import StrEnum
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 import quantkit
-from quantkit.cli.display import Display
-from quantkit.errors import GateError, QuantkitError
-
-INTERRUPTED = 130
+from quantkit.cli.options import (
+    Against,
+    AllowWithdrawn,
+    AsJson,
+    Checksums,
+    ComputeDevice,
+    DeviceName,
+    Overrides,
+    RecipeName,
+    RequireVerified,
+    Revision,
+    Source,
+    Texts,
+)
+from quantkit.cli.session import INTERRUPTED, session
+from quantkit.errors import GateError
 
 app = typer.Typer(
     name="quantkit",
@@ -29,42 +38,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 source not verified or withdrawn, "
     "4 gate failed, 130 interrupted.",
 )
-
-
-class DeviceName(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, or a Hub id (owner/name).")
-]
-RecipeName = Annotated[
-    str, typer.Option("--recipe", "-r", help="A recipe's name (see 'recipes'), or a .toml file.")
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one recipe value; may be repeated."),
-]
-Checksums = Annotated[
-    list[Path] | None,
-    typer.Option("--checksums", metavar="DIR", help="More registry entries; may be repeated."),
-]
-RequireVerified = Annotated[
-    bool,
-    typer.Option("--require-verified", help="Stop unless the digests are a current release's."),
-]
-AllowWithdrawn = Annotated[
-    bool,
-    typer.Option("--allow-withdrawn", help="Go on with a withdrawn release; the card will say so."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -82,13 +55,8 @@ def convert(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
     revision: Revision = None,
-    device: Annotated[
-        DeviceName, typer.Option("--device", help="auto takes CUDA when there is one.")
-    ] = DeviceName.auto,
-    text: Annotated[
-        Path | None,
-        typer.Option("--text", help="Evaluation text (.txt), or token ids (.json)."),
-    ] = None,
+    device: ComputeDevice = DeviceName.auto,
+    text: Texts = None,
     calibration: Annotated[
         Path | None,
         typer.Option("--calibration", help="What GPTQ calibrates on: .txt, .jsonl or ids (.json)."),
@@ -106,14 +74,14 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Verify, quantize, judge and save a checkpoint."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         manifest = quantkit.convert(
             source,
             recipe,
             out,
             revision=revision,
             device=device.value,
-            text=text,
+            text=text or None,
             calibration=calibration,
             checksums=checksums or (),
             require_verified=require_verified,
@@ -135,7 +103,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show every tensor's fate and every file's size; writes nothing."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         made = quantkit.plan(
             source, recipe, revision=revision, set=set_ or (), listener=display.listener
         )
@@ -154,7 +122,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Digest a checkpoint or an output and hold it to the registry and its manifest."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         found = quantkit.verify(
             path_or_repo,
             revision=revision,
@@ -167,6 +135,39 @@ def verify(
 
 
 @app.command()
+def check(
+    dir: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A quantized folder, whoever made it.")
+    ],
+    against: Against,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Whose thresholds; else those of the format."),
+    ] = None,
+    revision: Revision = None,
+    device: ComputeDevice = DeviceName.auto,
+    text: Texts = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge any quantized folder against its source; writes nothing."""
+    with session(as_json=as_json) as display:
+        found = quantkit.check(
+            dir,
+            against,
+            recipe=recipe,
+            revision=revision,
+            device=device.value,
+            text=text or None,
+            set=set_ or (),
+            listener=display.listener,
+        )
+        display.checked(found)
+        if found["gate"]["status"] == "failed":
+            raise typer.Exit(GateError.exit_code)
+
+
+@app.command()
 def check_tokenizer(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with a spiece.model.")],
     text: Annotated[
@@ -175,11 +176,45 @@ def check_tokenizer(
     as_json: AsJson = False,
 ) -> None:
     """Compare what transformers makes of a folder's tokenizer with its sentencepiece model."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         found = quantkit.check_tokenizer(path, text=text, listener=display.listener)
         display.tokenizer(found)
         if found["status"] != "passed":
             raise typer.Exit(GateError.exit_code)
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Quantized folders of one source.")
+    ],
+    against: Against,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Whose windows are taken.")
+    ] = "bnb-nf4",
+    revision: Revision = None,
+    device: ComputeDevice = DeviceName.auto,
+    text: Texts = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="A PNG to write: size against KL divergence.")
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure several quantizations of one source in one pass over it; writes only --plot."""
+    with session(as_json=as_json) as display:
+        found = quantkit.compare(
+            folders,
+            against,
+            recipe=recipe,
+            revision=revision,
+            device=device.value,
+            text=text or None,
+            plot=plot,
+            set=set_ or (),
+            listener=display.listener,
+        )
+        display.compared(found)
 
 
 @app.command()
@@ -188,7 +223,7 @@ def recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the recipes that are built in, or show one."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         display.recipes([quantkit.load_recipe(name)] if name else quantkit.recipes(), whole=name)
 
 
@@ -199,7 +234,7 @@ def checksums(
     as_json: AsJson = False,
 ) -> None:
     """List the releases that the registry knows, or show one repository's."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         display.registry(quantkit.checksums(folders or ()), repository)
 
 
@@ -211,39 +246,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Do the main job on a small model that the project made; nothing is downloaded."""
-    with _display(as_json) as display:
+    with session(as_json=as_json) as display:
         display.demonstrated(quantkit.demo(out, listener=display.listener))
-
-
-@contextmanager
-def _display(as_json: bool) -> Iterator[Display]:
-    """The one place that turns errors into text and an exit code."""
-    display = Display(as_json=as_json)
-    signal.signal(signal.SIGINT, display.interrupt)
-    try:
-        with closing(display):
-            yield display
-    except QuantkitError as error:
-        display.error(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except BrokenPipeError:  # whoever read us went away
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except KeyboardInterrupt:
-        display.error("interrupted; nothing was saved")
-        raise typer.Exit(INTERRUPTED) from None
-    except MemoryError:
-        display.error("out of memory; close other programs, or use a machine with more")
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        display.error(f"{where}{error.strerror or error}")
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except Exception:
-        if not display.interrupted:
-            raise
-        # an import that was interrupted fails in its own ways
-        display.error("interrupted; nothing was saved")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def main() -> None:

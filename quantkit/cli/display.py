@@ -9,7 +9,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from quantkit.cli.rows import converted_json, converted_rows, plan_rows, warnings
+from quantkit.cli.rows import (
+    COMPARED,
+    check_rows,
+    compare_rows,
+    converted_json,
+    converted_rows,
+    plan_rows,
+    warnings,
+    without_examples,
+)
 from quantkit.errors import UsageError
 from quantkit.types import Event
 
@@ -25,6 +34,7 @@ _STAGES = {
     "convert": "read, hash, quantize, write",
     "verify": "digest",
     "tokenizer": "tokenizer against sentencepiece",
+    "walk": "weights, layer by layer",
     "perplexity": "perplexity",
     "generation": "generation",
 }
@@ -104,6 +114,28 @@ class Display:
             rows.append(("gate", str(found["gate"])))
         rows += [(each["name"], f"sha256 {each['sha256']}") for each in found["files"]]
         self._table(f"{found['kind']} {found['path']}", rows)
+
+    def checked(self, found: Mapping[str, Any]) -> None:
+        self._stop()
+        if self._as_json:
+            self._json({**found, "gate": without_examples(found["gate"])})
+            return
+        self._table(f"{found['path']}", check_rows(found))
+
+    def compared(self, found: Mapping[str, Any]) -> None:
+        from rich.table import Table
+
+        self._stop()
+        if self._as_json:
+            self._json(found)
+            return
+        table = Table(title=f"against {found['against']}", title_justify="left", box=None)
+        for at, name in enumerate(COMPARED):
+            table.add_column(name, justify="left" if at < 2 else "right")
+        for row in compare_rows(found):
+            table.add_row(*row)
+        _console().print(table)
+        self._say(f"{found['protocol']}; {found['text']}")
 
     def tokenizer(self, found: Mapping[str, Any]) -> None:
         self._stop()

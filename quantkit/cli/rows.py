@@ -35,29 +35,8 @@ def converted_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("recipe", f"{manifest['recipe']['name']} on {manifest['conversion']['device']}"),
         ("quantized", f"{manifest['plan']['quantized_share']:.1%} of the parameters"),
         ("weights", f"{sizes['source_bytes']:,} -> {sizes['output_bytes']:,} bytes ({ratio:.1%})"),
-        ("gate", gate["status"]),
-        ("levels", ", ".join(f"{name} {outcome}" for name, outcome in gate["levels"].items())),
+        *gate_rows(gate),
     ]
-    if gate["perplexity"]:
-        found = gate["perplexity"]
-        rows += [
-            (
-                "perplexity",
-                f"{found['reference']:.4f} -> {found['quantized']:.4f} "
-                f"(x {found['ratio']:.4f}, {found['tokens']:,} tokens of {found['text']})",
-            ),
-            ("KL divergence", f"{gate['kl_divergence']['mean']:.5f} nats"),
-            ("top-1 agreement", f"{gate['top1_agreement']:.1%}"),
-        ]
-    if gate["generation"]:
-        found = gate["generation"]
-        rows.append(
-            (
-                "generation",
-                f"{found['forced_agreement']:.1%} teacher-forced, {found['identical']} of "
-                f"{found['prompts']} prompts identical",
-            )
-        )
     rows.append(
         (
             "time",
@@ -66,6 +45,116 @@ def converted_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def gate_rows(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The gate's verdict, its measures beside the noise floor, and what failed."""
+    rows = [
+        ("gate", gate["status"]),
+        ("levels", ", ".join(f"{name} {outcome}" for name, outcome in gate["levels"].items())),
+    ]
+    if gate["perplexity"]:
+        rows += _measure_rows(gate)
+    if gate["generation"] and "forced_agreement" in gate["generation"]:
+        found = gate["generation"]
+        rows.append(
+            (
+                "generation",
+                f"{found['forced_agreement']:.1%} teacher-forced, {found['identical']} of "
+                f"{found['prompts']} prompts identical, first difference after "
+                f"{found['first_divergence']:.1f} of {found['new_tokens']} tokens",
+            )
+        )
+    rows += [("not run", f"{name}: {why}") for name, why in gate["reasons"].items()]
+    rows += [("remark", each) for each in (gate["structure"] or {}).get("remarks", ())]
+    return rows + [("failed", each) for each in gate["failures"]]
+
+
+def _measure_rows(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found, divergence, floor = gate["perplexity"], gate["kl_divergence"], gate["noise_floor"]
+    inside = found["ratio_interval"]
+    between = f" [{figure(inside[0])}, {figure(inside[1])}]" if inside else ""
+    noise = f" (noise floor {figure(floor['kl_divergence']['mean'])})" if floor else ""
+    rows = [
+        (
+            "perplexity",
+            f"{figure(found['reference'])} -> {figure(found['quantized'])} (x "
+            f"{figure(found['ratio'])}{between}, {found['tokens']:,} tokens of {found['text']})",
+        ),
+        (
+            "KL divergence",
+            f"mean {figure(divergence['mean'])}{noise}, "
+            + ", ".join(f"{name} {figure(divergence[name])}" for name in _QUANTILES)
+            + " nats",
+        ),
+        ("top-1 agreement", f"{gate['top1_agreement']:.1%}"),
+        ("true token", f"probability changes by {figure(gate['probability_change_rms'])} RMS"),
+    ]
+    return rows + [
+        (
+            f"  {each['text']}",
+            f"x {figure(each['perplexity']['ratio'])}, KL {figure(each['kl_divergence']['mean'])},"
+            f" top-1 {each['top1_agreement']:.1%}",
+        )
+        for each in gate["by_text"]
+    ]
+
+
+_QUANTILES = ("median", "p90", "p99", "max")
+
+
+def figure(value: float | str) -> str:
+    """Five significant digits; what is no number is a text already."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def check_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sizes = found["sizes"]
+    share = sizes["output_bytes"] / sizes["source_bytes"] if sizes["source_bytes"] else 0.0
+    return [
+        ("against", str(found["against"])),
+        ("format", f"{found['format']}, thresholds of {found['recipe']}"),
+        ("weights", f"{sizes['source_bytes']:,} -> {sizes['output_bytes']:,} bytes ({share:.1%})"),
+        *gate_rows(found["gate"]),
+    ]
+
+
+COMPARED = ("folder", "format", "MB", "of source", "ppl ratio", "KL mean", "KL p99", "top-1")
+
+
+def compare_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row a folder under ``COMPARED``, and one for the noise floor."""
+    rows = [
+        (
+            Path(each["path"]).name,
+            each["format"],
+            f"{each['bytes'] / 1e6:,.1f}",
+            f"{each['bytes'] / found['source_bytes']:.1%}",
+            *_compared(each),
+        )
+        for each in found["folders"]
+    ]
+    if found["noise_floor"]:
+        rows.append(("noise floor", "", "", "", *_compared(found["noise_floor"])))
+    return rows
+
+
+def _compared(measures: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        figure(measures["perplexity"]["ratio"]),
+        figure(measures["kl_divergence"]["mean"]),
+        figure(measures["kl_divergence"]["p99"]),
+        f"{measures['top1_agreement']:.1%}",
+    )
+
+
+def without_examples(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """The gate as one reads it: no texts, no list of every module."""
+    shown = dict(gate)
+    for level, long in (("generation", "examples"), ("reload", "modules")):
+        if shown[level]:
+            shown[level] = {key: each for key, each in shown[level].items() if key != long}
+    return shown
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -84,9 +173,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 def converted_json(given: str, out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The contract's object: a view of the manifest."""
     source = manifest["source"]
-    gate = {key: manifest["gate"][key] for key in manifest["gate"]}
-    if gate["generation"]:
-        gate["generation"] = {k: v for k, v in gate["generation"].items() if k != "examples"}
+    gate = without_examples(manifest["gate"])
     return {
         "out": str(out),
         "recipe": manifest["recipe"]["name"],

@@ -1,14 +1,40 @@
 """The gate: reopen what was written, compare it with the source, and judge.
 
 report.py      levels, failures, verdict
-structure.py   names, shapes, sizes, finiteness of the staged files
-models.py      the saved model and the reference, through the users' library
-reload.py      the library's loading report, and every weight against the source
-likelihood.py  perplexity, KL divergence, top-1 agreement
+structure.py   names, shapes, sizes, finiteness of the staged files, held to the plan
+accounting.py  the same of any folder, held to the source
+settings.py    config and generation defaults
+opened.py      a checkpoint's tensors by the parameters of its model class
+decoding.py    GPTQ and AWQ weights by their definition
+library.py     bitsandbytes' own modules, filled with saved bytes
+models.py      models whole in memory, through the users' library
+runners.py     one model, whole or a layer at a time
+field.py       the models of one judgement side by side
+reload.py      the loading report, and every weight against the source
+scoring.py     likelihoods, divergence and agreement, token by token
+likelihood.py  what they come to, and what is allowed
 generation.py  greedy continuations
+degeneration.py  loops, silence, special tokens alone
+several.py     many folders in one pass over their source
+protocol.py    what the numbers depend on, in words
+judging.py     the levels in order
 """
 
-from quantkit.gate.judging import gate
+from quantkit.gate.judging import gate, gate_folder
+from quantkit.gate.likelihood import LOWEST, PER_DECADE
 from quantkit.gate.report import GateReport, gate_not_run, report_json
+from quantkit.gate.several import Measured, measure_folders
 
-__all__ = ["GateReport", "gate", "gate_not_run", "report_json"]
+#: How histograms of the divergence begin, in decades of nats, and their bins a decade.
+HISTOGRAM = (LOWEST, PER_DECADE)
+
+__all__ = [
+    "HISTOGRAM",
+    "GateReport",
+    "Measured",
+    "gate",
+    "gate_folder",
+    "gate_not_run",
+    "measure_folders",
+    "report_json",
+]

@@ -3,18 +3,20 @@
 Judged by the teacher-forced agreement: how often the quantized model, led along the
 source's own continuation, would choose the same next token. Free-running agreement is
 recorded too, but one early flip between two near-equal tokens spoils all that follows.
+Judged besides: answers that are degenerate where the source's is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from quantkit.evaluation import PromptIds
+from quantkit.gate.degeneration import degenerate
 from quantkit.gate.report import Failure, Level, judged
-from quantkit.recipe import Recipe
+from quantkit.recipe import GateSection, Recipe
 from quantkit.tokenizer import Tokenizer
 
 
@@ -28,34 +30,51 @@ def check_generation(
 ) -> Level:
     """Continue every prompt with both models and compare."""
     examples = []
+    special = _special(reference, tokenizer)
     for count, prompt in enumerate(prompts, start=1):
         source = _continue(reference, prompt.ids, recipe)
         saved = _continue(quantized, prompt.ids, recipe)
         forced = _forced_agreement(quantized, prompt.ids, source, recipe)
-        examples.append(_example(prompt, source, saved, tokenizer) | {"forced_agreement": forced})
+        found = {"forced_agreement": forced, "degenerate": degenerate(saved, special)}
+        found["reference_degenerate"] = degenerate(source, special)
+        examples.append(_example(prompt, source, saved, tokenizer) | found)
         progress(count)
-    agreement = _mean(examples, "forced_agreement")
+    newly = [each for each in examples if each["degenerate"] and not each["reference_degenerate"]]
     measures = {
         "prompts": len(examples),
         "new_tokens": recipe.evaluation.new_tokens,
+        "repetition_penalty": _penalty(recipe),
         "token_agreement": _mean(examples, "agreement"),
-        "forced_agreement": agreement,
+        "forced_agreement": _mean(examples, "forced_agreement"),
         "identical": sum(each["agreement"] == 1.0 for each in examples),
+        "first_divergence": sum(each["first_divergence"] for each in examples) / len(examples),
+        "degenerate": len(newly),
         "examples": examples,
     }
-    failures = []
-    if not agreement >= recipe.gate.min_generation_agreement:
+    return judged("generation", measures, list(_failures(examples, newly, recipe.gate)))
+
+
+def _failures(
+    examples: Sequence[dict[str, Any]], newly: Sequence[dict[str, Any]], limits: GateSection
+) -> Iterator[Failure]:
+    agreement, least = _mean(examples, "forced_agreement"), limits.min_generation_agreement
+    if not agreement >= least:
         worst = min(examples, key=lambda each: float(each["forced_agreement"]))
-        failures.append(
-            Failure(
-                "generation",
-                "teacher-forced agreement",
-                agreement,
-                recipe.gate.min_generation_agreement,
-                repr(worst["prompt"]),
-            )
-        )
-    return judged("generation", measures, failures)
+        where = repr(worst["prompt"])
+        yield Failure("generation", "teacher-forced agreement", agreement, least, where)
+    share = len(newly) / len(examples)
+    if not share <= limits.max_degenerate:
+        kind = f"share of {newly[0]['degenerate']} answers where the source's are none"
+        where = repr(newly[0]["prompt"])
+        yield Failure("generation", kind, share, limits.max_degenerate, where)
+
+
+def _special(reference: Any, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Ids that no reader sees: the config's special ones, and the tokenizer's."""
+    named = (getattr(reference.config, f"{each}_token_id", None) for each in ("bos", "eos", "pad"))
+    found = {id for each in named for id in (each if isinstance(each, list) else [each])}
+    known = tokenizer.special_ids() if tokenizer else ()
+    return frozenset({int(each) for each in found if each is not None} | set(known))
 
 
 def _mean(examples: Sequence[dict[str, Any]], measure: str) -> float:
@@ -114,10 +133,13 @@ def _example(
 ) -> dict[str, Any]:
     same = [a == b for a, b in zip(source, saved, strict=False)]
     longest = max(len(source), len(saved), 1)
+    divergence = same.index(False) if False in same else min(len(source), len(saved))
+    decode = tokenizer.decode if tokenizer else list
     return {
         "prompt": prompt.text or list(prompt.ids),
-        "reference": tokenizer.decode(source) if tokenizer else source,
-        "quantized": tokenizer.decode(saved) if tokenizer else saved,
+        "reference": decode(source),
+        "quantized": decode(saved),
+        "shared": decode(source[:divergence]),
         "agreement": (sum(same) + (not source and not saved)) / longest,
-        "first_divergence": same.index(False) if False in same else min(len(source), len(saved)),
+        "first_divergence": divergence,
     }

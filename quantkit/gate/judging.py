@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import psutil
-import torch
-
-from quantkit.errors import first_line
-from quantkit.evaluation import EvaluationText, Material, largest_id
+from quantkit.errors import QuantkitError, UnsupportedModelError, first_line
+from quantkit.evaluation import Material, largest_id
+from quantkit.gate.accounting import check_accounts, goes_on
+from quantkit.gate.field import Field, fits, opened_field
 from quantkit.gate.generation import check_generation
-from quantkit.gate.likelihood import check_likelihood, score
-from quantkit.gate.models import Reloaded, load_reference, load_saved
-from quantkit.gate.reload import check_reload
+from quantkit.gate.likelihood import Domain, check_likelihood
+from quantkit.gate.opened import Opened, open_original, open_saved
+from quantkit.gate.protocol import protocol
+from quantkit.gate.reload import WeightError, check_reload, weight_errors
 from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
+from quantkit.gate.runners import Whole
+from quantkit.gate.scoring import Candidate, score
 from quantkit.gate.structure import check_structure
 from quantkit.gate.tokens import check_tokenizer_level
 from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
-from quantkit.types import ITEM_BYTES, Event, Listener, silent
+from quantkit.source import Source
+from quantkit.types import Event, Listener, silent
 from quantkit.verification import VerifiedSource
 
-#: What the two loaded models and the libraries need beside the weights, in bytes.
-_WORKING_ROOM = 2 << 30
+#: What is walked where there is no text: enough to see that the folder runs.
+_NOTHING = ((0, 0),)
 
 
 @dataclass(frozen=True)
-class _Models:
-    reference: Any
-    saved: Reloaded
-    dtype: str
+class Case:
+    """One folder to be judged, and by what. ``tokens`` is a level that was judged before."""
+
+    original: Opened
+    saved: Opened
+    recipe: Recipe
+    material: Material
+    device: str
+    listener: Listener
+    length: int
+    windows: tuple[tuple[int, ...], ...] = ()
+    domains: tuple[Domain, ...] = ()
+    tokens: Level | None = None
 
 
 def gate(
@@ -46,61 +56,124 @@ def gate(
     device: str = "cpu",
     listener: Listener = silent,
 ) -> GateReport:
-    """Judge the staged ``folder`` against its source."""
+    """Judge the staged ``folder`` against its source and its plan."""
     structure = check_structure(folder, plan)
     if structure.outcome == "failed":
-        return _only(structure, "the structure level failed")
-    dtype = _reference_dtype(plan)
-    if dtype is None:
-        return _only(structure, "both models together do not fit in memory")
+        return _only("the structure level failed", structure)
     listener(Event("gate", message="reopening the saved folder"))
     try:
-        saved = load_saved(folder, plan.dtype, device)
-    except Exception as error:  # any error at load is a verdict: users would meet it
-        return _only(structure, "the saved folder cannot be opened", _unopened(error))
-    models = _Models(load_reference(verified.source, plan, dtype, device), saved, dtype)
-    reload = check_reload(saved, models.reference, recipe.gate)
-    if reload.outcome == "failed":
-        return _only(structure, "the reload level failed", reload)
-    tokens = _tokenizer(folder, verified, recipe, material, listener)
-    levels = [structure, tokens, reload]
-    if unknown := _unknown_id(models, material):
-        levels += [unknown, not_run("generation", "the perplexity level failed")]
-        return GateReport(tuple(levels))
-    runs: dict[str, Callable[[], Level]] = {
-        "perplexity": lambda: _perplexity(models, plan, recipe, material.text, listener),
-        "generation": lambda: _generation(models, recipe, material, listener),
-    }
+        original = open_original(verified.source, plan.dtype)
+        saved = open_saved(folder)
+    except QuantkitError as error:
+        return _only("the saved folder cannot be opened", structure, _unopened(error))
+    case = make_case(original, saved, recipe, material, device, listener)
     with quiet_libraries():
-        levels += [_attempt(name, run) for name, run in runs.items()]
-    return GateReport(tuple(levels))
+        return GateReport((structure, *_judge(case)))
+
+
+def gate_folder(
+    folder: Path,
+    source: Source,
+    recipe: Recipe,
+    material: Material,
+    device: str = "cpu",
+    listener: Listener = silent,
+) -> GateReport:
+    """Judge any quantized ``folder`` against its source; no plan or manifest is needed.
+
+    It goes on after a structure failure that leaves the models readable (a renamed tensor,
+    a changed config), since whoever checks a stranger's folder wants to see all of it.
+
+    Raises:
+        SourceError: the source, or the folder's config, cannot be read.
+    """
+    original = open_original(source)
+    saved = open_saved(folder)
+    structure = check_accounts(saved, original, source.generation)
+    case = make_case(original, saved, recipe, material, device, listener)
+    with quiet_libraries():
+        tokens = _tokenizer(case)
+        if not goes_on(structure):
+            return _only("the structure level failed", structure, tokens)
+        return GateReport((structure, *_judge(replace(case, tokens=tokens))))
+
+
+def make_case(
+    original: Opened,
+    saved: Opened,
+    recipe: Recipe,
+    material: Material,
+    device: str,
+    listener: Listener,
+) -> Case:
+    """Cut the texts into windows as the recipe and the model's positions allow."""
+    length = window_length(recipe, original)
+    windows: list[tuple[int, ...]] = []
+    domains = []
+    for text in material.texts:
+        start = len(windows)
+        windows += text.windows(length, recipe.evaluation.max_windows)
+        domains.append(Domain(text.name, text.sha256, range(start, len(windows))))
+    return Case(
+        original, saved, recipe, material, device, listener, length, tuple(windows), tuple(domains)
+    )
+
+
+def window_length(recipe: Recipe, original: Opened) -> int:
+    """Tokens of a window."""
+    positions = original.architecture.max_positions
+    wanted = recipe.evaluation.window
+    return min(wanted, positions) if positions is not None and positions > 1 else wanted
+
+
+def _judge(case: Case) -> Sequence[Level]:
+    """All levels but the first; the tokenizer's once the weights are right."""
+    unknown = _unknown_id(case)
+    windows = case.windows if case.windows and unknown is None else _NOTHING
+    whole = not case.recipe.evaluation.by_layer and fits(case.original, [case.saved], case.device)
+    try:
+        with opened_field(case.original, [case.saved], windows, case.device, whole=whole) as opened:
+            reload = _reload(case, opened)
+            if reload.outcome == "failed":
+                return _rest("the reload level failed", case, reload)
+            tokens = case.tokens or _tokenizer(case)
+            if unknown is not None:
+                later = not_run("generation", "the perplexity level failed")
+                return tokens, reload, unknown, later
+            perplexity = _attempt("perplexity", lambda: _perplexity(case, opened))
+            return (
+                tokens,
+                reload,
+                perplexity,
+                _attempt("generation", lambda: _generation(case, opened)),
+            )
+    except UnsupportedModelError as error:
+        return _rest(first_line(error), case)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # any other at load is a verdict: users would meet it
+        return _rest("the saved folder cannot be opened", case, _unopened(error))
+
+
+def _rest(reason: str, case: Case, *ran: Level) -> Sequence[Level]:
+    """The levels after structure of which only ``ran`` did, and the tokenizer's if it was."""
+    return _only(reason, *ran, *(each for each in (case.tokens,) if each)).levels[1:]
+
+
+def _only(reason: str, *ran: Level) -> GateReport:
+    """A report of the levels that ran, the others not run for ``reason``."""
+    known = {each.name: each for each in ran}
+    return GateReport(tuple(known.get(each.name, each) for each in gate_not_run(reason).levels))
 
 
 def _attempt(name: str, run: Callable[[], Level]) -> Level:
     """A model that cannot run is a verdict: users would meet the same error."""
     try:
         return run()
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # whatever a model's own code raises
         return judged(name, {}, [Failure(name, "the models", first_line(error), "run")])
-
-
-def _unknown_id(models: _Models, material: Material) -> Level | None:
-    """Ids beyond the vocabulary would stop the models, or worse, not stop them."""
-    if material.text is None:
-        return None
-    vocabulary = models.reference.get_input_embeddings().weight.shape[0]
-    largest = largest_id(material.text.sequences)
-    if largest < vocabulary:
-        return None
-    where, below = material.text.name, f"below {vocabulary}"
-    failure = Failure("perplexity", "largest token id", str(largest), below, where)
-    return judged("perplexity", {}, [failure])
-
-
-def _only(structure: Level, reason: str, reload: Level | None = None) -> GateReport:
-    """A report of the levels that ran, the others not run for ``reason``."""
-    ran = {"structure": structure} | ({"reload": reload} if reload else {})
-    return GateReport(tuple(ran.get(each.name, each) for each in gate_not_run(reason).levels))
 
 
 def _unopened(error: Exception) -> Level:
@@ -108,104 +181,83 @@ def _unopened(error: Exception) -> Level:
     return judged("reload", {}, [failure])
 
 
-def _reference_dtype(plan: Plan) -> str | None:
-    """float32 where it fits beside the saved model, else the source's own; ``None`` for neither."""
-    parameters = sum(each.source.elements for each in plan.tensors if each.action != "drop")
-    free = psutil.virtual_memory().available - _WORKING_ROOM - plan.output_bytes
-    fits = (dtype for dtype in ("float32", plan.dtype) if parameters * ITEM_BYTES[dtype] < free)
-    return next(fits, None)
+def _unknown_id(case: Case) -> Level | None:
+    """Ids beyond the vocabulary would stop the models, or worse, not stop them."""
+    vocabulary = int(case.original.parsed.vocab_size)
+    for text in case.material.texts:
+        largest = largest_id(text.sequences)
+        if largest >= vocabulary:
+            below = f"below {vocabulary}"
+            failure = Failure("perplexity", "largest token id", str(largest), below, text.name)
+            return judged("perplexity", {}, [failure])
+    return None
 
 
-def _tokenizer(
-    folder: Path, verified: VerifiedSource, recipe: Recipe, material: Material, listener: Listener
-) -> Level:
+def _reload(case: Case, opened: Field) -> Level:
+    """Every piece of the models in step; the walk ends at the first weight that is wrong."""
+    runners = [opened.reference, opened.saved[0], *(each for each in (opened.floor,) if each)]
+    errors: list[WeightError] = []
+    # strict: each walk must come to its own end, where its last layer is run
+    steps = zip(*(each.pieces() for each in runners), strict=True)
+    for done, ((prefix, wanted), (_, got), *_floor) in enumerate(steps, start=1):
+        errors += weight_errors(got, wanted, prefix, case.saved)
+        del wanted, got, _floor  # a layer that is done would stay in memory with the next
+        if not all(each.fits for each in errors):
+            break
+        case.listener(Event("walk", done, opened.reference.count, "layers"))
+    return check_reload(opened.reports[0], errors, case.recipe.gate)
+
+
+def _tokenizer(case: Case) -> Level:
     return check_tokenizer_level(
-        folder,
-        verified.source.folder,
-        material.strings,
-        verified.source.config,
-        allow_ties=recipe.gate.allow_tokenizer_ties,
-        progress=_counter(listener, "tokenizer", len(material.strings)),
+        case.saved.folder,
+        case.original.folder,
+        case.material.strings,
+        case.original.config,
+        allow_ties=case.recipe.gate.allow_tokenizer_ties,
+        progress=_counter(case, "tokenizer", len(case.material.strings), "texts"),
     )
 
 
-def _perplexity(
-    models: _Models,
-    plan: Plan,
-    recipe: Recipe,
-    text: EvaluationText | None,
-    listener: Listener,
-) -> Level:
-    if text is None:
+def _perplexity(case: Case, opened: Field) -> Level:
+    if not case.windows:
         return not_run(
             "perplexity", "the source has no tokenizer; give token ids (--text FILE.json)"
         )
-    length = recipe.evaluation.window
-    if plan.max_positions is not None and plan.max_positions > 1:
-        length = min(length, plan.max_positions)
-    windows = text.windows(length, recipe.evaluation.max_windows)
-    scores = score(
-        models.reference,
-        models.saved.model,
-        windows,
-        _counter(listener, "perplexity", len(windows)),
-    )
-    return check_likelihood(
-        scores, recipe.gate, _protocol(models, plan, recipe, text, length, len(windows))
-    )
+    total = len(case.windows)
+    candidates = [Candidate(opened.saved[0], range(total))]
+    if opened.floor is not None:
+        candidates.append(Candidate(opened.floor, opened.floor_windows))
+    counted = _counter(case, "perplexity", total, "windows")
+    scores, *floor = score(opened.reference, candidates, case.windows, counted)
+    texts = case.material.texts
+    words = protocol(texts, total, case.length, case.saved, opened, case.device)
+    several = case.domains if len(case.domains) > 1 else ()
+    return check_likelihood(scores, case.recipe.gate, words, several, *floor)
 
 
-def _protocol(
-    models: _Models,
-    plan: Plan,
-    recipe: Recipe,
-    text: EvaluationText,
-    length: int,
-    windows: int,
-) -> dict[str, Any]:
-    """Everything a number depends on, beside the two folders."""
-    compute = dict(recipe.method).get("compute_dtype", plan.dtype)
-    words = (
-        f"{windows} non-overlapping windows of at most {length} tokens, the whole text encoded "
-        f"once without special tokens ({text.route}), all predicted tokens, float32 log-softmax "
-        f"(float64 for the divergence); "
-        f"reference in {models.dtype}, quantized loaded in {plan.dtype} and computed in {compute}, "
-        f"on {_device_name(models.reference.device)}"
-    )
-    return {"protocol": words, "text": text.name, "text_sha256": text.sha256}
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _generation(
-    models: _Models,
-    recipe: Recipe,
-    material: Material,
-    listener: Listener,
-) -> Level:
-    if not material.prompts:
+def _generation(case: Case, opened: Field) -> Level:
+    if not case.material.prompts:
         return not_run(
             "generation", "no prompts: the source has no tokenizer and no ids were given"
         )
+    reference, saved = opened.reference, opened.saved[0]
+    if not (isinstance(reference, Whole) and isinstance(saved, Whole)):
+        why = "the recipe says so" if case.recipe.evaluation.by_layer else "they do not fit whole"
+        return not_run(
+            "generation", f"the models were held one layer at a time ({why}), and writing freely "
+            "needs them whole; top-1 agreement is the teacher-forced measure along the text"
+        )  # fmt: skip
+    prompts = case.material.prompts
     return check_generation(
-        models.reference,
-        models.saved.model,
-        material.prompts,
-        recipe,
-        material.tokenizer,
-        _counter(listener, "generation", len(material.prompts)),
+        reference.model,
+        saved.model,
+        prompts,
+        case.recipe,
+        case.material.tokenizer,
+        _counter(case, "generation", len(prompts), "prompts"),
     )
 
 
-def _counter(listener: Listener, stage: str, total: int) -> Callable[[int], None]:
-    unit = {"perplexity": "windows", "tokenizer": "texts"}.get(stage, "prompts")
-    return lambda done: listener(Event(stage, done, total, unit))
+def _counter(case: Case, stage: str, total: int, unit: str) -> Callable[[int], None]:
+    return lambda done: case.listener(Event(stage, done, total, unit))

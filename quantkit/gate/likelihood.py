@@ -1,79 +1,70 @@
-"""Level ``perplexity``: both models on the same windows, each window read once.
+"""Level ``perplexity``: what the scores of all tokens come to, and what is allowed.
 
 Definitions, per predicted token with source distribution p and quantized q, in nats:
-perplexity is exp(mean of -log q(true)); KL divergence is sum p (log p - log q), as in
-llama.cpp's perplexity tool; top-1 agreement is how often both rank the same token first.
+perplexity is exp(mean of -log q(true)); KL divergence is sum p (log p - log q); top-1
+agreement is how often both rank the same token first; the change of the true token's
+probability is q(true) - p(true). They are those of llama.cpp's perplexity tool.
+
+The interval of the perplexity ratio is paired: the log ratio is the mean of the tokens'
+differences, and its standard error that of the means over blocks of consecutive tokens
+(neighbours are not independent), normal, 95 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite, nan
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from quantkit.gate.report import Failure, Level, judged
+from quantkit.gate.scoring import Scores
 from quantkit.recipe import GateSection
 
-#: Positions whose distributions are compared at a time; bounds the float32 logits held.
-_ROWS = 64
+#: Consecutive tokens that are taken as one draw, within a window.
+BLOCK_TOKENS = 64
+
+#: Standard errors on either side of the mean.
+_DEVIATIONS = 1.96
+
+#: The histogram of the divergence: decades of nats, and bins in each.
+LOWEST, HIGHEST, PER_DECADE = -9, 2, 4
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Per predicted token, over all windows: negative log-likelihoods, KL, top-1 agreement."""
+class Domain:
+    """The windows of one text, by their indices."""
 
-    reference: Tensor
-    quantized: Tensor
-    kl: Tensor
-    same_top: Tensor
-
-
-def score(
-    reference: Any,
-    quantized: Any,
-    windows: Sequence[Sequence[int]],
-    progress: Callable[[int], None],
-) -> Scores:
-    """Run both models over every window, side by side."""
-    total = sum(len(window) - 1 for window in windows)
-    # made once: small results allocated between large logits would keep the heap from shrinking
-    scores = Scores(*(torch.empty(total, dtype=torch.float64) for _ in range(4)))
-    at = 0
-    for count, window in enumerate(windows, start=1):
-        ids = torch.tensor([list(window)])
-        truth = ids[0, 1:]
-        _compare(_logits(reference, ids), _logits(quantized, ids), truth, scores, at)
-        at += len(truth)
-        progress(count)
-    return scores
+    name: str
+    sha256: str
+    windows: range
 
 
-def check_likelihood(scores: Scores, limits: GateSection, protocol: dict[str, Any]) -> Level:
+def check_likelihood(
+    scores: Scores,
+    limits: GateSection,
+    protocol: dict[str, Any],
+    domains: Sequence[Domain] = (),
+    floor: Scores | None = None,
+) -> Level:
     """Means over all tokens against the recipe's thresholds."""
-    source, saved = (_exp(float(each.mean())) for each in (scores.reference, scores.quantized))
-    ratio = saved / source if isfinite(source) else nan
-    kl = float(scores.kl.mean())
-    agreement = float(scores.same_top.mean())
-    measures = {
-        "perplexity": {
-            "reference": source,
-            "quantized": saved,
-            "ratio": ratio,
-            "tokens": scores.kl.numel(),
-            **protocol,
-        },
-        "kl_divergence": {"mean": kl, "p99": float(np.quantile(scores.kl.numpy(), 0.99))},
-        "top1_agreement": agreement,
-    }
+    measures = likelihood_measures(scores) | {"noise_floor": None, "by_text": []}
+    measures["perplexity"] |= protocol
+    measures["kl_divergence"]["histogram"] = histogram(scores)
+    if floor is not None:
+        measures["noise_floor"] = likelihood_measures(floor) | {"histogram": histogram(floor)}
+        measures["noise_floor"]["windows"] = len(set(floor.window.tolist()))
+    measures["by_text"] = [
+        {"text": each.name, "sha256": each.sha256} | likelihood_measures(scores.of(each.windows))
+        for each in domains
+    ]
     bounds = [
-        ("perplexity ratio", ratio, limits.max_perplexity_ratio, 1),
-        ("mean KL divergence", kl, limits.max_kl_mean, 1),
-        ("top-1 agreement", agreement, limits.min_top1_agreement, -1),
+        ("perplexity ratio", measures["perplexity"]["ratio"], limits.max_perplexity_ratio, 1),
+        ("mean KL divergence", measures["kl_divergence"]["mean"], limits.max_kl_mean, 1),
+        ("top-1 agreement", measures["top1_agreement"], limits.min_top1_agreement, -1),
     ]
     failures = [
         Failure("perplexity", name, value, bound)
@@ -83,27 +74,71 @@ def check_likelihood(scores: Scores, limits: GateSection, protocol: dict[str, An
     return judged("perplexity", measures, failures)
 
 
+def likelihood_measures(scores: Scores) -> dict[str, Any]:
+    """All measures of one set of tokens, as plain JSON."""
+    source, saved = (_exp(float(each.mean())) for each in (scores.reference, scores.quantized))
+    kl = scores.kl.numpy()
+    median, p90, p99 = (float(each) for each in np.quantile(kl, (0.5, 0.9, 0.99)))
+    return {
+        "perplexity": {
+            "reference": source,
+            "quantized": saved,
+            "ratio": saved / source if isfinite(source) else nan,
+            "ratio_interval": ratio_interval(scores),
+            "tokens": len(kl),
+        },
+        "kl_divergence": {
+            "mean": float(kl.mean()),
+            "median": median,
+            "p90": p90,
+            "p99": p99,
+            "max": float(kl.max()),
+        },
+        "top1_agreement": float(scores.same_top.mean()),
+        "probability_change_rms": float(scores.change.square().mean().sqrt()),
+    }
+
+
+def ratio_interval(scores: Scores) -> list[float] | None:
+    """The paired 95 % interval of the perplexity ratio; ``None`` for fewer than two blocks."""
+    difference = scores.quantized - scores.reference
+    block = blocks(scores)
+    count = int(block[-1]) + 1
+    if count < 2 or not bool(torch.isfinite(difference).all()):
+        return None
+    zeros = torch.zeros(count, dtype=torch.float64)
+    sums = zeros.index_add(0, block, difference)
+    tokens = zeros.index_add(0, block, torch.ones_like(difference))
+    mean = float(difference.mean())
+    # a ratio of two sums over blocks of unlike sizes
+    spread = float((sums - tokens * mean).square().sum()) * count / (count - 1)
+    error = spread**0.5 / len(difference)
+    return [_exp(mean - _DEVIATIONS * error), _exp(mean + _DEVIATIONS * error)]
+
+
+def blocks(scores: Scores) -> torch.Tensor:
+    """The number of each token's block: ``BLOCK_TOKENS`` in a row, within one window."""
+    _, lengths = torch.unique_consecutive(scores.window, return_counts=True)
+    found, first = [], 0
+    for length in lengths.tolist():
+        found.append(first + torch.arange(length) // BLOCK_TOKENS)
+        first += -(-length // BLOCK_TOKENS)
+    return torch.cat(found)
+
+
+def histogram(scores: Scores) -> list[int]:
+    """Tokens by the decimal logarithm of their divergence, from ``LOWEST`` to ``HIGHEST``.
+
+    ``PER_DECADE`` bins a decade; the first and last also hold what lies beyond, zeros too.
+    """
+    edges = (HIGHEST - LOWEST) * PER_DECADE
+    values = np.log10(np.maximum(scores.kl.numpy(), 10.0**LOWEST))
+    counts, _ = np.histogram(
+        np.clip(np.nan_to_num(values, nan=HIGHEST), LOWEST, HIGHEST), edges, (LOWEST, HIGHEST)
+    )
+    return [int(each) for each in counts]
+
+
 def _exp(value: float) -> float:
     """exp, infinite where a float cannot hold it."""
     return inf if value >= 709 else exp(value)
-
-
-def _logits(model: Any, ids: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return model(input_ids=ids.to(model.device), use_cache=False).logits[0, :-1]  # type: ignore[no-any-return]
-
-
-def _compare(source: Tensor, saved: Tensor, truth: Tensor, scores: Scores, at: int) -> None:
-    """One window's measures into ``scores`` from ``at`` on. float64, so that means are exact."""
-    for start in range(0, len(truth), _ROWS):
-        rows = slice(start, start + _ROWS)
-        p = torch.log_softmax(source[rows].float(), dim=-1)
-        q = torch.log_softmax(saved[rows].to(p.device).float(), dim=-1)
-        true = truth[rows, None].to(p.device)
-        place = slice(at + start, at + start + len(p))
-        scores.reference[place] = -p.gather(1, true)[:, 0]
-        scores.quantized[place] = -q.gather(1, true)[:, 0]
-        scores.same_top[place] = (p.argmax(-1) == q.argmax(-1)).double()
-        # float64: where the two nearly agree, float32's rounding is as large as what is measured
-        p, q = (torch.log_softmax(each[rows].double(), dim=-1) for each in (source, saved))
-        scores.kl[place] = p.exp().mul_(p.sub_(q.to(p.device))).sum(-1)

@@ -1,21 +1,30 @@
-"""The two models that the gate compares, each opened through the users' library.
+"""Models whole in memory: the saved folder through the users' library, and the source.
 
-The quantized one is the *saved* folder, reopened by ``from_pretrained``. The reference
-is the source: its tensors read by quantkit (no pickle is ever run), placed by transformers.
+The quantized one is the *saved* folder, reopened by ``from_pretrained``. The source's
+tensors are read by quantkit (no pickle is ever run), placed by transformers.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantkit.checkpoint import read_tensor
-from quantkit.plans import Plan
+from quantkit.gate.decoding import DECODERS
+from quantkit.gate.library import keep_stored_layout
+from quantkit.gate.opened import Opened
 from quantkit.quiet import quiet_libraries
-from quantkit.source import Source
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What a load leaves over: names that should not be there."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,53 +32,64 @@ class Reloaded:
     """The saved model, and what transformers' loading report says of it."""
 
     model: Any
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
+    report: LoadingReport
 
 
-def load_saved(folder: Path, dtype: str, device: str) -> Reloaded:
-    """Open the staged folder as a user would, in its own data type."""
+def load_saved(opened: Opened, device: str) -> Reloaded:
+    """Open a folder as a user would, in its own data type."""
     from transformers import AutoModelForCausalLM
 
+    if opened.method in DECODERS:
+        return Reloaded(load_plain(opened, opened.dtype, device), names_report(opened))
     with quiet_libraries():
         import bitsandbytes  # noqa: F401 - here, so that its advice at import is held back
 
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), device_map=device, output_loading_info=True
+            opened.folder,
+            dtype=getattr(torch, opened.dtype),
+            device_map=device,
+            output_loading_info=True,
         )
-    _keep_stored_layout(model)
-    return Reloaded(
-        model.eval(),
+    keep_stored_layout(model)
+    report = LoadingReport(
         tuple(sorted(info["missing_keys"])),
         tuple(sorted(info["unexpected_keys"])),
         tuple(sorted(str(each[0]) for each in info["mismatched_keys"])),
     )
+    return Reloaded(model.eval(), report)
 
 
-def load_reference(source: Source, plan: Plan, dtype: str, device: str) -> Any:
-    """The source model as ``dtype``."""
+def load_plain(opened: Opened, dtype: str, device: str) -> Any:
+    """The model as ``dtype``, every weight read or decoded by the gate."""
     import transformers
 
     wanted = getattr(torch, dtype)
-    state = {}
-    for item in plan.tensors:
-        if item.action != "drop":
-            value = read_tensor(source.folder, item.source)
-            state[item.source.name] = value.to(wanted) if value.is_floating_point() else value
+    state = opened.load(tuple(opened.architecture.parameters), dtype)
+    for tied in opened.architecture.ties:
+        state.pop(tied, None)
+    config = copy.deepcopy(opened.parsed)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     with quiet_libraries():
-        config = transformers.AutoConfig.from_pretrained(source.folder)
-        model_class = getattr(transformers, plan.class_name)
+        model_class = getattr(transformers, opened.architecture.class_name)
         model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
     return model.to(device).eval()
 
 
-def _keep_stored_layout(model: Any) -> None:
-    """Keep bitsandbytes from repacking weights at the first forward on AVX512-BF16 CPUs.
-
-    Repacked, it computes in bfloat16 and stops on some shapes; and the bytes in memory
-    would no longer be those of the file.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+def names_report(opened: Opened) -> LoadingReport:
+    """The loading report as names and shapes foretell it, where no whole model is loaded."""
+    architecture = opened.architecture
+    mismatched = [
+        record.name
+        for name, parts in opened.parts.items()
+        for part, record in parts.items()
+        if not opened.is_quantized(name)
+        and not part
+        and tuple(record.shape) != tuple(architecture.parameters[name][0])
+    ]
+    known = {*architecture.ignored}
+    return LoadingReport(
+        opened.missing,
+        tuple(name for name in opened.unknown if name not in known),
+        tuple(sorted(mismatched)),
+    )

@@ -1,19 +1,22 @@
 """Level ``reload``: transformers opens the folder, and its weights are the source's.
 
-Quantized weights are decoded by the library's own code, never by quantkit's, and
-compared with the source module by module; all others must be equal to the last bit.
+Quantized weights are decoded by the library's own code (or, for formats whose library is
+not here, by :mod:`quantkit.gate.decoding`), never by the writer's, and compared with the
+source module by module; all others must be equal to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, log10
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quantkit.gate.models import Reloaded
+from quantkit.gate.models import LoadingReport
+from quantkit.gate.opened import Opened
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.recipe import GateSection
 
@@ -26,123 +29,191 @@ _MAX_BLOCK_ERROR = {"nf4": 0.20, "fp4": 0.22, "int8": 0.01}
 #: is zeroed or doubled is off by 1 even so.
 _MAX_NESTED_BLOCK_ERROR = 0.5
 
+#: A row's group decoded by :mod:`quantkit.gate.decoding`: relative RMS of its error, by bits.
+#: GPTQ moves weights on purpose, but a scale that is doubled or zeroed is off by about 1.
+_MAX_GROUP_ERROR = {2: 2.0, 3: 1.2, 4: 0.75, 8: 0.3}
+
 
 @dataclass(frozen=True)
-class _Error:
-    """How far one parameter is from its source. ``block`` in units of its bound."""
+class WeightError:
+    """How far one parameter is from its source. ``block`` in units of its bound.
 
-    relative: float
+    ``equal`` is ``None`` for a quantized one; for any other whether it is the source's.
+    """
+
+    name: str
+    relative: float = 0.0
     block: float = 0.0
     table: bool = True
+    equal: bool | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything but the recipe's own limit speaks against it."""
+        return self.equal is not False and self.table and self.block <= 1
 
 
-def check_reload(reloaded: Reloaded, reference: Any, limits: GateSection) -> Level:
+def check_reload(
+    report: LoadingReport, errors: Sequence[WeightError], limits: GateSection
+) -> Level:
     """The loading report is empty, and every weight is what was meant."""
-    failures = list(_loading_report(reloaded))
-    with torch.inference_mode():
-        errors = _weight_errors(reloaded.model, reference)
-    quantized = {name: error for name, error in errors.items() if error is not None}
+    failures = list(_loading_report(report))
+    quantized = [each for each in errors if each.equal is None]
     failures += [
-        Failure("reload", "weight", "differs from the source", "equal", name)
-        for name, error in errors.items()
-        if error is None
+        Failure("reload", "weight", "differs from the source", "equal", each.name)
+        for each in errors
+        if each.equal is False
     ]
     failures += [
-        Failure("reload", "quant_map", "another table", "the library's", name)
-        for name, error in quantized.items()
-        if not error.table
+        Failure("reload", "quant_map", "another table", "the library's", each.name)
+        for each in quantized
+        if not each.table
     ]
-    worst = max(quantized, key=lambda name: quantized[name].relative, default="")
-    worst_block = max(quantized, key=lambda name: quantized[name].block, default="")
-    if worst and not quantized[worst].relative <= limits.max_weight_error:
-        value = quantized[worst].relative
-        failures.append(Failure("reload", "weight error", value, limits.max_weight_error, worst))
-    if worst_block and not quantized[worst_block].block <= 1:
-        value = quantized[worst_block].block
-        failures.append(Failure("reload", "block error, of its bound", value, 1.0, worst_block))
+    worst = max(quantized, key=lambda each: each.relative, default=WeightError(""))
+    worst_block = max(quantized, key=lambda each: each.block, default=WeightError(""))
+    if not worst.relative <= limits.max_weight_error:
+        bound = limits.max_weight_error
+        failures.append(Failure("reload", "weight error", worst.relative, bound, worst.name))
+    if not worst_block.block <= 1:
+        value = worst_block.block
+        failures.append(
+            Failure("reload", "block error, of its bound", value, 1.0, worst_block.name)
+        )
     measures = {
         "modules_compared": len(errors),
-        "modules_quantized": sum(error.relative > 0 for error in quantized.values()),
-        "max_weight_error": quantized[worst].relative if worst else 0.0,
-        "worst_module": worst if worst and quantized[worst].relative else "",
+        "modules_quantized": sum(each.relative > 0 for each in quantized),
+        "max_weight_error": worst.relative,
+        "min_snr_db": snr_db(worst.relative) if worst.relative else None,
+        "worst_module": worst.name if worst.relative else "",
+        "modules": [
+            {"name": each.name, "error": each.relative, "snr_db": snr_db(each.relative)}
+            for each in quantized
+        ],
     }
     return judged("reload", measures, failures)
 
 
-def _loading_report(reloaded: Reloaded) -> Iterator[Failure]:
+def snr_db(relative: float) -> float:
+    """Signal-to-noise in decibels of a relative RMS error."""
+    return -20 * log10(relative) if relative > 0 else inf
+
+
+def _loading_report(report: LoadingReport) -> Iterator[Failure]:
     for kind in ("missing", "unexpected", "mismatched"):
-        names = getattr(reloaded, kind)
+        names = getattr(report, kind)
         if names:
             yield Failure("reload", f"{kind} weights", str(len(names)), "0", names[0])
 
 
-def _weight_errors(saved: Any, reference: Any) -> dict[str, _Error | None]:
-    """By parameter; ``None`` for one that should be equal and is not."""
-    from transformers.pytorch_utils import Conv1D
-
+@torch.no_grad()
+def weight_errors(
+    saved: nn.Module, reference: nn.Module, prefix: str, opened: Opened
+) -> list[WeightError]:
+    """Every parameter of a piece of the source that is in memory, against the saved piece."""
+    errors = []
     modules = dict(saved.named_modules())
-    others = dict(saved.named_parameters())
-    errors: dict[str, _Error | None] = {}
-    for name, wanted in reference.named_parameters():
-        module_name, _, leaf = name.rpartition(".")
-        decoded = _decode(modules.get(module_name)) if leaf == "weight" else None
+    others = dict(saved.named_parameters(remove_duplicate=False))
+    for local, wanted in reference.named_parameters():
+        if wanted.is_meta:
+            continue
+        name, got = f"{prefix}{local}", others.get(local)
+        decoded = _decode(name, modules.get(local.rpartition(".")[0]), got, opened)
         if decoded is not None:
-            transposed = isinstance(reference.get_submodule(module_name), Conv1D)
-            errors[name] = _error(decoded, wanted.T if transposed else wanted)
+            transposed = decoded.transposed
+            errors.append(_error(name, decoded, wanted.T if transposed else wanted))
         else:
-            got = others.get(name)
-            errors[name] = _Error(0.0) if got is not None and _same(got, wanted) else None
+            equal = got is not None and _same(got, wanted)
+            errors.append(WeightError(name, equal=equal))
     return errors
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A quantized weight, float32 (out, in), as the library decodes it."""
+    """A quantized weight, float32 (out, in), as the library decodes it.
+
+    ``peaks``: ``bound`` is of single elements, in units of the block's largest; else of a
+    block's relative RMS.
+    """
 
     weight: Tensor
     block_size: int
     bound: float
-    table: bool
+    table: bool = True
+    peaks: bool = True
+    transposed: bool = False
 
 
-def _decode(module: Any) -> _Decoded | None:
-    """``None`` for a module that is not quantized."""
-    from bitsandbytes import functional, nn
+def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Decoded | None:
+    """``None`` for a parameter that is not quantized."""
+    if not name.endswith(".weight") or not opened.is_quantized(name) or got is None:
+        return None
+    transposed = _is_conv1d(name, opened)
+    if opened.method != "bitsandbytes":
+        weight = (got.T if transposed else got).float()
+        size = int(opened.settings.get("group_size", 128))
+        bound = _MAX_GROUP_ERROR.get(int(opened.settings.get("bits", 4)), inf)
+        in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]
+        return _Decoded(weight, in_blocks, bound, peaks=False, transposed=transposed)
+    found = _decode_library(module)
+    return None if found is None else _Decoded(*found, transposed=transposed)
 
-    if isinstance(module, nn.Linear4bit):
+
+def _decode_library(module: Any) -> tuple[Tensor, int, float, bool] | None:
+    from bitsandbytes import functional
+    from bitsandbytes import nn as library
+
+    if isinstance(module, library.Linear4bit):
         state = getattr(module.weight, "quant_state", None)
         if state is None:
             return None
         weight = functional.dequantize_4bit(module.weight.data, state).float()
         code = functional.get_4bit_type(state.quant_type, device=state.code.device)
         bound = _MAX_NESTED_BLOCK_ERROR if state.nested else _MAX_BLOCK_ERROR[state.quant_type]
-        return _Decoded(weight, state.blocksize, bound, torch.equal(state.code, code))
-    if isinstance(module, nn.Linear8bitLt):
+        return weight, state.blocksize, bound, torch.equal(state.code, code)
+    if isinstance(module, library.Linear8bitLt):
         scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         weight = functional.int8_vectorwise_dequant(module.weight.data, scales)
-        return _Decoded(weight, weight.shape[1], _MAX_BLOCK_ERROR["int8"], True)
+        return weight, weight.shape[1], _MAX_BLOCK_ERROR["int8"], True
     return None
 
 
-def _error(decoded: _Decoded, wanted: Tensor) -> _Error:
+def _is_conv1d(name: str, opened: Opened) -> bool:
+    linear = opened.architecture.linears.get(name.rpartition(".")[0])
+    return linear is not None and linear.kind == "Conv1D"
+
+
+def _error(name: str, decoded: _Decoded, wanted: Tensor) -> WeightError:
     """Over the whole weight, and over its worst block; infinite for another shape."""
     if decoded.weight.shape != wanted.shape:
-        return _Error(float("inf"), float("inf"), decoded.table)
+        return WeightError(name, inf, inf, decoded.table)
     source = wanted.float()
     difference = decoded.weight.to(source.device) - source
     size = torch.linalg.vector_norm(source)
     relative = torch.linalg.vector_norm(difference) / size if size else difference.abs().amax()
-    largest, error = (_block_peaks(each, decoded.block_size) for each in (source, difference))
+    measure = _block_peaks if decoded.peaks else _block_norms
+    largest, error = (measure(each, decoded.block_size) for each in (source, difference))
     # a block of zeros decodes to zeros: any error there is infinite
     in_blocks = torch.where(error > 0, error / largest, error).amax()
-    return _Error(float(relative), float(in_blocks) / decoded.bound, decoded.table)
+    return WeightError(name, float(relative), float(in_blocks) / decoded.bound, decoded.table)
+
+
+def _blocks(values: Tensor, block_size: int) -> Tensor:
+    """Runs of ``block_size`` elements, row-major, the last one padded with zeros."""
+    flat = values.reshape(-1)
+    short = -flat.numel() % block_size
+    padded: Tensor = nn.functional.pad(flat, (0, short))
+    return padded.reshape(-1, block_size)
 
 
 def _block_peaks(values: Tensor, block_size: int) -> Tensor:
-    """The largest magnitude of each run of ``block_size`` elements, row-major."""
-    flat = values.reshape(-1).abs()
-    short = -flat.numel() % block_size
-    return torch.nn.functional.pad(flat, (0, short)).reshape(-1, block_size).amax(-1)
+    """The largest magnitude of each block."""
+    return _blocks(values.abs(), block_size).amax(-1)
+
+
+def _block_norms(values: Tensor, block_size: int) -> Tensor:
+    """The norm of each block."""
+    norms: Tensor = torch.linalg.vector_norm(_blocks(values, block_size), dim=-1)
+    return norms
 
 
 def _same(got: Tensor, wanted: Tensor) -> bool:

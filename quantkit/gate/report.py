@@ -99,6 +99,9 @@ def report_json(report: GateReport) -> dict[str, Any]:
         "perplexity": perplexity.get("perplexity"),
         "kl_divergence": perplexity.get("kl_divergence"),
         "top1_agreement": perplexity.get("top1_agreement"),
+        "probability_change_rms": perplexity.get("probability_change_rms"),
+        "noise_floor": perplexity.get("noise_floor"),
+        "by_text": perplexity.get("by_text") or [],
         "generation": dict(generation) or None,
     }
 
@@ -107,6 +110,8 @@ def _finite(value: Any) -> Any:
     """``value`` with numbers that JSON cannot hold as text: "inf", "nan"."""
     if isinstance(value, Mapping):
         return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
     if isinstance(value, float) and not isfinite(value):
         return str(value)
     return value

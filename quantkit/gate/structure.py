@@ -14,6 +14,7 @@ import torch
 from quantkit.checkpoint import CheckpointIndex, open_checkpoint, read_tensor
 from quantkit.errors import CheckpointError
 from quantkit.gate.report import Failure, Level, judged
+from quantkit.gate.settings import generation_failures
 from quantkit.plans import Plan
 from quantkit.types import FLOAT_DTYPES, OutputTensor, TensorRecord
 
@@ -32,7 +33,8 @@ def check_structure(folder: Path, plan: Plan) -> Level:
         *_forms(expected, found),
         *_sizes(index, plan),
         *_config(folder, plan),
-        *_nonfinite(folder, index),
+        *generation_failures(folder, plan.generation),
+        *nonfinite(folder, index),
     ]
     measures = {"tensors": len(found), "bytes": sum(index.file_bytes.values())}
     return judged("structure", measures, failures)
@@ -86,7 +88,8 @@ def _config(folder: Path, plan: Plan) -> Iterator[Failure]:
             )
 
 
-def _nonfinite(folder: Path, index: CheckpointIndex) -> Iterator[Failure]:
+def nonfinite(folder: Path, index: CheckpointIndex) -> Iterator[Failure]:
+    """Every float tensor with a NaN or an infinity."""
     for record in index.tensors:
         if record.dtype not in FLOAT_DTYPES or not record.elements:
             continue

@@ -1,13 +1,13 @@
 """Level ``tokenizer``: a plain ``AutoTokenizer`` on the folder gives sentencepiece's ids.
 
 What is judged is what a user gets, with no option set: transformers, on the saved files.
-Where the folder brings no sentencepiece model there is nothing to hold it to but the
+Where the source brings no sentencepiece model there is nothing to hold it to but the
 source's own files, which it must equal through the library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ def check_tokenizer_level(
 
     ``config`` is the model's: special ids that both name must be the same.
     """
-    names = [name for name in SENTENCEPIECE_FILES if (folder / name).is_file()]
-    if not names and not has_library_files(folder):
-        return not_run("tokenizer", "the source has no tokenizer")
+    names = [name for name in SENTENCEPIECE_FILES if (source / name).is_file()]
+    if not has_library_files(folder) and not any(
+        (folder / name).is_file() for name in SENTENCEPIECE_FILES
+    ):
+        return _without(source, names)
     try:
         library = library_tokenizer(folder)
     except SourceError as error:
@@ -50,8 +52,16 @@ def check_tokenizer_level(
     wrong = list(_special_ids(library, config))
     if not names:
         return _against_source(library, source, texts, wrong)
-    report = fidelity(folder / names[0], library, _counted(texts, progress))
+    report = fidelity(source / names[0], library, _counted(texts, progress))
     return judged("tokenizer", measures(report), [*_failures(report, allow_ties), *wrong])
+
+
+def _without(source: Path, names: Sequence[str]) -> Level:
+    """The folder brings no tokenizer; that is right only where the source brings none."""
+    if not names and not has_library_files(source):
+        return not_run("tokenizer", "the source has no tokenizer")
+    failure = Failure("tokenizer", "tokenizer files", "missing", "the source's")
+    return judged("tokenizer", {}, [failure])
 
 
 def fidelity(spiece_model: Path, library: Any, texts: Iterable[str]) -> FidelityReport:

@@ -13,7 +13,8 @@ from conftest import Converted
 from independent_measures import measure
 
 import quantkit
-from quantkit.gate.likelihood import Scores, check_likelihood
+from quantkit.gate.likelihood import check_likelihood
+from quantkit.gate.scoring import Scores
 from quantkit.recipe import load_recipe
 
 
@@ -92,8 +93,9 @@ def converted(
 
 
 def scores(nll: float, quantized: float, kl: float, same: float) -> Scores:
-    means = (nll, quantized, kl, same)
-    return Scores(*(torch.full((10,), each, dtype=torch.float64) for each in means))
+    means = (nll, quantized, kl, same, 0.0)
+    made = (torch.full((10,), each, dtype=torch.float64) for each in means)
+    return Scores(*made, torch.zeros(10, dtype=torch.int64))
 
 
 def judged(*values: float) -> list[str]:

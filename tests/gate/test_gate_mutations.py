@@ -14,7 +14,7 @@ import pytest
 from conftest import Converted
 
 import quantkit
-from quantkit.evaluation import read_material
+from quantkit.evaluation import read_material, text_paths
 from quantkit.gate import GateReport, gate
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums
@@ -104,7 +104,7 @@ def judge(
     plan = quantkit.plan(source, recipe)
     if believe_config:
         plan = replace(plan, config=json.loads((folder / "config.json").read_text()))
-    return gate(folder, verified, plan, chosen, read_material(source, chosen, text))
+    return gate(folder, verified, plan, chosen, read_material(source, chosen, text_paths(text)))
 
 
 def first_failure(demo: Path, folder: Folder, recipe: str = "bnb-nf4", *overrides: str) -> str:

@@ -1,0 +1,126 @@
+"""``check``: the gate alone, on any quantized folder, whoever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantkit.devices import Device, choose_device
+from quantkit.errors import SourceError, UsageError
+from quantkit.evaluation import Texts, read_material, text_paths
+from quantkit.gate import gate_folder, report_json
+from quantkit.recipe import Recipe, load_recipe
+from quantkit.resources import shipped_folder
+from quantkit.source import Source, open_source, read_object
+from quantkit.types import Listener, silent
+
+#: Thresholds for formats without a recipe of ours, by bits: docs/gate.md has the measurements.
+_LIMITS: Mapping[int, tuple[str, ...]] = {
+    2: ("max_perplexity_ratio=3.0", "max_kl_mean=1.5", "min_top1_agreement=0.5",
+        "max_weight_error=0.9", "min_generation_agreement=0.4"),
+    3: ("max_perplexity_ratio=1.5", "max_kl_mean=0.5", "min_top1_agreement=0.65",
+        "max_weight_error=0.5", "min_generation_agreement=0.5"),
+    4: ("max_perplexity_ratio=1.15", "max_kl_mean=0.15", "min_top1_agreement=0.8",
+        "max_weight_error=0.25", "min_generation_agreement=0.7"),
+    8: ("max_perplexity_ratio=1.02", "max_kl_mean=0.02", "min_top1_agreement=0.93",
+        "max_weight_error=0.03", "min_generation_agreement=0.85"),
+}  # fmt: skip
+
+
+def check(
+    dir: str | Path,
+    against: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    revision: str | None = None,
+    device: Device = "auto",
+    text: Texts = None,
+    set: Sequence[str] = (),
+    listener: Listener = silent,
+) -> dict[str, Any]:
+    """Judge the quantized folder ``dir`` against the checkpoint ``against``.
+
+    Thresholds, prompts and settings are the recipe's; without one they are those of the
+    folder's own format. Nothing is written. ``revision`` is of ``against``.
+
+    Raises:
+        UsageError: no such folder, or it is no quantized checkpoint.
+        SourceError: the source or the folder cannot be read.
+    """
+    folder = quantized_folder(dir)
+    source = open_source(against, revision, listener)
+    chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
+    material = read_material(source.folder, chosen, text_paths(text))
+    report = gate_folder(folder, source, chosen, material, choose_device(device), listener)
+    return {
+        "kind": "check",
+        "path": str(folder),
+        "against": source.given,
+        "format": format_name(read_object(folder / "config.json")),
+        "recipe": chosen.name,
+        "thresholds": chosen.gate.model_dump(mode="json"),
+        "sizes": {
+            "source_bytes": source.weight_bytes,
+            "output_bytes": weight_bytes(folder),
+        },
+        "gate": report_json(report),
+    }
+
+
+def quantized_folder(given: str | Path) -> Path:
+    """``given`` as a folder with a config.
+
+    Raises:
+        UsageError: it is none.
+    """
+    folder = Path(given).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: no config.json there; give a folder with a checkpoint")
+    return folder
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all weight files."""
+    return sum(
+        path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")
+    )
+
+
+def format_name(config: Mapping[str, Any]) -> str:
+    """A folder's format in a word or two, e.g. ``bnb nf4`` or ``gptq 4bit g128``."""
+    settings = dict(config.get("quantization_config") or {})
+    method = str(settings.get("quant_method", "plain"))
+    if method == "bitsandbytes":
+        if settings.get("load_in_8bit"):
+            return "bnb int8"
+        double = " double" if settings.get("bnb_4bit_use_double_quant") else ""
+        return f"bnb {settings.get('bnb_4bit_quant_type', 'fp4')}{double}"
+    if method == "plain":
+        return f"plain {config.get('dtype') or config.get('torch_dtype') or ''}".rstrip()
+    return f"{method} {settings.get('bits', '?')}bit g{settings.get('group_size', '?')}"
+
+
+def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that judges a folder of this format: ours where there is one.
+
+    The repetition penalty is the source's own where its generation defaults name one.
+    """
+    config = read_object(folder / "config.json")
+    settings = dict(config.get("quantization_config") or {})
+    penalty = source.generation.get("repetition_penalty")
+    more = [f"generation.repetition_penalty={float(penalty)}"] if penalty else []
+    name = format_name(config)
+    known = "-".join(name.split())
+    if (shipped_folder("recipes") / f"{known}.toml").is_file():
+        return load_recipe(known, [*more, *overrides])
+    if settings.get("quant_method") not in ("gptq", "awq"):
+        return load_recipe("fp16", [*more, *overrides])
+    bits = int(settings.get("bits") or 0)
+    if bits not in _LIMITS:
+        raise SourceError(
+            f"{folder}: {name}: no thresholds for these bits; give a recipe (--recipe)"
+        )
+    limits = [f"gate.{each}" for each in _LIMITS[bits]]
+    named = f'name="{name}"'
+    return load_recipe("fp16", [named, *limits, *more, *overrides])

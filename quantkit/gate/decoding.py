@@ -1,0 +1,99 @@
+"""Weights of formats whose library is a GPU's or is not installed, decoded by their definition.
+
+GPTQ in AutoGPTQ's layout and AWQ's GEMM layout, written from the formats' descriptions and
+not from the writer's code. Each takes a weight's stored parts and gives it as float32
+(out, in). The gate's own matrix product over it is what the libraries' reference kernels
+compute: they decode too, then multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import CheckpointError, UnsupportedModelError
+
+#: AWQ packs eight 4-bit columns of one int32 in this order.
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def decode(method: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
+    """The weight that ``parts`` hold, float32 (out, in).
+
+    Raises:
+        CheckpointError: a part is missing, or the parts do not fit each other.
+        UnsupportedModelError: a layout of the method that is not known here.
+    """
+    try:
+        return DECODERS[method](parts, settings)
+    except (KeyError, RuntimeError, IndexError) as error:
+        said = f"the parts of a {method} weight do not fit each other: {error}"
+        raise CheckpointError(said) from error
+
+
+def decode_gptq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
+    """scale * (code - zero), each input column by its group.
+
+    ``qweight`` int32 (in * bits / 32, out) packs codes along the inputs, ``qzeros`` int32
+    (groups, out * bits / 32) along the outputs, both from the lowest bits on; 3 bits run
+    on from one word into the next. ``scales`` (groups, out), ``g_idx`` (in,). The ``gptq``
+    format stores each zero less one, ``gptq_v2`` as it is.
+    """
+    bits = _bits_of(parts, settings)
+    stored = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+    if stored not in ("gptq", "gptq_v2"):
+        raise UnsupportedModelError(f"GPTQ in the layout {stored!r}; expected gptq or gptq_v2")
+    codes = unpack(parts["qweight"].T, bits)  # (out, in)
+    offset = 1 if stored == "gptq" else 0
+    zeros = (unpack(parts["qzeros"], bits) + offset) & ((1 << bits) - 1)  # (groups, out)
+    groups = parts["g_idx"].long() if "g_idx" in parts else _in_order(codes.shape[1], settings)
+    scales = parts["scales"].float()
+    return ((codes.T - zeros[groups]).float() * scales[groups]).T.contiguous()
+
+
+def decode_awq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
+    """scale * (code - zero) in the GEMM layout: ``qweight`` int32 (in, out / 8)."""
+    if settings.get("bits", 4) != 4 or settings.get("version", "gemm") != "gemm":
+        raise UnsupportedModelError("AWQ other than 4 bits in the gemm layout")
+    codes, zeros = (
+        unpack(parts[name], 4).reshape(parts[name].shape[0], -1, 8)[..., list(_AWQ_ORDER)]
+        for name in ("qweight", "qzeros")
+    )
+    codes, zeros = codes.flatten(1), zeros.flatten(1)
+    groups = _in_order(codes.shape[0], settings)
+    return ((codes - zeros[groups]).float() * parts["scales"].float()[groups]).T.contiguous()
+
+
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """int32 (rows, words) as codes int32 (rows, words * 32 / bits), lowest bits first."""
+    rows, count = words.shape
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+        codes = (words.contiguous()[:, :, None] >> shifts) & ((1 << bits) - 1)
+        return codes.reshape(rows, -1)
+    places = torch.arange(32, dtype=torch.int32)
+    stream = ((words.contiguous()[:, :, None] >> places) & 1).reshape(rows, count * 32)
+    digits = stream.reshape(rows, -1, bits)
+    return (digits << torch.arange(bits, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+
+
+def _bits_of(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
+    """Of this weight: a mixed model's modules differ from the config's."""
+    inputs = parts["g_idx"].numel() if "g_idx" in parts else 0
+    if inputs and (parts["qweight"].shape[0] * 32) % inputs == 0:
+        return int(parts["qweight"].shape[0] * 32 // inputs)
+    return int(settings["bits"])
+
+
+def _in_order(inputs: int, settings: Mapping[str, Any]) -> Tensor:
+    size = int(settings.get("group_size", 128))
+    return torch.arange(inputs) // (size if size > 0 else inputs)
+
+
+DECODERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]] = {
+    "gptq": decode_gptq,
+    "awq": decode_awq,
+}

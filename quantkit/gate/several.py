@@ -1,0 +1,89 @@
+"""Several quantized folders of one source, measured in one pass over the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import UsageError
+from quantkit.evaluation import Material
+from quantkit.gate.field import Field, fits, opened_field
+from quantkit.gate.judging import make_case
+from quantkit.gate.likelihood import likelihood_measures
+from quantkit.gate.opened import open_original, open_saved
+from quantkit.gate.protocol import protocol
+from quantkit.gate.reload import weight_errors
+from quantkit.gate.scoring import Candidate, score
+from quantkit.quiet import quiet_libraries
+from quantkit.recipe import Recipe
+from quantkit.source import Source
+from quantkit.types import Event, Listener, silent
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Each folder's measures in the order given, the noise floor's, and the protocol."""
+
+    folders: tuple[Mapping[str, Any], ...]
+    floor: Mapping[str, Any] | None
+    protocol: Mapping[str, Any]
+
+
+def measure_folders(
+    folders: Sequence[Path],
+    source: Source,
+    recipe: Recipe,
+    material: Material,
+    device: str = "cpu",
+    listener: Listener = silent,
+) -> Measured:
+    """Score every folder on the same windows as the source; nothing is judged.
+
+    The noise floor is of the first folder's data type.
+
+    Raises:
+        UsageError: there is no text that the source can encode.
+        SourceError: a folder cannot be opened.
+    """
+    original = open_original(source)
+    saved = [open_saved(each) for each in folders]
+    case = make_case(original, saved[0], recipe, material, device, listener)
+    if not case.windows:
+        raise UsageError("the source has no tokenizer; give token ids (--text FILE.json)")
+    whole = not recipe.evaluation.by_layer and fits(original, saved, device)
+    total = len(case.windows)
+    with (
+        quiet_libraries(),
+        opened_field(original, saved, case.windows, device, whole=whole) as field,
+    ):
+        worst = _walk(field, saved)
+        candidates = [Candidate(each, range(total)) for each in field.saved]
+        if field.floor is not None:
+            candidates.append(Candidate(field.floor, field.floor_windows))
+        scores = score(
+            field.reference,
+            candidates,
+            case.windows,
+            lambda done: listener(Event("perplexity", done, total, "windows")),
+        )
+        words = protocol(material.texts, total, case.length, saved[0], field, device)
+    measures = [likelihood_measures(each) for each in scores]
+    found = [
+        each | {"max_weight_error": error} for each, error in zip(measures, worst, strict=False)
+    ]
+    return Measured(tuple(found), measures[-1] if field.floor is not None else None, words)
+
+
+def _walk(field: Field, saved: Sequence[Any]) -> list[float]:
+    """Every runner to its end, in step; the largest error of each folder's weights."""
+    runners = [field.reference, *field.saved, *(each for each in (field.floor,) if each)]
+    worst = [0.0 for _ in saved]
+    for step in zip(*(each.pieces() for each in runners), strict=True):
+        (prefix, wanted), *others = step
+        for at, opened in enumerate(saved):
+            errors = weight_errors(others[at][1], wanted, prefix, opened)
+            worst[at] = max([worst[at], *(each.relative for each in errors)])
+        del step, wanted, others
+    return worst
