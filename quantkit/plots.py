@@ -106,7 +106,7 @@ def trade_plot(rows: Sequence[tuple[str, int, float]], floor: float | None) -> b
         color = _PALETTE[at % len(_PALETTE)]
         axes.plot([size / 1e6], [divergence], "o", color=color, label=name)
     if floor is not None and floor > 0:
-        axes.axhline(floor, color=_LIMIT, linewidth=1, linestyle="--", label="noise floor")
+        axes.axhline(floor, color=_INK, linewidth=1, linestyle="--", label="noise floor")
     if all(divergence > 0 and math.isfinite(divergence) for *_, divergence in rows):
         axes.set_yscale("log")
     axes.set_xlabel("weights, MB")
@@ -124,7 +124,7 @@ def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_INK)
-    axes.tick_params(colors=_INK, labelcolor=_INK)
+    axes.tick_params(which="both", colors=_INK, labelcolor=_INK)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
     axes.grid(color=_INK, alpha=0.2, linewidth=0.6)

@@ -79,9 +79,17 @@ def test_the_folder_holds_what_was_promised(demo_nf4: Converted) -> None:
         "generation_config.json",
         "model.safetensors",
         "quantkit-manifest.json",
+        "report",
         "spiece.model",
         "tokenizer.json",
         "tokenizer_config.json",
+    ]
+    assert sorted(path.name for path in (demo_nf4.folder / "report").iterdir()) == [
+        "divergence.png",
+        "modules.png",
+        "perplexity.png",
+        "report.html",
+        "size.png",
     ]
     written = json.loads((demo_nf4.folder / "quantkit-manifest.json").read_text())
     assert written == demo_nf4.manifest
@@ -90,7 +98,9 @@ def test_the_folder_holds_what_was_promised(demo_nf4: Converted) -> None:
 
 def test_the_manifest_has_every_files_digest(demo_nf4: Converted) -> None:
     listed = {each["name"]: each["sha256"] for each in demo_nf4.manifest["output"]["files"]}
-    found = {path.name: sha256(path) for path in demo_nf4.folder.iterdir()}
+    folder = demo_nf4.folder
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     assert found.pop("quantkit-manifest.json")
     assert listed == found
     source = {each["name"]: each["sha256"] for each in demo_nf4.manifest["source"]["files"]}

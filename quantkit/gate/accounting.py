@@ -30,7 +30,7 @@ def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any
         *_doubles(saved),
         *_shapes(saved),
         *config_failures(saved.parsed, original.parsed),
-        *generation_failures(saved.folder, wanted),
+        *generation_failures(saved.folder, wanted, required=bool(generation)),
         *nonfinite(saved.folder, saved.index),
     ]
     measures = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.errors import QuantkitError, UnsupportedModelError, first_line
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedModelError, first_line
 from quantkit.evaluation import Material, largest_id
 from quantkit.gate.accounting import check_accounts, goes_on
 from quantkit.gate.field import Field, fits, opened_field
@@ -88,7 +88,11 @@ def gate_folder(
         SourceError: the source, or the folder's config, cannot be read.
     """
     original = open_original(source)
-    saved = open_saved(folder)
+    try:
+        saved = open_saved(folder)
+    except CheckpointError as error:  # a shard is missing, a header broken
+        failure = Failure("structure", "checkpoint", str(error), "readable")
+        return _only("the structure level failed", judged("structure", {}, [failure]))
     structure = check_accounts(saved, original, source.generation)
     case = make_case(original, saved, recipe, material, device, listener)
     with quiet_libraries():

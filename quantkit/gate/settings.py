@@ -50,14 +50,20 @@ def config_failures(saved: Any, original: Any) -> Iterator[Failure]:
             )
 
 
-def generation_failures(folder: Path, wanted: Mapping[str, Any]) -> Iterator[Failure]:
-    """Every generation default that is ``wanted`` and not in the folder; more may be there."""
+def generation_failures(
+    folder: Path, wanted: Mapping[str, Any], *, required: bool = True
+) -> Iterator[Failure]:
+    """Every generation default that is ``wanted`` and not in the folder; more may be there.
+
+    The file may be absent unless ``required``: loaders then take the config's special ids.
+    """
     path = folder / GENERATION
     expected = {key: value for key, value in wanted.items() if key not in _NO_SETTING}
     if not expected:
         return
     if not path.is_file():
-        yield Failure("structure", GENERATION, "missing", "the source's settings")
+        if required:
+            yield Failure("structure", GENERATION, "missing", "the source's settings")
         return
     try:
         written = read_object(path)

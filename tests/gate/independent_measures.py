@@ -1,4 +1,4 @@
-"""Perplexity, KL divergence and top-1 agreement again, without a line of quantkit.
+"""The gate's measures again, without a line of quantkit.
 
     python tests/gate/independent_measures.py SOURCE QUANTIZED TEXT_OR_IDS [WINDOW [MAX_WINDOWS]]
 
@@ -31,20 +31,50 @@ def measure(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     window = min(window, reference.config.max_position_embeddings)
-    rows = [
-        compare(logits(reference, ids), logits(saved, ids), np.array(ids[1:]))
-        for ids in windows(source, text, window, max_windows)
-    ]
-    nll, quantized_nll, kl, same = (np.concatenate(each) for each in zip(*rows, strict=True))
-    found = {"reference": np.exp(nll.mean()), "quantized": np.exp(quantized_nll.mean())}
+    cut = windows(source, text, window, max_windows)
+    found = figures(reference, saved, cut)
+    settings = config.get("quantization_config", {})
+    if settings.get("load_in_4bit"):
+        dtype = getattr(torch, settings["bnb_4bit_compute_dtype"])
+    if dtype != torch.float32:
+        rounded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval()
+        floor = figures(reference, rounded, cut[::8])
+        found |= {f"floor_{name}": value for name, value in floor.items()}
+    return found
+
+
+def figures(reference: Any, other: Any, cut: list[list[int]]) -> dict[str, float]:
+    """All measures of ``other`` beside ``reference``."""
+    rows = [compare(logits(reference, ids), logits(other, ids), np.array(ids[1:])) for ids in cut]
+    nll, quantized_nll, kl, same, change = (
+        np.concatenate(each) for each in zip(*rows, strict=True)
+    )
+    low, high = interval([row[1] - row[0] for row in rows])
     return {
-        **{name: float(value) for name, value in found.items()},
-        "ratio": float(found["quantized"] / found["reference"]),
+        "reference": float(np.exp(nll.mean())),
+        "quantized": float(np.exp(quantized_nll.mean())),
+        "ratio": float(np.exp(quantized_nll.mean()) / np.exp(nll.mean())),
+        "ratio_low": low,
+        "ratio_high": high,
         "kl_mean": float(kl.mean()),
+        "kl_median": float(np.quantile(kl, 0.5)),
+        "kl_p90": float(np.quantile(kl, 0.9)),
         "kl_p99": float(np.quantile(kl, 0.99)),
+        "kl_max": float(kl.max()),
         "top1": float(same.mean()),
+        "change_rms": float(np.sqrt((change**2).mean())),
         "tokens": len(kl),
     }
+
+
+def interval(differences: list[np.ndarray], block: int = 64) -> tuple[float, float]:
+    """exp of the mean difference, give or take 1.96 standard errors over blocks of tokens."""
+    pieces = [each[at : at + block] for each in differences for at in range(0, len(each), block)]
+    total = sum(len(each) for each in pieces)
+    mean = sum(each.sum() for each in pieces) / total
+    spread = sum((each.sum() - len(each) * mean) ** 2 for each in pieces)
+    error = np.sqrt(spread * len(pieces) / (len(pieces) - 1)) / total
+    return float(np.exp(mean - 1.96 * error)), float(np.exp(mean + 1.96 * error))
 
 
 def windows(source: Path, text: Path, window: int, limit: int) -> list[list[int]]:
@@ -70,7 +100,8 @@ def compare(p: np.ndarray, q: np.ndarray, true: np.ndarray) -> tuple[np.ndarray,
     p, q = log_softmax(p), log_softmax(q)
     at = np.arange(len(true))
     kl = (np.exp(p) * (p - q)).sum(axis=1)
-    return -p[at, true], -q[at, true], kl, p.argmax(axis=1) == q.argmax(axis=1)
+    same = p.argmax(axis=1) == q.argmax(axis=1)
+    return -p[at, true], -q[at, true], kl, same, np.exp(q[at, true]) - np.exp(p[at, true])
 
 
 def log_softmax(values: np.ndarray) -> np.ndarray:

@@ -18,25 +18,34 @@ from quantkit.gate.scoring import Scores
 from quantkit.recipe import load_recipe
 
 
-def figures(manifest: dict[str, Any]) -> dict[str, float]:
-    gate = manifest["gate"]
-    perplexity = gate["perplexity"]
-    return {
+def figures(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The gate's measures, or a part's of them, under the script's names."""
+    perplexity, divergence = found["perplexity"], found["kl_divergence"]
+    low, high = perplexity["ratio_interval"]
+    named = {
         "reference": perplexity["reference"],
         "quantized": perplexity["quantized"],
         "ratio": perplexity["ratio"],
-        "kl_mean": gate["kl_divergence"]["mean"],
-        "kl_p99": gate["kl_divergence"]["p99"],
-        "top1": gate["top1_agreement"],
+        "ratio_low": low,
+        "ratio_high": high,
+        "top1": found["top1_agreement"],
+        "change_rms": found["probability_change_rms"],
         "tokens": perplexity["tokens"],
+        **{f"kl_{name}": divergence[name] for name in ("mean", "median", "p90", "p99", "max")},
     }
+    return {f"{prefix}{name}": value for name, value in named.items()}
 
 
 def assert_same(manifest: dict[str, Any], independent: dict[str, float]) -> None:
-    """Equal to four significant digits; the 99th percentile hangs on one token, and gets 1 %."""
-    for name, value in figures(manifest).items():
-        close = 1e-2 if name == "kl_p99" else 5e-5  # half a unit of the fourth digit, at least
-        assert value == pytest.approx(independent[name], rel=close), name
+    """Every figure equal to four significant digits, the noise floor's too."""
+    gate = manifest["gate"]
+    found = figures(gate)
+    if gate["noise_floor"]:
+        found |= figures(gate["noise_floor"], "floor_")
+    assert found.keys() == independent.keys()
+    for name, value in found.items():
+        # half a unit of the fourth digit, at least
+        assert value == pytest.approx(independent[name], rel=5e-5), name
 
 
 def test_the_script_is_independent() -> None:
@@ -70,6 +79,22 @@ def test_stories260k_on_its_token_ids(stories260k: Path, tmp_path: Path, recipe:
     ids = stories260k / "token_ids.json"
     manifest = converted(stories260k, recipe, tmp_path / "out", ids, 8)
     assert_same(manifest, measure(stories260k, tmp_path / "out", ids, max_windows=8))
+
+
+def test_each_text_alone_and_all_together(demo_nf4: Converted, tmp_path: Path) -> None:
+    """Two texts: the figures of each are those it has when it is the only one."""
+    whole = demo_nf4.text.read_text()
+    texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for path, part in zip(texts, (whole[:4000], whole[4000:7000]), strict=True):
+        path.write_text(part)
+    found = quantkit.check(demo_nf4.folder, demo_nf4.source, text=texts)["gate"]
+    assert [each["text"] for each in found["by_text"]] == ["one.txt", "two.txt"]
+    for each, path in zip(found["by_text"], texts, strict=True):
+        alone = measure(demo_nf4.source, demo_nf4.folder, path)
+        for name, value in figures(each).items():
+            assert value == pytest.approx(alone[name], rel=5e-5), name
+    tokens = [each["perplexity"]["tokens"] for each in found["by_text"]]
+    assert found["perplexity"]["tokens"] == sum(tokens)
 
 
 def converted(

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Converted
+from tiny import write_source
 
 import quantkit
 from quantkit.evaluation import read_material, text_paths
@@ -180,6 +182,15 @@ STRUCTURE: dict[str, tuple[Change, str]] = {
         "quantization_config",
     ),
     "quant_type of another": (settings_are("bnb_4bit_quant_type", "fp4"), "quantization_config"),
+    "special ids swapped": (config_is("bos_token_id", 3), "bos_token_id"),
+    "generation config lost": (
+        lambda f: (f.path / "generation_config.json").unlink(),
+        "generation_config.json",
+    ),
+    "generation's end lost": (
+        lambda f: (f.path / "generation_config.json").write_text('{"bos_token_id": 2}'),
+        "eos_token_id",
+    ),
     "a module skipped": (settings_are("llm_int8_skip_modules", ["dense"]), "quantization_config"),
 }
 
@@ -234,6 +245,16 @@ def shift_embedding(folder: Folder) -> None:
     )
 
 
+def leave_random(folder: Folder) -> None:
+    """Layer 3 as if nobody had filled it: random codes, and scales of the usual size."""
+    drawn = np.random.default_rng(0)
+    for name in folder.header:
+        if name.startswith("gpt_neox.layers.3.") and name.endswith(".weight.absmax"):
+            folder.edit(name, "<f4", lambda v: drawn.uniform(0.01, 0.1, len(v)))
+            packed = name.removesuffix(".absmax")
+            folder.edit(packed, "u1", lambda v: drawn.integers(0, 256, len(v), "u1"))
+
+
 def edit_state(old: bytes, new: bytes) -> Change:
     assert len(old) == len(new)
 
@@ -260,6 +281,7 @@ RELOAD: dict[str, tuple[Change, str]] = {
     "one block doubled": (scale_block(2.0), DENSE),
     "one block's sign turned": (scale_block(-1.0), DENSE),
     "two layers exchanged": (exchange_layers, "layers."),
+    "one layer left random": (leave_random, "layers.3."),
     "quant_map reversed": (exchange_tables, DENSE),
     "a head of zeros": (set_all("embed_out.weight", "<f2", 0.0), "weight"),
     "embedding rows shifted by one": (shift_embedding, "embed_in.weight"),
@@ -296,6 +318,107 @@ def test_reload_sees_one_scale_of_int8(demo: Path, folder_int8: Folder) -> None:
 def test_reload_sees_rows_of_int8_exchanged(demo: Path, folder_int8: Folder) -> None:
     folder_int8.edit(f"{DENSE}.weight", "i1", lambda v: v.reshape(128, -1)[::-1])
     assert first_failure(demo, folder_int8, "bnb-int8").startswith("reload: ")
+
+
+# tokenizer
+
+
+def edit_json(name: str, change: Callable[[dict[str, Any]], object]) -> Change:
+    def edit(folder: Folder) -> None:
+        value = json.loads((folder.path / name).read_text())
+        change(value)
+        (folder.path / name).write_text(json.dumps(value))
+
+    return edit
+
+
+def dummy_prefix(value: dict[str, Any]) -> None:
+    first = {"type": "Prepend", "prepend": "▁"}
+    own = [value["normalizer"]] if value["normalizer"] else []
+    value["normalizer"] = {"type": "Sequence", "normalizers": [first, *own]}
+
+
+TOKENIZER: dict[str, tuple[Change, str]] = {
+    "a dummy prefix": (edit_json("tokenizer.json", dummy_prefix), "other ids"),
+    "special ids swapped": (
+        edit_json(
+            "tokenizer_config.json",
+            lambda v: v.update(bos_token=v["eos_token"], eos_token=v["bos_token"]),
+        ),
+        "token_id",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZER)
+def test_tokenizer_sees(demo: Path, folder: Folder, name: str) -> None:
+    change, words = TOKENIZER[name]
+    change(folder)
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK)
+    assert [each.level for each in report.failures if words in str(each)] != []
+    assert {each.level for each in report.failures} == {"tokenizer"}
+
+
+# a stranger's folder: no plan, no manifest
+
+
+STRANGERS: dict[str, tuple[Change, str, str]] = {
+    "head renamed": (
+        lambda f: f.rename("embed_out.weight", "lm_headdd.weight"),
+        "structure",
+        "missing tensors",
+    ),
+    "file gone": (lambda f: (f.path / WEIGHTS).unlink(), "structure", "checkpoint"),
+    "wrong rope theta": (config_is("rotary_emb_base", 500_000), "structure", "rope"),
+    "wrong layer_norm_eps": (config_is("layer_norm_eps", 1e-3), "structure", "layer_norm_eps"),
+    "wrong use_parallel_residual": (
+        config_is("use_parallel_residual", True),
+        "structure",
+        "use_parallel_residual",
+    ),
+    "special ids swapped": (config_is("eos_token_id", 2), "structure", "eos_token_id"),
+    "generation's ids swapped": (
+        lambda f: (f.path / "generation_config.json").write_text('{"eos_token_id": 2}'),
+        "structure",
+        "generation_config.json",
+    ),
+    "tokenizer lost": (
+        lambda f: (
+            [path.unlink() for path in f.path.glob("*token*")]
+            + [(f.path / "spiece.model").unlink()]
+        ),
+        "tokenizer",
+        "tokenizer files",
+    ),
+    "a block doubled": (scale_block(2.0), "reload", DENSE),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_check_sees(demo: Path, folder: Folder, name: str) -> None:
+    change, level, words = STRANGERS[name]
+    (folder.path / "quantkit-manifest.json").unlink()
+    change(folder)
+    found = quantkit.check(folder.path, demo, set=[*QUICK, *LAX])["gate"]
+    assert found["status"] == "failed"
+    assert found["levels"][level] == "failed"
+    assert [each for each in found["failures"] if words in each and each.startswith(level)] != []
+
+
+def test_a_missing_shard_and_lost_generation_settings_are_seen(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "llama", torch.float16)
+    sharded = write_source(tmp_path / "out", "llama", torch.float16, shards=3)
+    ids = tmp_path / "ids.json"
+    ids.write_text("[[1, 2, 3, 4, 5, 6]]")
+    good = quantkit.check(sharded, source, text=ids, set=[*QUICK, *LAX])["gate"]
+    assert good["failures"] == []
+    (source / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
+    lost = quantkit.check(sharded, source, text=ids, set=[*QUICK, *LAX])["gate"]
+    assert "generation_config.json is missing" in lost["failures"][0]
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    found = quantkit.check(sharded, source, text=ids, set=[*QUICK, *LAX])["gate"]
+    assert found["levels"]["structure"] == "failed"
+    assert "model-00002-of-00003.safetensors" in found["failures"][0]
 
 
 # perplexity and generation, when nothing before them spoke

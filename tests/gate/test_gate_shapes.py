@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import CONFIGS, write_source
 
-from quantkit import convert
+from quantkit import check, convert
 
 OPEN = [
     "gate.min_top1_agreement=0.0",
@@ -35,3 +35,9 @@ def test_a_good_conversion_passes(tmp_path: Path, ids: Path, model_type: str, re
     assert manifest["gate"]["status"] == "passed"
     quantized = manifest["gate"]["reload"]["modules_quantized"]
     assert quantized == manifest["plan"]["tensors"]["quantize"]
+    layered = ["evaluation.by_layer=true", *OPEN]
+    again = check(tmp_path / "out", source, recipe=recipe, text=ids, set=layered)["gate"]
+    assert again["failures"] == []
+    assert again["status"] == "passed"
+    for measure in ("kl_divergence", "top1_agreement", "noise_floor", "reload"):
+        assert again[measure] == manifest["gate"][measure], measure

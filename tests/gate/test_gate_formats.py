@@ -1,0 +1,196 @@
+"""Folders by others: GPTQ and AWQ packed here by hand, bitsandbytes by transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import source_state, write_source, write_state
+from torch import Tensor
+
+import quantkit
+from quantkit.gate.decoding import decode_awq, decode_gptq
+
+GROUP = 32
+LAX = ["gate.min_generation_agreement=0.0", "gate.min_top1_agreement=0.0"]
+LAX += ["evaluation.new_tokens=2", "gate.max_perplexity_ratio=9.0", "gate.max_kl_mean=9.0"]
+
+
+def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (out, in), zeros and scales (out, groups): plain rounding, asymmetric."""
+    blocks = weight.float().reshape(weight.shape[0], -1, GROUP)
+    low, high = blocks.amin(-1), blocks.amax(-1)
+    scales = ((high - low) / (2**bits - 1)).half().float()
+    zeros = (-low / scales).round().clamp(1, 2**bits - 1)
+    codes = (blocks / scales[..., None] + zeros[..., None]).round().clamp(0, 2**bits - 1)
+    return codes.reshape(weight.shape).int(), zeros.int(), scales
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Rows of codes as a stream of bits, lowest first, in words of 32: one by one."""
+    rows = []
+    for row in codes.tolist():
+        stream = sum(code << (bits * at) for at, code in enumerate(row))
+        words = [(stream >> (32 * at)) & 0xFFFFFFFF for at in range(len(row) * bits // 32)]
+        rows.append([word - (1 << 32) if word >= 1 << 31 else word for word in words])
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def gptq_parts(weight: Tensor, bits: int, offset: int = 1) -> dict[str, Tensor]:
+    codes, zeros, scales = rounded(weight, bits)
+    return {
+        "qweight": pack(codes, bits).T.contiguous(),
+        "qzeros": pack((zeros.T - offset) & (2**bits - 1), bits),
+        "scales": scales.T.half().contiguous(),
+        "g_idx": torch.arange(weight.shape[1], dtype=torch.int32) // GROUP,
+    }
+
+
+def awq_parts(weight: Tensor) -> dict[str, Tensor]:
+    codes, zeros, scales = rounded(weight, 4)
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    shuffle = [8 * (at // 8) + order[at % 8] for at in range(weight.shape[0])]
+    return {
+        "qweight": pack(codes.T[:, shuffle], 4),
+        "qzeros": pack(zeros.T[:, shuffle], 4),
+        "scales": scales.T.half().contiguous(),
+    }
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+def test_gptq_decodes_to_what_was_rounded(bits: int, layout: str) -> None:
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(bits))
+    codes, zeros, scales = rounded(weight, bits)
+    wanted = (codes.reshape(64, -1, GROUP) - zeros[..., None]).float() * scales[..., None]
+    settings = {"bits": bits, "group_size": GROUP, "checkpoint_format": layout}
+    parts = gptq_parts(weight, bits, offset=1 if layout == "gptq" else 0)
+    assert torch.equal(decode_gptq(parts, settings), wanted.reshape(64, 96))
+
+
+def test_awq_decodes_to_what_was_rounded() -> None:
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    codes, zeros, scales = rounded(weight, 4)
+    wanted = (codes.reshape(64, -1, GROUP) - zeros[..., None]).float() * scales[..., None]
+    found = decode_awq(awq_parts(weight), {"bits": 4, "group_size": GROUP})
+    assert torch.equal(found, wanted.reshape(64, 96))
+
+
+def quantized(folder: Path, source: Path, model_type: str, method: str) -> Path:
+    """``source`` as a stranger's tool writes it: layers packed, the head under a new name."""
+    state = source_state(model_type, torch.float16)
+    made: dict[str, Tensor] = {}
+    for name, value in state.items():
+        module = name.removesuffix(".weight")
+        if ".layers." in name and value.dim() == 2:
+            parts = gptq_parts(value, 4) if method == "gptq" else awq_parts(value)
+            made |= {f"{module}.{part}": each for part, each in parts.items()}
+        elif name == "embed_out.weight":
+            made["lm_head.weight"] = value
+        else:
+            made[name] = value
+    shutil.copytree(source, folder)
+    write_state(folder, made, "safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    settings = {"quant_method": method, "bits": 4, "group_size": GROUP, "sym": False}
+    more = {"checkpoint_format": "gptq"} if method == "gptq" else {"version": "gemm"}
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": settings | more})
+    )
+    return folder
+
+
+@pytest.fixture
+def ids(tmp_path: Path) -> Path:
+    path = tmp_path / "ids.json"
+    drawn = torch.randint(0, 96, (3, 40), generator=torch.Generator().manual_seed(0))
+    path.write_text(json.dumps(drawn.tolist()))
+    return path
+
+
+@pytest.mark.parametrize("more", [[], ["evaluation.by_layer=true"]])
+def test_the_renamed_head_of_a_gptq_folder_is_found(
+    tmp_path: Path, ids: Path, more: list[str]
+) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox")
+    folder = quantized(tmp_path / "out", source, "gpt_neox", "gptq")
+    found = quantkit.check(folder, source, text=ids, set=[*LAX, *more])["gate"]
+    assert found["levels"]["structure"] == "failed"
+    assert found["failures"] == [
+        "structure: renamed tensors is lm_head.weight at lm_head.weight, allowed embed_out.weight"
+    ]
+    assert found["levels"]["reload"] == "passed", "the weights themselves are right"
+    assert found["levels"]["perplexity"] == "passed"
+    assert found["reload"]["modules_quantized"] == 8
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_good_folder_passes_and_one_doubled_scale_does_not(
+    tmp_path: Path, ids: Path, method: str
+) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    folder = quantized(tmp_path / "out", source, "mistral", method)
+    good = quantkit.check(folder, source, text=ids, set=LAX)["gate"]
+    assert good["failures"] == []
+    assert good["status"] == "passed"
+
+    name = "model.layers.1.mlp.up_proj.scales"
+    change(folder, lambda state: state[name][1, 5].mul_(2))
+    bad = quantkit.check(folder, source, text=ids, set=LAX)["gate"]
+    assert bad["levels"]["reload"] == "failed"
+    assert "up_proj" in bad["failures"][0]
+
+
+def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    state = load_file(folder / "model.safetensors")
+    edit(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_head_stored_under_both_names(tmp_path: Path, ids: Path) -> None:
+    """Alike it is no fault, and unlike it is: which of them is loaded depends on the loader."""
+    source = write_source(tmp_path / "source", "gpt_neox")
+    folder = quantized(tmp_path / "out", source, "gpt_neox", "gptq")
+    change(folder, lambda s: s.update({"embed_out.weight": s["lm_head.weight"].clone()}))
+    assert quantkit.check(folder, source, text=ids, set=LAX)["gate"]["failures"] == []
+    change(folder, lambda s: s["lm_head.weight"].zero_())
+    found = quantkit.check(folder, source, text=ids, set=LAX)["gate"]
+    assert found["levels"]["structure"] == "failed"
+    assert "tensors for one weight" in found["failures"][0]
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_folder_that_transformers_wrote(tmp_path: Path, ids: Path, bits: str) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings: dict[str, Any] = {bits: True}
+    if bits == "load_in_4bit":
+        settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
+    source = write_source(tmp_path / "source", "gpt_neox")
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=torch.float16,
+        quantization_config=BitsAndBytesConfig(**settings),
+        device_map="cpu",
+    )
+    model.save_pretrained(tmp_path / "out")
+    found = quantkit.check(tmp_path / "out", source, text=ids, set=LAX)["gate"]
+    assert found["failures"] == []
+    assert found["levels"]["structure"] == "passed"
+    assert found["status"] == "passed"
+
+
+def test_an_unknown_method_is_refused_by_name(tmp_path: Path, ids: Path) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    folder = quantized(tmp_path / "out", source, "mistral", "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "hqq"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(quantkit.QuantkitError, match="hqq"):
+        quantkit.check(folder, source, recipe="bnb-nf4", text=ids)
