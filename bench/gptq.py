@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -278,7 +277,7 @@ def _sampled(work: Path, stories: Path):  # type: ignore[no-untyped-def]
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(stories, source)
     for path in source.iterdir():
-        os.chmod(path, 0o644)
+        path.chmod(0o644)
     for file in ("spiece.model", "tokenizer_config.json"):  # GPTQModel opens no model without one
         shutil.copy(demo_model() / file, source / file)
     return "stories260k", source, ids, text, {r"-:.*\.mlp\..*": {}}
