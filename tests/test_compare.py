@@ -18,9 +18,18 @@ FEW = ["evaluation.max_windows=3", "evaluation.new_tokens=4"]
 QUICK = [each for pair in FEW for each in ("--set", pair)]
 
 
+@pytest.fixture(scope="module")
+def alone(demo_nf4: Converted, demo_int8: Converted) -> list[dict]:
+    several = [*FEW, "evaluation.by_layer=true"]
+    return [
+        quantkit.check(made.folder, made.source, text=made.text, set=several)["gate"]
+        for made in (demo_nf4, demo_int8)
+    ]
+
+
 @pytest.mark.parametrize("more", [[], ["--set", "evaluation.by_layer=true"]])
 def test_one_pass_gives_what_check_gives_alone(
-    demo_nf4: Converted, demo_int8: Converted, tmp_path: Path, more: list[str]
+    demo_nf4: Converted, demo_int8: Converted, alone: list[dict], tmp_path: Path, more: list[str]
 ) -> None:
     plot = tmp_path / "plot.png"
     said = succeeded(
@@ -29,13 +38,10 @@ def test_one_pass_gives_what_check_gives_alone(
     )  # fmt: skip
     found = json.loads(said)
     assert [each["format"] for each in found["folders"]] == ["bnb nf4", "bnb int8"]
-    for row, made in zip(found["folders"], (demo_nf4, demo_int8), strict=True):
-        alone = quantkit.check(
-            made.folder, made.source, text=made.text, set=[*FEW, "evaluation.by_layer=true"]
-        )["gate"]
-        assert row["perplexity"]["ratio"] == alone["perplexity"]["ratio"]
-        assert row["kl_divergence"]["p99"] == alone["kl_divergence"]["p99"]
-        assert row["max_weight_error"] == alone["reload"]["max_weight_error"]
+    for row, made, gate in zip(found["folders"], (demo_nf4, demo_int8), alone, strict=True):
+        assert row["perplexity"]["ratio"] == gate["perplexity"]["ratio"]
+        assert row["kl_divergence"]["p99"] == gate["kl_divergence"]["p99"]
+        assert row["max_weight_error"] == gate["reload"]["max_weight_error"]
         assert row["bytes"] == (made.folder / "model.safetensors").stat().st_size
         assert found["noise_floor"]["kl_divergence"]["mean"] < row["kl_divergence"]["mean"]
     assert found["text_sha256"]
