@@ -50,15 +50,17 @@ def place(
         if key not in names:
             owner = max((name for name in parts if key.startswith(f"{name}.")), key=len)
             parts[owner][key.removeprefix(f"{owner}.")] = value
+    made: dict[int, nn.Parameter] = {}
     for name, stored in parts.items():
         path, _, leaf = name.rpartition(".")
-        inside = module.get_submodule(path)
-        inside._parameters[leaf] = _parameter(inside, leaf, values[name], stored, device)
+        inside, value = module.get_submodule(path), values[name]
+        if id(value) not in made:  # a tied pair is one value, and stays one parameter
+            made[id(value)] = _parameter(inside, value, stored, device)
+        inside._parameters[leaf] = made[id(value)]
 
 
 def _parameter(
     module: nn.Module,
-    leaf: str,
     value: Tensor,
     parts: Mapping[str, Tensor],
     device: torch.device,
