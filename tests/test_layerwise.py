@@ -110,7 +110,7 @@ def test_the_file_holds_what_a_whole_model_gives(
         assert stored is not None, name
         # sums in another order move a few weights by a step, and with them the next layer's inputs
         different = float((stored != weight).double().mean())
-        assert different < (0.01 if ".0." in name else 0.15), (name, different)
+        assert different < (0.05 if ".0." in name else 0.15), (name, different)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
