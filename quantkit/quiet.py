@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """transformers, bitsandbytes and accelerate say nothing below an error."""
+    """transformers, bitsandbytes and accelerate say nothing below an error.
+
+    What others print (GPTQModel its banner) goes to standard error: standard output is for
+    the answer.
+    """
     from transformers.utils import logging as chatter
 
     loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "accelerate")]
@@ -19,7 +24,8 @@ def quiet_libraries() -> Iterator[None]:
         for each in loggers:
             each.setLevel(logging.ERROR)
         chatter.disable_progress_bar()
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)

@@ -9,6 +9,7 @@ compute: they decode too, then multiply.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -97,3 +98,14 @@ DECODERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]]
     "gptq": decode_gptq,
     "awq": decode_awq,
 }
+
+#: What must be installed for transformers to open a folder of these methods itself.
+_LIBRARIES = {"gptq": ("optimum", "gptqmodel")}
+
+
+def has_library(method: str) -> bool:
+    """Whether transformers opens folders of ``method`` here, or the gate decodes them."""
+    needed = _LIBRARIES.get(method)
+    if needed is None:
+        return method not in DECODERS
+    return all(find_spec(each) is not None for each in needed)

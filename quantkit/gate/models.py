@@ -7,12 +7,13 @@ tensors are read by quantkit (no pickle is ever run), placed by transformers.
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from quantkit.gate.decoding import DECODERS
+from quantkit.gate.decoding import has_library
 from quantkit.gate.library import keep_stored_layout
 from quantkit.gate.opened import Opened
 from quantkit.quiet import quiet_libraries
@@ -36,10 +37,13 @@ class Reloaded:
 
 
 def load_saved(opened: Opened, device: str) -> Reloaded:
-    """Open a folder as a user would, in its own data type."""
+    """Open a folder as a user would, in its own data type.
+
+    Where the library that serves the format is not installed, the gate decodes the weights.
+    """
     from transformers import AutoModelForCausalLM
 
-    if opened.method in DECODERS:
+    if not has_library(opened.method):
         return Reloaded(load_plain(opened, opened.dtype, device), names_report(opened))
     with quiet_libraries():
         import bitsandbytes  # noqa: F401 - here, so that its advice at import is held back
@@ -49,6 +53,7 @@ def load_saved(opened: Opened, device: str) -> Reloaded:
             dtype=getattr(torch, opened.dtype),
             device_map=device,
             output_loading_info=True,
+            **_options(opened),
         )
     keep_stored_layout(model)
     report = LoadingReport(
@@ -57,6 +62,18 @@ def load_saved(opened: Opened, device: str) -> Reloaded:
         tuple(sorted(str(each[0]) for each in info["mismatched_keys"])),
     )
     return Reloaded(model.eval(), report)
+
+
+def _options(opened: Opened) -> dict[str, Any]:
+    """GPTQModel's plain kernel: others repack the weights, and compute in a type of their own."""
+    if opened.method != "gptq":
+        return {}
+    from transformers import GPTQConfig
+
+    # without it GPTQModel wants more workers than a small machine has cores, and stops
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(min(2, os.cpu_count() or 1)))
+    bits = int(opened.settings["bits"])
+    return {"quantization_config": GPTQConfig(bits=bits, backend="gptq_torch")}
 
 
 def load_plain(opened: Opened, dtype: str, device: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from quantkit.evaluation import EvaluationText
-from quantkit.gate.decoding import DECODERS
+from quantkit.gate.decoding import DECODERS, has_library
 from quantkit.gate.field import FLOOR_STRIDE, REFERENCE, Field, compute_dtype
 from quantkit.gate.likelihood import BLOCK_TOKENS
 from quantkit.gate.opened import Opened
@@ -47,7 +47,7 @@ def protocol(
 
 def _how(saved: Opened, field: Field) -> str:
     held = "whole in memory" if field.whole else "one layer at a time"
-    if saved.method in DECODERS:
+    if saved.method in DECODERS and not (field.whole and has_library(saved.method)):
         return f"{held}, its stored weights decoded by the gate"
     return f"{held}, in the library's own modules"
 

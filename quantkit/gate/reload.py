@@ -112,7 +112,8 @@ def weight_errors(
     """Every parameter of a piece of the source that is in memory, against the saved piece."""
     errors = []
     modules = dict(saved.named_modules())
-    others = dict(saved.named_parameters(remove_duplicate=False))
+    # GPTQModel keeps a module's bias as a buffer
+    others = dict(saved.named_buffers()) | dict(saved.named_parameters(remove_duplicate=False))
     for local, wanted in reference.named_parameters():
         if wanted.is_meta:
             continue
@@ -145,11 +146,16 @@ class _Decoded:
 
 def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Decoded | None:
     """``None`` for a parameter that is not quantized."""
-    if not name.endswith(".weight") or not opened.is_quantized(name) or got is None:
+    if not name.endswith(".weight") or not opened.is_quantized(name):
+        return None
+    if hasattr(module, "dequantize_weight"):  # GPTQModel's own modules have no weight
+        got = module.dequantize_weight().T
+    elif got is None:
         return None
     transposed = _is_conv1d(name, opened)
     if opened.method != "bitsandbytes":
-        weight = (got.T if transposed else got).float()
+        own = hasattr(module, "dequantize_weight")
+        weight = (got.T if transposed and not own else got).float()
         size = int(opened.settings.get("group_size", 128))
         bound = _MAX_GROUP_ERROR.get(int(opened.settings.get("bits", 4)), inf)
         in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]
