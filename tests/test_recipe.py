@@ -16,7 +16,7 @@ from quantkit.resources import shipped_folder
 SHIPPED = sorted(path.stem for path in shipped_folder("recipes").glob("*.toml"))
 
 #: What may be left out, since it claims or measures nothing when absent.
-OPTIONAL = {"prompts", "new_tokens"}
+OPTIONAL = {"prompts", "new_tokens", "by_layer"}
 
 
 def test_the_promised_recipes_ship() -> None:
