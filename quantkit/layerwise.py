@@ -98,7 +98,7 @@ def calibrate(
         model, _loader(plan, source, model), calibration.windows, folder, device=device
     ) as sweep:
         total = len(sweep.names) * len(calibration.windows)
-        for layer in sweep.layers():
+        for layer in sweep.layers(to_logits=False):
             items = _items(plan, layer)
             home |= {each.source.name: layer.index for each in items.values()}
             tell = _counter(listener, layer, total)

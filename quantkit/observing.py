@@ -7,7 +7,7 @@ Hessian. Which do is seen in the first window's run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from quantkit.kernels.gptq import accumulate
 from quantkit.sweep import Layer
+
+
+class _SeenAll(Exception):  # noqa: N818 - no error
+    """The last module that is watched has been given its input; what follows is not needed."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ def shared_inputs(layer: Layer, names: Sequence[str]) -> tuple[tuple[str, ...], 
 def gather(
     layer: Layer, groups: Sequence[Sequence[str]], progress: Callable[[int], None]
 ) -> tuple[Shared, ...]:
-    """Run the layer over all windows, and sum up what each group is given."""
+    """Run the layer over all windows, and sum up what each group is given.
+
+    ``groups`` are in the order in which they run; a run ends with the last one's input.
+    """
     firsts = {group[0]: at for at, group in enumerate(groups)}
     hessians: list[Tensor | None] = [None] * len(groups)
     tokens = [0] * len(groups)
@@ -64,10 +71,13 @@ def gather(
             held = hessians[at] = inputs.new_zeros(inputs.shape[-1], inputs.shape[-1])
         accumulate(held, inputs)
         tokens[at] += inputs.shape[0]
+        if at == len(groups) - 1:
+            raise _SeenAll
 
     with _watched(layer.module, list(firsts), add), torch.inference_mode():
         for window in layer.windows:
-            layer.run(window)
+            with suppress(_SeenAll):
+                layer.run(window)
             progress(window + 1)
     return tuple(
         Shared(tuple(group), hessian, count)

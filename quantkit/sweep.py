@@ -132,8 +132,11 @@ class Sweep:
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._states.__exit__(None, None, None)
 
-    def layers(self) -> Iterator[Layer]:
-        """Each layer in turn, filled; it is run over all windows when the next is asked for."""
+    def layers(self, *, to_logits: bool = True) -> Iterator[Layer]:
+        """Each layer in turn, filled; it is run over all windows when the next is asked for.
+
+        Without ``to_logits`` the last one is not: nobody asks for what it gives.
+        """
         coming = self._reader.submit(self._weights, self._names[0])
         for index, name in enumerate(self._names):
             weights = coming.result()
@@ -142,6 +145,8 @@ class Sweep:
             layer = Layer(index, name, self._build(name, weights), self)
             del weights
             yield layer
+            if index + 1 == len(self._names) and not to_logits:
+                return
             with torch.inference_mode():
                 for window in layer.windows:
                     self._states[window] = layer.run(window)

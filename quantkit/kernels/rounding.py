@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: The search tries the whole range as the scale, and parts of it down to the least.
+#: The search looks at the whole range as the scale, and at parts of it down to the least...
 SHRINKS, LEAST_SHRINK = 26, 0.5
+
+#: ...and tries so many of them in earnest.
+TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Grid:
             return [1.0]
         parts = torch.linspace(1.0, LEAST_SHRINK, SHRINKS).tolist()
         return [*parts, *(-each for each in parts)] if self.sym else parts
+
+    @property
+    def tried(self) -> int:
+        """How many of the ``shrinks`` are tried with errors passed on."""
+        return TRIED if self.search else 1
 
 
 @dataclass(frozen=True)
@@ -100,19 +108,32 @@ def find_scales(
 ) -> tuple[Tensor, Tensor]:
     """A scale and a zero point (rows,) for the columns of one group, ``weights`` (rows, n).
 
-    The loss of a candidate is that of rounding the group with it, each error passed on
-    inside the group. Without a search the only candidate is the whole range.
+    Candidates are first ranked by what rounding with them costs when no error is passed on;
+    the likeliest are then tried with each error passed on inside the group. Without a search
+    the only candidate is the whole range.
     """
     low, high = _ranges(weights, grid)
+    trials = [_candidate(low, high, part, grid) for part in grid.shrinks]
+    scales, zeros = (torch.stack(each, 1) for each in zip(*trials, strict=True))
+    alone = [_loss_alone(weights, cost, *each, grid) for each in trials]
+    likely = torch.argsort(torch.stack(alone, 1), dim=1, stable=True)[:, : grid.tried]
     best = torch.full_like(low, torch.inf)
     scale, zero = torch.ones_like(low), torch.full_like(low, grid.middle)
-    for part in grid.shrinks:
-        trial, at = _candidate(low, high, part, grid)
-        loss = _round_columns(weights.clone(), passing, cost, trial, at, grid)[2]
+    for at in range(likely.shape[1]):
+        chosen = likely[:, at : at + 1]
+        trial, middle = scales.gather(1, chosen)[:, 0], zeros.gather(1, chosen)[:, 0]
+        loss = _round_columns(weights.clone(), passing, cost, trial, middle, grid)[2]
         better = loss < best
         best = torch.where(better, loss, best)
-        scale, zero = torch.where(better, trial, scale), torch.where(better, at, zero)
+        scale, zero = torch.where(better, trial, scale), torch.where(better, middle, zero)
     return scale, zero
+
+
+def _loss_alone(weights: Tensor, cost: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """What rounding costs (rows,) when no error is passed on."""
+    scale, zero = scale[:, None], zero[:, None]
+    codes = (torch.round(weights / scale) + zero).clamp_(0, grid.top)
+    return (weights - scale * (codes - zero)).square_() @ cost
 
 
 def _runs(groups: Tensor) -> list[tuple[int, int]]:

@@ -41,6 +41,7 @@ def round_block(block: Block, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
             grid.group_size,
             grid.sym,
             block.known,
+            grid.tried,
         ),
     )
     matrices = (block.weights, block.scales, block.zero_points, codes, errors, losses)
@@ -55,68 +56,103 @@ def round_block(block: Block, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return codes, errors, losses
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _round_rows(  # type: ignore[no-untyped-def]
     weights, scales, zeros, codes, errors, losses, passing, cost, groups, shrinks, grid
 ):
-    top, middle, _, group_size, _, known = grid
-    nothing = top - top  # numba's way to a zero of the weights' type
+    top, middle, _, group_size, _, known, _ = grid
     count = weights.shape[1]
-    trial = np.empty(count, weights.dtype)
+    room = (np.empty(count, weights.dtype), np.empty_like(shrinks), np.empty_like(shrinks))
     for row in range(weights.shape[0]):
         line = weights[row]
-        scale, zero, loss = middle, middle, nothing
+        scale, zero, loss = middle, middle, top - top  # numba's way to a typed zero
         for at in range(count):
             group = groups[at]
             if at == 0 or group != groups[at - 1]:
                 if not known:
-                    found = _find_scale(line, at, group_size, passing, cost, shrinks, grid, trial)
+                    here = slice(at, at + group_size)
+                    found = _find_scale(
+                        line[here], passing[here, here], cost[here], shrinks, grid, room
+                    )
                     scales[row, group], zeros[row, group] = found
                 scale, zero = scales[row, group], zeros[row, group]
-            code = min(max(np.rint(line[at] / scale) + zero, nothing), top)
+            code = _code(line[at], top / top / scale, zero, top)
             error = line[at] - scale * (code - zero)
             codes[row, at] = np.uint8(code)
             errors[row, at] = error
             loss += cost[at] * error * error
-            for later in range(at + 1, count):
-                line[later] -= error * passing[at, later]
+            _pass_on(line[at + 1 :], passing[at, at + 1 :], error)
         losses[row] = loss
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _find_scale(line, first, size, passing, cost, shrinks, grid, trial):  # type: ignore[no-untyped-def]
-    """The scale and the zero point of least loss for ``line[first : first + size]``."""
-    top, middle, least, _, sym, _ = grid
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _find_scale(weights, passing, cost, shrinks, grid, room):  # type: ignore[no-untyped-def]
+    """The scale and the zero point of least loss for one group of one row."""
+    top, middle, least, _, sym, _, tried = grid
+    trial, likely, scales = room
     nothing = top - top
     low, high = nothing, nothing
-    for at in range(first, first + size):
-        low, high = min(low, line[at]), max(high, line[at])
+    for value in weights:
+        low, high = min(low, value), max(high, value)
     if sym:
         high = max(-low, high)
         low = -high
     if low == high:
         high = top / top
         low = -high
+    for at in range(shrinks.size):
+        scales[at] = _float16_scale((high - low) * shrinks[at] / top, trial[:1])
+        zero = middle if sym else _zero(low * shrinks[at], scales[at], least, top)
+        likely[at] = _loss_alone(weights, cost, scales[at], zero, top)
     best, best_scale, best_zero = nothing, nothing, middle
-    for part in shrinks:
-        scale = _float16_scale((high - low) * part / top, trial[:1])
-        zero = middle
-        if not sym:
-            zero = min(max(np.rint(-low * part / scale), least), top)
-        for at in range(size):
-            trial[at] = line[first + at]
-        loss = nothing
-        for at in range(size):
-            code = min(max(np.rint(trial[at] / scale) + zero, nothing), top)
-            error = trial[at] - scale * (code - zero)
-            loss += cost[first + at] * error * error
-            if best_scale != 0 and loss >= best:
-                break
-            for later in range(at + 1, size):
-                trial[later] -= error * passing[first + at, first + later]
+    for _ in range(tried):
+        chosen = np.argmin(likely)
+        scale = scales[chosen]
+        zero = middle if sym else _zero(low * shrinks[chosen], scale, least, top)
+        likely[chosen] = np.inf
+        loss = _loss(weights, trial, passing, cost, scale, zero, top)
         if best_scale == 0 or loss < best:
             best, best_scale, best_zero = loss, scale, zero
     return best_scale, best_zero
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _loss_alone(weights, cost, scale, zero, top):  # type: ignore[no-untyped-def]
+    """What rounding costs when no error is passed on."""
+    loss, inverse = top - top, top / top / scale
+    for at in range(weights.size):
+        error = weights[at] - scale * (_code(weights[at], inverse, zero, top) - zero)
+        loss += cost[at] * error * error
+    return loss
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _loss(weights, trial, passing, cost, scale, zero, top):  # type: ignore[no-untyped-def]
+    """What rounding costs, each error passed on inside the group."""
+    loss, inverse = top - top, top / top / scale
+    trial = trial[: weights.size]
+    trial[:] = weights
+    for at in range(trial.size):
+        error = trial[at] - scale * (_code(trial[at], inverse, zero, top) - zero)
+        loss += cost[at] * error * error
+        _pass_on(trial[at + 1 :], passing[at, at + 1 :], error)
+    return loss
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _pass_on(later, shares, error):  # type: ignore[no-untyped-def]
+    for at in range(later.size):
+        later[at] -= error * shares[at]
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _code(value, inverse, zero, top):  # type: ignore[no-untyped-def]
+    return min(max(np.rint(value * inverse) + zero, top - top), top)
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _zero(low, scale, least, top):  # type: ignore[no-untyped-def]
+    return min(max(np.rint(-low / scale), least), top)
 
 
 @njit(cache=True, nogil=True)

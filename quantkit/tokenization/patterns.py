@@ -35,7 +35,7 @@ def longest_of(words: Iterable[str]) -> str:
     sequences); so factored they are some 15 kilobytes.
     """
     rests: dict[str, set[str]] = defaultdict(set)
-    for word in words:
+    for word in sorted(words):  # so that the same model gives the same file
         rests[word[0]].add(word[1:])
     sharing: dict[frozenset[str], list[str]] = defaultdict(list)
     for char, rest in rests.items():

@@ -1,0 +1,287 @@
+"""quantkit's GPTQ beside GPTQModel's: the same ids, whole processes, in one run.
+
+    python bench/gptq.py speed   --peer PYTHON    # 267M GPT-NeoX, random weights
+    python bench/gptq.py quality --peer PYTHON    # trained models: perplexity, KL divergence
+
+PYTHON is an interpreter with GPTQModel installed (it has pins of its own):
+
+    python -m venv peer && peer/bin/pip install torch==2.13.0 transformers==5.23.0 \
+        optimum gptqmodel==7.6.0 sentencepiece protobuf
+
+Both sides calibrate on the same windows of ids. Results are appended to RESULTS.md. The
+floor of ``speed`` is the arithmetic at this machine's measured matrix rate: both runs of
+each layer, the upper half of each Hessian, its factor and inverse, and the update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from bnb import RESULTS, SIZES, Run, machine, make_model, process
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+PEER = """
+import json, os, sys
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+source, out, ids, options = sys.argv[1:5]
+import torch
+from gptqmodel import GPTQModel, QuantizeConfig
+options = json.loads(options)
+model = GPTQModel.load(source, QuantizeConfig(offload_to_disk=False, **options), device="cpu")
+windows = json.load(open(ids))
+model.quantize([{"input_ids": w, "attention_mask": [1] * len(w)} for w in windows], batch_size=1)
+model.save(out)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["speed", "quality"])
+    parser.add_argument("--peer", type=Path, help="an interpreter with GPTQModel")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
+    parser.add_argument("--model", choices=SIZES, default="267M")
+    parser.add_argument("--variants", nargs="+", default=["sym"], choices=[*VARIANTS])
+    parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    text = speed(args) if args.what == "speed" else quality(args)
+    print(text)
+    if not args.no_record:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+#: What differs from 4 bits, groups of 128, symmetric: ours, theirs.
+VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "sym": ([], {}),
+    "asym": (["method.sym=false"], {"sym": False}),
+    "desc_act": (["method.desc_act=true"], {"desc_act": True}),
+}
+
+
+def speed(args: argparse.Namespace) -> str:
+    source = make_model(args.work, args.model, "safetensors")
+    ids = args.work / "ids.json"
+    draw = random.Random(0)
+    ids.write_text(json.dumps([[draw.randrange(32000) for _ in range(256)] for _ in range(32)]))
+    rows, bound = [], floor(SIZES[args.model], 32 * 256)
+    for variant in args.variants:
+        overrides, options = VARIANTS[variant]
+        mine = process(ours(source, args.work / "ours", ids, overrides), args.work / "ours")
+        rows.append(f"| {variant} | quantkit | {cells(mine)} | {mine.seconds / bound:.2f} |")
+        if args.peer:
+            words = theirs(
+                args.peer, source, args.work / "theirs", ids, {"group_size": 128, **options}
+            )
+            peer = process(words, args.work / "theirs")
+            rows.append(f"| {variant} | GPTQModel | {cells(peer)} | {peer.seconds / bound:.2f} |")
+            rows.append(
+                f"| {variant} | quantkit / GPTQModel | {mine.seconds / peer.seconds:.2f} | "
+                f"{mine.cpu / peer.cpu:.2f} | {mine.peak / peer.peak:.2f} | |"
+            )
+    return "\n".join(
+        [
+            f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py speed: GPT-NeoX {args.model}, random "
+            "weights, 32 x 256 tokens, 4 bits, groups of 128",
+            "",
+            f"{machine()}; {versions(args.peer)}; one run a side, `--no-gate`. "
+            f"Floor: {bound:.0f} s.",
+            "",
+            "| variant | side | wall s | CPU s | peak MB | times the floor |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def cells(run: Run) -> str:
+    return f"{run.seconds:.1f} | {run.cpu:.1f} | {run.peak / 1e6:.0f}"
+
+
+def ours(source: Path, out: Path, ids: Path, overrides: list[str]) -> list[str]:
+    usual = ["calibration.length=256", "calibration.packing=apart", "source.repo="]
+    words = [
+        str(Path(sys.executable).with_name("quantkit")), "convert", str(source),
+        "--recipe", "gptq-4bit-g128", "--out", str(out), "--no-gate", "--device", "cpu",
+        "--calibration", str(ids),
+    ]  # fmt: skip
+    return words + [word for each in [*usual, *overrides] for word in ("--set", each)]
+
+
+def theirs(python: Path, source: Path, out: Path, ids: Path, options: dict[str, Any]) -> list[str]:
+    return [
+        str(python),
+        "-c",
+        PEER,
+        str(source),
+        str(out),
+        str(ids),
+        json.dumps({"bits": 4, **options}),
+    ]
+
+
+def versions(peer: Path | None) -> str:
+    found = f"torch {version('torch')}, transformers {version('transformers')}"
+    if peer is None:
+        return f"{found}; GPTQModel absent (--peer)"
+    code = "from importlib.metadata import version as v; print(v('gptqmodel'), v('torch'))"
+    asked = subprocess.run([peer, "-c", code], capture_output=True, text=True, check=True)
+    return "{}; GPTQModel {} on torch {}".format(found, *asked.stdout.split())
+
+
+def floor(size: dict[str, int], tokens: int) -> float:
+    """Seconds of arithmetic for a GPT-NeoX, at the rate of a square product measured here."""
+    hidden, layers = size["hidden_size"], size["num_hidden_layers"]
+    shapes = [(3 * hidden, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 4 * hidden)]
+    runs = sum(2 * 2 * rows * columns * tokens for rows, columns in shapes)
+    hessians = sum(columns * columns * tokens for _, columns in shapes)
+    factors = sum(columns**3 * 2 / 3 for _, columns in shapes)
+    updates = sum(rows * columns * columns for rows, columns in shapes)
+    return layers * (runs + hessians + factors + updates) / matrix_rate()
+
+
+def matrix_rate() -> float:
+    """Operations a second of a float32 product, the best of five."""
+    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        left @ right
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def quality(args: argparse.Namespace) -> str:
+    import quantkit
+
+    rows: list[str] = []
+    removed: list[float] = []
+    for name, source, ids, text, skip in trained(args.work):
+        made = {}
+        for label, recipe, overrides in (
+            ("NF4", "bnb-nf4", []),
+            ("GPTQ, quantkit", "gptq-4bit-g128", ["method.group_size=64", "calibration.length=256",
+                                                  "calibration.packing=apart", "method.ignore=[]"]),
+        ):  # fmt: skip
+            out = args.work / f"{name}-{recipe}"
+            quantkit.convert(
+                source, recipe, out, overwrite=True, no_gate=True,
+                calibration=ids if recipe.startswith("gptq") else None,
+                set=["source.repo=", *overrides],
+            )  # fmt: skip
+            made[label] = out
+        if args.peer:
+            out = args.work / f"{name}-gptqmodel"
+            options: dict[str, Any] = {"group_size": 64} | ({"dynamic": skip} if skip else {})
+            process(theirs(args.peer, source, out, ids, options), out)
+            made["GPTQ, GPTQModel"] = out
+        found = quantkit.compare(
+            list(made.values()), source, text=text,
+            set=["evaluation.window=256", "evaluation.max_windows=0"],
+        )  # fmt: skip
+        by_label = dict(zip(made, found["folders"], strict=True))
+        loss = {}
+        for label, each in by_label.items():
+            reference, quantized = (each["perplexity"][key] for key in ("reference", "quantized"))
+            loss[label] = quantized - reference
+            rows.append(
+                f"| {name} | {label} | {reference:.4f} | {quantized:.4f} | {loss[label]:+.4f} | "
+                f"{each['kl_divergence']['mean']:.5f} |"
+            )
+        if args.peer:
+            removed.append(1 - loss["GPTQ, quantkit"] / loss["GPTQ, GPTQModel"])
+            rows.append(f"| {name} | share of GPTQModel's loss removed | | | {removed[-1]:.2f} | |")
+    if removed:
+        mean = sum(removed) / len(removed)
+        rows.append(f"| mean | share of GPTQModel's loss removed | | | {mean:.2f} | |")
+    return "\n".join(
+        [
+            f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py quality: 4 bits, groups of 64, "
+            "symmetric, no g_idx shuffling",
+            "",
+            f"{machine()}; {versions(args.peer)}; windows of 256 tokens, the same calibration ids; "
+            "weights decoded alike for all.",
+            "",
+            "| model | side | fp perplexity | perplexity | loss | KL, mean |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def trained(work: Path) -> list[tuple[str, Path, Path, Path, dict[str, Any]]]:
+    """Name, source, calibration ids, evaluation text, what GPTQModel must skip."""
+    from quantkit.resources import demo_model
+
+    found = [_texts(work, "demo", demo_model(), demo_model() / "heldout.txt", _help_topics())]
+    mini, stories = SHARED / "models" / "mini-rinna", SHARED / "models" / "stories260k"
+    if mini.is_dir():
+        texts = [
+            SHARED / "data/text" / n for n in ("wagahaiwa-nekodearu.txt", "wikitext2-valid.txt")
+        ]
+        words = "\n".join(each.read_text(encoding="utf-8")[:200_000] for each in texts)
+        found.append(_texts(work, "mini-rinna", mini, mini / "heldout.txt", words))
+    if stories.is_dir():
+        found.append(_sampled(work, stories))
+    return found
+
+
+def _help_topics() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[key] for key in sorted(topics))
+
+
+def _texts(work: Path, name: str, source: Path, text: Path, words: str):  # type: ignore[no-untyped-def]
+    """128 windows of 256 tokens drawn from ``words``."""
+    from quantkit.tokenizer import open_tokenizer
+
+    tokenizer = open_tokenizer(source)
+    assert tokenizer is not None
+    encoded = tokenizer.encode(words)
+    windows = [encoded[at : at + 256] for at in range(0, len(encoded) - 255, 256)]
+    ids = work / f"{name}.json"
+    ids.write_text(json.dumps(random.Random(0).sample(windows, 128)))
+    return name, source, ids, text, {}
+
+
+def _sampled(work: Path, stories: Path):  # type: ignore[no-untyped-def]
+    """stories260k has no text: 128 sequences of its own to calibrate on, 64 others to judge on."""
+    from transformers import AutoModelForCausalLM
+
+    from quantkit.resources import demo_model
+
+    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
+    torch.manual_seed(1)
+    made = model.generate(
+        torch.full((128, 1), 1), do_sample=True, max_length=256, top_k=0,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    ids, text, source = (work / f"stories-{n}" for n in ("ids.json", "text.json", "source"))
+    ids.write_text(json.dumps(made.tolist()))
+    samples = json.loads((stories / "token_ids.json").read_text())["samples"]
+    text.write_text(json.dumps(samples))
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(stories, source)
+    for path in source.iterdir():
+        path.chmod(0o644)
+    for file in ("spiece.model", "tokenizer_config.json"):  # GPTQModel opens no model without one
+        shutil.copy(demo_model() / file, source / file)
+    return "stories260k", source, ids, text, {r"-:.*\.mlp\..*": {}}
+
+
+if __name__ == "__main__":
+    main()

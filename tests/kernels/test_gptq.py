@@ -1,0 +1,215 @@
+"""The GPTQ kernel against a plain reading of the paper, written here, and its edge cases."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantkit.kernels import rounding, rounding_cpu
+from quantkit.kernels.gptq import accumulate, factorize, inverse_upper, quantize, visiting_order
+from quantkit.kernels.rounding import Grid, float16_scale
+
+ROWS, COLUMNS, TOKENS, DAMP = 192, 256, 700, 0.05
+
+COMBINATIONS = list(
+    itertools.product((2, 3, 4, 8), (16, 32, 64, 128, -1), (False, True), (False, True))
+)
+
+
+def plain_reading(
+    weight: Tensor, hessian: Tensor, bits: int, group: int, desc_act: bool, sym: bool
+):
+    """arXiv 2210.17323, Algorithm 1 in float64 without its blocks: one column after another.
+
+    Returns the integers in the source's column order, and the loss.
+    """
+    left, hessian = weight.double().clone(), hessian.double().clone()
+    columns, top = left.shape[1], 2**bits - 1
+    order = torch.arange(columns)
+    if desc_act:
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    left, hessian = left[:, order], hessian[order][:, order]
+    hessian += torch.eye(columns, dtype=torch.float64) * DAMP * hessian.diagonal().mean()
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    integers, loss = torch.zeros_like(left), 0.0
+    for at in range(columns):
+        if at % group == 0:
+            here = left[:, at : at + group]
+            low, high = here.amin(1).clamp(max=0), here.amax(1).clamp(min=0)
+            if sym:
+                high = torch.maximum(-low, high)
+                low = -high
+            scale = ((high - low) / top).half().double()
+            zero = torch.full_like(scale, 2 ** (bits - 1))
+            if not sym:
+                zero = torch.round(-low / scale).clamp(0, top)
+        integer = (torch.round(left[:, at] / scale) + zero).clamp(0, top)
+        error = (left[:, at] - scale * (integer - zero)) / upper[at, at]
+        left[:, at:] -= error[:, None] * upper[at, at:][None]
+        integers[:, at] = integer
+        loss += float(error.square().sum())
+    return integers[:, torch.argsort(order)], loss
+
+
+@pytest.fixture(scope="module")
+def layer() -> tuple[Tensor, Tensor]:
+    """A random weight and the Hessian of correlated random inputs, both float64."""
+    random = torch.Generator().manual_seed(7)
+    mixing = torch.randn(COLUMNS, COLUMNS, generator=random, dtype=torch.float64)
+    inputs = torch.randn(TOKENS, COLUMNS, generator=random, dtype=torch.float64)
+    inputs += inputs @ mixing * 0.1
+    weight = torch.randn(ROWS, COLUMNS, generator=random, dtype=torch.float64) * 0.05
+    return weight, inputs.T @ inputs
+
+
+def made(weight, hessian, bits, group, desc_act, sym, *, search=False, grouped=False):
+    group = COLUMNS if group == -1 else group
+    order = "diagonal" if desc_act else "grouped" if grouped else "source"
+    factor = factorize(hessian, DAMP, order, group)
+    return quantize(weight, factor, Grid(bits, group, sym, search))
+
+
+@pytest.mark.parametrize(("bits", "group", "desc_act", "sym"), COMBINATIONS)
+def test_the_integers_of_the_paper_in_float64(layer, bits, group, desc_act, sym) -> None:
+    weight, hessian = layer
+    wanted, loss = plain_reading(
+        weight, hessian, bits, COLUMNS if group == -1 else group, desc_act, sym
+    )
+    got = made(weight, hessian, bits, group, desc_act, sym)
+    assert torch.equal(got.codes.double(), wanted)
+    assert got.loss == pytest.approx(loss, rel=1e-9)
+
+
+def test_the_integers_of_the_paper_in_float32(layer) -> None:
+    """The order of sums decides a few: at least 99.9 % agree, and losses to 0.1 %."""
+    weight, hessian = layer
+    same, total = 0, 0
+    for bits, group, desc_act, sym in COMBINATIONS:
+        own = COLUMNS if group == -1 else group
+        wanted, loss = plain_reading(weight, hessian, bits, own, desc_act, sym)
+        got = made(weight, hessian.float(), bits, group, desc_act, sym)
+        agreeing = int((got.codes.double() == wanted).sum())
+        assert agreeing >= 0.997 * wanted.numel()
+        assert got.loss == pytest.approx(loss, rel=2e-3 if bits == 8 else 1e-3)
+        same, total = same + agreeing, total + wanted.numel()
+    assert same >= 0.999 * total
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_torch_and_the_compiled_loop_agree(layer, bits, search, sym, monkeypatch) -> None:
+    weight, hessian = layer
+    compiled = made(weight, hessian, bits, 64, False, sym, search=search, grouped=True)
+    monkeypatch.setattr(rounding_cpu, "round_block", rounding.round_block)
+    torch_ = made(weight, hessian, bits, 64, False, sym, search=search, grouped=True)
+    assert torch.equal(compiled.codes, torch_.codes)
+    assert torch.equal(compiled.scales, torch_.scales)
+    assert torch.equal(compiled.zero_points, torch_.zero_points)
+
+
+def weighted(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    damped = hessian + torch.eye(COLUMNS, dtype=hessian.dtype) * DAMP * hessian.diagonal().mean()
+    difference = weight - rounded
+    return float((difference @ damped * difference).sum())
+
+
+@pytest.mark.parametrize(("bits", "group"), itertools.product((2, 3, 4, 8), (32, 128)))
+def test_never_worse_than_rounding_to_nearest_and_the_loss_is_true(layer, bits, group) -> None:
+    weight, hessian = layer
+    alone = factorize(torch.full_like(hessian, torch.nan), DAMP, "source", group)
+    nearest = quantize(weight, alone, Grid(bits, group, True, False)).dequantized()
+    for search, grouped in itertools.product((False, True), (False, True)):
+        got = made(weight, hessian, bits, group, False, True, search=search, grouped=grouped)
+        error = weighted(weight, got.dequantized(), hessian)
+        assert error == pytest.approx(got.loss, rel=1e-6)
+        assert error <= weighted(weight, nearest, hessian)
+
+
+def test_a_search_lowers_the_loss(layer) -> None:
+    weight, hessian = layer
+    plain = made(weight, hessian, 4, 64, False, True)
+    searched = made(weight, hessian, 4, 64, False, True, search=True)
+    assert searched.loss < 0.9 * plain.loss
+    assert bool((searched.scales < 0).any()), "negative scales are tried"
+
+
+def test_a_hessian_that_does_not_factor_is_dampened_more() -> None:
+    hessian = torch.ones(32, 32, dtype=torch.float64)  # of rank one
+    hessian[0, 0] -= 0.5  # and not even positive
+    factor = factorize(hessian, 0.001, "source", 32)
+    assert factor.usable
+    assert factor.damp_percent > 0.001
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_hessian_that_is_not_finite_means_rounding_to_nearest(layer, poison) -> None:
+    weight, hessian = layer
+    broken = hessian.clone()
+    broken[3, 5] = poison
+    factor = factorize(broken, DAMP, "source", 64)
+    assert not factor.usable
+    got = quantize(weight, factor, Grid(4, 64, True, False))
+    error = (weight - got.dequantized()).abs()
+    assert bool(
+        (error <= 0.51 * got.scales.abs()[:, got.g_idx.long()] + 1e-9).double().mean() > 0.95
+    )
+
+
+def test_a_dead_input_leaves_its_column_rounded_to_nearest(layer) -> None:
+    weight, hessian = layer
+    hessian = hessian.clone()
+    hessian[:, 9] = hessian[9, :] = 0
+    factor = factorize(hessian, DAMP, "source", 64)
+    assert factor.dead == 1
+    got = quantize(weight, factor, Grid(8, 64, False, False))
+    error = (weight - got.dequantized())[:, 9].abs()
+    assert bool((error <= got.scales[:, 0] * 0.51).all())
+
+
+def test_groups_keep_their_columns_when_ordered_inside() -> None:
+    diagonal = torch.tensor([1.0, 4.0, 9.0, 2.0, 3.0, 8.0])
+    assert visiting_order(diagonal, "grouped", 3).tolist() == [2, 1, 0, 5, 4, 3]
+    assert visiting_order(diagonal, "diagonal", 3).tolist() == [2, 5, 1, 4, 3, 0]
+
+
+def test_shuffled_groups_are_told_by_g_idx(layer) -> None:
+    weight, hessian = layer
+    shuffled = made(weight, hessian, 4, 64, True, True)
+    assert shuffled.g_idx.tolist() != sorted(shuffled.g_idx.tolist())
+    ordered = made(weight, hessian, 4, 64, False, True, grouped=True)
+    assert ordered.g_idx.tolist() == [at // 64 for at in range(COLUMNS)]
+
+
+def test_static_groups_are_the_sources_own(layer) -> None:
+    weight, hessian = layer
+    factor = factorize(hessian, DAMP, "diagonal", 64)
+    got = quantize(weight, factor, Grid(4, 64, True, True, static=True))
+    assert got.g_idx.tolist() == [at // 64 for at in range(COLUMNS)]
+
+
+def test_stripes_sum_the_upper_triangle() -> None:
+    inputs = torch.randn(40, 1100, generator=torch.Generator().manual_seed(0))
+    hessian = torch.zeros(1100, 1100)
+    accumulate(hessian, inputs[:20])
+    accumulate(hessian, inputs[20:])
+    torch.testing.assert_close(hessian.triu(), (inputs.T @ inputs).triu(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_triangle_is_inverted_by_halves() -> None:
+    upper = torch.randn(700, 700, dtype=torch.float64).triu() * 0.01 + torch.eye(700)
+    torch.testing.assert_close(inverse_upper(upper) @ upper, torch.eye(700, dtype=torch.float64))
+
+
+def test_scales_are_float16_and_never_zero() -> None:
+    scales = torch.tensor([0.0, 1e-12, -1e-12, 3e-8, 7.7e-6, 0.1, 333.3])
+    rounded = float16_scale(scales)
+    assert torch.equal(rounded.half().float(), rounded)
+    assert bool((rounded != 0).all())
+    compiled = [
+        rounding_cpu._float16_scale(each, torch.zeros(1).numpy()) for each in scales.numpy()
+    ]
+    assert compiled == rounded.tolist()

@@ -1,0 +1,155 @@
+"""What GPTQ calibrates on: documents to windows, and the refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import quantkit
+from quantkit.calibration import Calibration, read_calibration, refuse_overlap
+from quantkit.errors import UsageError
+from quantkit.evaluation import read_material
+from quantkit.planning import make_plan
+from quantkit.recipe import load_recipe
+from quantkit.source import open_source
+from quantkit.tokenizer import open_tokenizer
+
+RECIPE = "gptq-4bit-g128"
+
+
+@pytest.fixture(scope="module")
+def source(demo: Path):
+    return open_source(demo)
+
+
+@pytest.fixture(scope="module")
+def planned(source):
+    return make_plan(source, load_recipe(RECIPE))
+
+
+def calibrate(source, planned, path: Path | None, *overrides: str) -> Calibration:
+    found = read_calibration(load_recipe(RECIPE, overrides), path, source, planned, None)
+    assert found is not None
+    return found
+
+
+def test_the_text_that_ships_is_the_default(source, planned) -> None:
+    found = calibrate(source, planned, None)
+    assert found.name == "calibration.txt"
+    assert found.route == "sentencepiece"
+    assert len(found.windows) == min(128, found.available)
+    assert {len(each) for each in found.windows} == {256}, "the model's own limit"
+
+
+def test_the_text_that_ships_shares_nothing_with_the_evaluation_text(source, planned) -> None:
+    recipe = load_recipe(RECIPE)
+    material = read_material(source.folder, recipe, ())
+    assert read_calibration(recipe, None, source, planned, material) is not None
+
+
+def test_windows_are_of_the_text_in_order(source, planned, tmp_path: Path) -> None:
+    text = "Once upon a time there was a small model. " * 300
+    (tmp_path / "a.txt").write_text(text)
+    tokenizer = open_tokenizer(source.folder)
+    assert tokenizer is not None
+    ids = tokenizer.encode(text)
+    found = calibrate(source, planned, tmp_path / "a.txt", "calibration.length=64")
+    assert found.windows == tuple(
+        tuple(ids[at : at + 64]) for at in range(0, len(ids) - 63, 64)
+    )  # fmt: skip
+
+
+def test_a_seed_draws_and_the_draw_is_repeatable(source, planned) -> None:
+    few = ("calibration.samples=4", "calibration.length=64")
+    first = calibrate(source, planned, None, *few)
+    assert calibrate(source, planned, None, *few).ids_sha256 == first.ids_sha256
+    other = calibrate(source, planned, None, *few, "calibration.seed=1")
+    assert other.ids_sha256 != first.ids_sha256
+    assert len(other.windows) == 4
+
+
+def test_json_lines_of_texts_and_conversations(demo: Path, source, planned, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    turns = [{"role": "user", "content": "a\nb"}, {"role": "assistant", "content": "c"}]
+    path.write_text(json.dumps({"text": "plain words"}) + "\n" + json.dumps({"messages": turns}))
+    with pytest.raises(UsageError, match=r"lines\.jsonl:2: a conversation, and the recipe has no"):
+        calibrate(source, planned, path)
+    prompt = [
+        'prompt.user="ユーザー"', 'prompt.system="システム"', 'prompt.separator=": "',
+        'prompt.turn_end="<NL>"', 'prompt.newline="<NL>"', "calibration.packing=apart",
+    ]  # fmt: skip
+    found = calibrate(source, planned, path, *prompt)
+    tokenizer = open_tokenizer(demo)
+    assert tokenizer is not None
+    assert found.windows == (
+        tuple(tokenizer.encode("plain words")),
+        tuple(tokenizer.encode("ユーザー: a<NL>b<NL>システム: c")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ('{"text": 1}', "expected"),
+        ('{"messages": []}', "expected"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "expected"),
+    ],
+)
+def test_bad_lines_are_named(source, planned, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said) as caught:
+        calibrate(source, planned, path)
+    assert "bad.jsonl:1" in str(caught.value)
+
+
+def test_joined_documents_are_told_apart_by_the_end_of_text(
+    source, planned, tmp_path: Path
+) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps([[5, 6, 7], [8, 9], [10, 11, 12]]))
+    end = source.config["eos_token_id"]
+    found = calibrate(source, planned, path, "calibration.length=4")
+    assert found.route == "ids"
+    assert found.windows == ((5, 6, 7, end), (8, 9, end, 10))
+    apart = calibrate(source, planned, path, "calibration.packing=apart")
+    assert apart.windows == ((5, 6, 7), (8, 9), (10, 11, 12))
+
+
+def test_ids_beyond_the_vocabulary(source, planned, tmp_path: Path) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps([[5, 999_999]]))
+    with pytest.raises(UsageError, match="999999"):
+        calibrate(source, planned, path)
+
+
+def test_overlap_with_the_evaluation_text_is_refused(demo: Path, tmp_path: Path) -> None:
+    held_out = (demo / "heldout.txt").read_text()
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Something else first. " * 40 + held_out[3000:6000])
+    with pytest.raises(UsageError, match="shares 32 tokens in a row"):
+        quantkit.convert(
+            demo, RECIPE, tmp_path / "out", text=demo / "heldout.txt", calibration=mine
+        )
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_short_overlaps_and_rules_are_not_overlap() -> None:
+    windows = (tuple(range(100, 164)), (7,) * 64)
+    calibration = Calibration("x", "", "ids", windows, 2)
+    refuse_overlap(calibration, [[*range(100, 131)], [7] * 200])
+    with pytest.raises(UsageError, match="its window 0"):
+        refuse_overlap(calibration, [[1, 2, 3, *range(100, 164)]])
+
+
+def test_a_format_that_calibrates_nothing_takes_no_calibration(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="calibrates nothing"):
+        quantkit.convert(demo, "bnb-nf4", tmp_path / "out", calibration=demo / "heldout.txt")
+
+
+def test_hub_data_by_a_bad_name(source, planned) -> None:
+    with pytest.raises(UsageError, match="expected hub:OWNER/NAME/path"):
+        calibrate(source, planned, None, 'calibration.data="hub:owner/name"')
