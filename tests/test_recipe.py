@@ -10,13 +10,16 @@ from pydantic import ValidationError
 
 import quantkit
 from quantkit.errors import RecipeError
-from quantkit.recipe import BnbMethod, Evaluation, GateSection, PlainMethod, load_recipe
+from quantkit.methods import BnbMethod, GptqMethod, PlainMethod
+from quantkit.recipe import Evaluation, GateSection, load_recipe
 from quantkit.resources import shipped_folder
 
 SHIPPED = sorted(path.stem for path in shipped_folder("recipes").glob("*.toml"))
 
+METHODS = {"bnb": BnbMethod, "gptq": GptqMethod, "plain": PlainMethod}
+
 #: What may be left out, since it claims or measures nothing when absent.
-OPTIONAL = {"prompts", "new_tokens"}
+OPTIONAL = {"prompts", "new_tokens", "by_layer"}
 
 
 def test_the_promised_recipes_ship() -> None:
@@ -29,8 +32,8 @@ def test_the_promised_recipes_ship() -> None:
 def test_a_shipped_recipe_writes_every_value(name: str) -> None:
     data = tomllib.loads((shipped_folder("recipes") / f"{name}.toml").read_text())
     assert data["name"] == name
-    method = BnbMethod if data["method"]["format"] == "bnb" else PlainMethod
-    assert data["method"].keys() == method.model_fields.keys()
+    method = METHODS[data["method"]["format"]]
+    assert data["method"].keys() | {"override"} == method.model_fields.keys() | {"override"}
     assert data["gate"].keys() == GateSection.model_fields.keys()
     assert data["evaluation"].keys() | OPTIONAL == Evaluation.model_fields.keys()
 
