@@ -2,6 +2,7 @@
 
     python bench/gptq.py speed   --peer PYTHON    # 267M GPT-NeoX, random weights
     python bench/gptq.py quality --peer PYTHON    # trained models: perplexity, KL divergence
+    python bench/gptq.py keys                     # what each of the recipe's keys buys
 
 PYTHON is an interpreter with GPTQModel installed (it has pins of its own):
 
@@ -47,7 +48,7 @@ model.save(out)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "quality"])
+    parser.add_argument("what", choices=["speed", "quality", "keys"])
     parser.add_argument("--peer", type=Path, help="an interpreter with GPTQModel")
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
     parser.add_argument("--model", choices=SIZES, default="267M")
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    text = speed(args) if args.what == "speed" else quality(args)
+    text = {"speed": speed, "quality": quality, "keys": keys}[args.what](args)
     print(text)
     if not args.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
@@ -216,6 +217,52 @@ def quality(args: argparse.Namespace) -> str:
             "",
             "| model | side | fp perplexity | perplexity | loss | KL, mean |",
             "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+#: From the paper's form to the recipe's, key by key.
+KEYS = {
+    "whole range, source order": ["scale_search=false", "group_order=false"],
+    "+ group_order": ["scale_search=false"],
+    "+ scale_search (the recipe)": [],
+    "scale_search alone": ["group_order=false"],
+    "the recipe, true_sequential": ["true_sequential=true"],
+    "the recipe, desc_act for group_order": ["desc_act=true", "group_order=false"],
+    "the recipe, sym = false": ["sym=false"],
+}
+
+
+def keys(args: argparse.Namespace) -> str:
+    import quantkit
+
+    rows = []
+    for name, source, ids, text, _ in trained(args.work):
+        made = {}
+        for label, overrides in KEYS.items():
+            out = made[label] = args.work / "keys" / f"{name}-{len(made)}"
+            quantkit.convert(
+                source, "gptq-4bit-g128", out, overwrite=True, no_gate=True, calibration=ids,
+                set=["source.repo=", "calibration.length=256", "calibration.packing=apart",
+                     "method.group_size=64", *(f"method.{each}" for each in overrides)],
+            )  # fmt: skip
+        found = quantkit.compare(
+            list(made.values()), source, text=text,
+            set=["evaluation.window=256", "evaluation.max_windows=0"],
+        )  # fmt: skip
+        for label, each in zip(made, found["folders"], strict=True):
+            ratio, kl = each["perplexity"]["ratio"], each["kl_divergence"]["mean"]
+            rows.append(f"| {name} | {label} | {ratio:.5f} | {kl:.5f} |")
+    return "\n".join(
+        [
+            f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py keys: 4 bits, groups of 64, symmetric",
+            "",
+            f"{machine()}; {versions(None)}; 128 x 256 calibration tokens, windows of 256.",
+            "",
+            "| model | keys | perplexity ratio | KL, mean |",
+            "| --- | --- | --- | --- |",
             *rows,
             "",
         ]

@@ -153,3 +153,23 @@ def test_a_format_that_calibrates_nothing_takes_no_calibration(demo: Path, tmp_p
 def test_hub_data_by_a_bad_name(source, planned) -> None:
     with pytest.raises(UsageError, match="expected hub:OWNER/NAME/path"):
         calibrate(source, planned, None, 'calibration.data="hub:owner/name"')
+
+
+def test_hub_data_from_the_local_cache(
+    source, planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real client, offline, on a cache laid out as it lays it out."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "datasets--owner--texts"
+    inside = repo / "snapshots" / commit / "data"
+    inside.mkdir(parents=True)
+    (inside / "train.txt").write_text("Once upon a time there was a small model. " * 50)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    found = calibrate(source, planned, None, 'calibration.data="hub:owner/texts/data/train.txt"')
+    assert found.name == "train.txt"
+    with pytest.raises(UsageError, match="the Hub does not give it"):
+        calibrate(source, planned, None, 'calibration.data="hub:owner/texts/data/test.txt"')

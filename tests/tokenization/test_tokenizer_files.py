@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,21 @@ def test_unknown_class_or_token_is_refused(folder: Path) -> None:
         make_files(folder / "spiece.model", {"tokenizer_class": "XLMRobertaTokenizer"})
     with pytest.raises(SourceError, match="pad_token '<nowhere>'"):
         make_files(folder / "spiece.model", {"pad_token": {"content": "<nowhere>"}})
+
+
+def test_the_files_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    """Sets of strings are walked in another order in every process; the file must not show it."""
+    code = (
+        "import json, sys; from pathlib import Path; from quantkit.tokenization import make_files; "
+        "p = Path(sys.argv[1]); "
+        "c = json.loads((p / 'tokenizer_config.json').read_text()); "
+        "sys.stdout.write(make_files(p / 'spiece.model', c).tokenizer_json)"
+    )
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", code, DEMO], check=True, capture_output=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert texts[0] == texts[1]
