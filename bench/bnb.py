@@ -33,6 +33,11 @@ RESULTS = HERE / "RESULTS.md"
 
 SIZES = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 4096},
+    "267M, 4 of its 16 layers": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 4,
+        "vocab_size": 32000,
+    },
     "267M": {"hidden_size": 1024, "num_hidden_layers": 16, "vocab_size": 32000},
     "1.1B": {"hidden_size": 2048, "num_hidden_layers": 18, "vocab_size": 50432},
     "3.6B": {"hidden_size": 2816, "num_hidden_layers": 36, "vocab_size": 32000},
@@ -94,7 +99,7 @@ def main() -> None:
 
 def make_model(work: Path, size: str, container: str) -> Path:
     """A random fp16 GPT-NeoX under its old names, written tensor by tensor."""
-    folder = work / f"{size}-{container}"
+    folder = work / f"{size}-{container}".replace(" ", "-")
     if (folder / "done").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)

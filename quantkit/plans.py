@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,10 @@ from quantkit.types import ACTIONS, Action, OutputTensor, TensorRecord
 #: Resident memory of the libraries and of the segments in flight, in bytes; bench/bnb.py
 #: measures the whole process.
 _LIBRARY_BYTES = 400_000_000
+
+
+#: A decoder layer, by the beginning of a name in memory.
+_LAYER = re.compile(r"^.*?\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,29 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Forecast of the peak without the gate: libraries, segments in flight, and the
-        largest weight that must be held whole."""
+        """Forecast of the peak without the gate: libraries, segments in flight, the largest
+        weight that must be held whole, and what a calibration holds beside its activations."""
         whole = [
             each.source.nbytes
             for each in self.tensors
             if each.action != "drop" and (each.transposed or each.source.stride is not None)
         ]
-        return _LIBRARY_BYTES + 3 * max(whole, default=0)
+        return _LIBRARY_BYTES + 3 * max(whole, default=0) + self._calibration_bytes
+
+    @property
+    def _calibration_bytes(self) -> int:
+        """In float32: all that lies outside the layers, two layers (the next is read while one
+        is worked on), and the widest Hessian with its factor and its inverse."""
+        if self.method["format"] != "gptq":
+            return 0
+        sizes: dict[str, int] = {}
+        for each in self.tensors:
+            found = _LAYER.match(each.memory or "") if each.action != "drop" else None
+            inside = found[0] if found else ""
+            sizes[inside] = sizes.get(inside, 0) + each.source.elements
+        outside = sizes.pop("", 0)
+        widest = max((each.shape[1] for each in self.tensors if each.shape), default=0)
+        return 4 * (outside + 2 * max(sizes.values(), default=0) + 3 * widest**2)
 
     @property
     def quantized_share(self) -> float:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from quantkit.registry import Registry
 
 _STAGES = {
+    "calibrate": "calibrate and quantize, layer by layer",
     "convert": "read, hash, quantize, write",
     "verify": "digest",
     "tokenizer": "tokenizer against sentencepiece",
