@@ -8,7 +8,6 @@ latter last, so that a layer is there whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from quantkit.checkpoint.safetensors_header import read_safetensors_header
 from quantkit.checkpoint.shards import ShardWriter, layout
 from quantkit.digests import digest_file
 from quantkit.formats import Write
+from quantkit.staging import flush
 from quantkit.types import OutputTensor
 
 _IDENTITY = "identity.json"
@@ -77,9 +77,9 @@ class FinishedLayers:
             writer.close()
         digest = digest_file(self._folder / new).sha256
         _put(note, json.dumps({**recorded, "sha256": digest}))
-        _flush(self._folder / new)
+        flush(self._folder / new)
         (self._folder / new).rename(weights)
-        _flush(self._folder)
+        flush(self._folder)
 
     def _paths(self, index: int) -> tuple[Path, Path]:
         return self._folder / f"{index:05}.json", self._folder / f"{index:05}.safetensors"
@@ -88,13 +88,5 @@ class FinishedLayers:
 def _put(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8")
-    _flush(new)
+    flush(new)
     new.rename(path)
-
-
-def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -175,18 +175,19 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
 def commit(staging: Staging) -> None:
     """Give the staged output its final name: one rename, flushed to the disk."""
     for path in staging.partial.rglob("*"):
-        _flush(path)
+        flush(path)
     (staging.partial / NOTE).unlink(missing_ok=True)
-    _flush(staging.partial)
+    flush(staging.partial)
     if staging.out.exists():
         shutil.rmtree(staging.replaced, ignore_errors=True)
         staging.out.rename(staging.replaced)
     staging.partial.rename(staging.out)
-    _flush(staging.out.parent)
+    flush(staging.out.parent)
     shutil.rmtree(staging.replaced, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk take a file, or a folder's names."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -182,15 +182,17 @@ def test_the_head_is_there_under_both_names(tmp_path: Path, ids: Path) -> None:
     assert torch.equal(stored["lm_head.weight"], wanted)
 
 
+def stop(event) -> None:
+    """Ctrl-C in the second layer."""
+    if event.stage == "calibrate" and event.done > len(IDS) + 1:
+        raise KeyboardInterrupt
+
+
 def test_a_rerun_takes_up_finished_layers(tmp_path: Path, ids: Path) -> None:
     """Stopped after the first layer, then run again: the same bytes, one layer not made twice."""
     source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
     convert(source, tmp_path / "whole", ids)
     said = []
-
-    def stop(event) -> None:
-        if event.stage == "calibrate" and event.done > len(IDS) + 1:
-            raise KeyboardInterrupt
 
     options = {"calibration": ids, "no_gate": True, "set": SMALL}
     with pytest.raises(KeyboardInterrupt):
@@ -214,10 +216,6 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_damaged_layer_is_made_again(tmp_path: Path, ids: Path) -> None:
     source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
     convert(source, tmp_path / "whole", ids)
-
-    def stop(event) -> None:
-        if event.stage == "calibrate" and event.done > len(IDS) + 1:
-            raise KeyboardInterrupt
 
     options = {"calibration": ids, "no_gate": True, "set": SMALL}
     with pytest.raises(KeyboardInterrupt):
