@@ -36,7 +36,7 @@ PEER = """
 import json, os, sys
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 source, out, ids, options = sys.argv[1:5]
-import torch
+os.chdir(os.path.dirname(out))  # it writes its logs where it stands
 from gptqmodel import GPTQModel, QuantizeConfig
 options = json.loads(options)
 model = GPTQModel.load(source, QuantizeConfig(offload_to_disk=False, **options), device="cpu")

@@ -94,11 +94,10 @@ def calibrate(
     home: dict[str, int] = {}
     reports: list[ModuleReport] = []
     resumed = 0
-    with Sweep(
-        model, _loader(plan, source, model), calibration.windows, folder, device=device
-    ) as sweep:
+    load, windows = _loader(plan, source, model), calibration.windows
+    with Sweep(model, load, windows, folder, device=device, to_logits=False) as sweep:
         total = len(sweep.names) * len(calibration.windows)
-        for layer in sweep.layers(to_logits=False):
+        for layer in sweep.layers():
             items = _items(plan, layer)
             home |= {each.source.name: layer.index for each in items.values()}
             tell = _counter(listener, layer, total)
@@ -113,6 +112,7 @@ def calibrate(
                     listener(Event("resume", message=f"{resumed} layers are finished; going on"))
                 found = _quantize_layer(layer, items, form, layers, tell)
             reports += found
+            del layer  # before the next is built
     return Calibrated(tuple(reports), digests, layers, home)
 
 
@@ -143,6 +143,7 @@ def _items(plan: Plan, layer: Layer) -> dict[str, TensorPlan]:
     }
 
 
+@torch.inference_mode()
 def _quantize_layer(
     layer: Layer,
     items: Mapping[str, TensorPlan],

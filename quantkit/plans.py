@@ -88,8 +88,8 @@ class Plan:
 
     @property
     def _calibration_bytes(self) -> int:
-        """In float32: all that lies outside the layers, two layers (the next is read while one
-        is worked on), and the widest Hessian with its factor and its inverse."""
+        """In float32: all that lies outside the layers, or two layers (the next is read while
+        one is worked on) and the widest Hessian with its factor and its inverse."""
         if self.method["format"] != "gptq":
             return 0
         sizes: dict[str, int] = {}
@@ -99,7 +99,7 @@ class Plan:
             sizes[inside] = sizes.get(inside, 0) + each.source.elements
         outside = sizes.pop("", 0)
         widest = max((each.shape[1] for each in self.tensors if each.shape), default=0)
-        return 4 * (outside + 2 * max(sizes.values(), default=0) + 3 * widest**2)
+        return 4 * max(outside, 2 * max(sizes.values(), default=0) + 4 * widest**2)
 
     @property
     def quantized_share(self) -> float:

@@ -84,6 +84,9 @@ class Sweep:
         scratch: a folder for activations that outgrow ``room`` bytes.
         dtype: what everything is computed in.
         fill: puts what ``load`` gives into a module; quantized modules need their own.
+        to_logits: whether :meth:`logits` will be asked for. If not, the output head is never
+            loaded, all else outside the layers is let go once the windows have entered, and
+            the last layer is not run for what it gives.
 
     Raises:
         UnsupportedModelError: no layers found, or a layer is told of the ids themselves.
@@ -100,7 +103,9 @@ class Sweep:
         dtype: torch.dtype = torch.float32,
         room: int = ROOM_BYTES,
         fill: Fill | None = None,
+        to_logits: bool = True,
     ) -> None:
+        self._to_logits = to_logits
         self._fill = fill or _assign
         self.model, self.windows = model, windows
         self._load, self._device, self._dtype = load, torch.device(device), dtype
@@ -126,17 +131,16 @@ class Sweep:
             self._states[0] = first
             for at in range(1, len(self.windows)):
                 self._states[at] = self._enter_window(at)
+        if not self._to_logits:
+            self.model.to("meta")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._states.__exit__(None, None, None)
 
-    def layers(self, *, to_logits: bool = True) -> Iterator[Layer]:
-        """Each layer in turn, filled; it is run over all windows when the next is asked for.
-
-        Without ``to_logits`` the last one is not: nobody asks for what it gives.
-        """
+    def layers(self) -> Iterator[Layer]:
+        """Each layer in turn, filled; it is run over all windows when the next is asked for."""
         coming = self._reader.submit(self._weights, self._names[0])
         for index, name in enumerate(self._names):
             weights = coming.result()
@@ -145,11 +149,12 @@ class Sweep:
             layer = Layer(index, name, self._build(name, weights), self)
             del weights
             yield layer
-            if index + 1 == len(self._names) and not to_logits:
+            if index + 1 == len(self._names) and not self._to_logits:
                 return
             with torch.inference_mode():
                 for window in layer.windows:
                     self._states[window] = layer.run(window)
+            del layer  # before the next is built
 
     def run(self, layer: Layer, window: int) -> Tensor:
         """``layer`` on the stored hidden states of ``window``, called as the model calls it."""
@@ -174,10 +179,12 @@ class Sweep:
 
     def _materialize_shell(self) -> None:
         inside = tuple(f"{name}." for name in self._names)
+        head = None if self._to_logits else self.model.get_output_embeddings().weight
+        tied = head is self.model.get_input_embeddings().weight
         names = [
             name
             for name, value in self.model.named_parameters(remove_duplicate=False)
-            if value.is_meta and not name.startswith(inside)
+            if value.is_meta and not name.startswith(inside) and (tied or value is not head)
         ]
         self._fill(self.model, self._load(names), self._dtype, self._device)
         for name, value in self.model.named_buffers():

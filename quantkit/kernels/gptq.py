@@ -98,7 +98,8 @@ def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: in
     """Dampen and factor ``hessian`` (columns, columns), whose upper triangle is read.
 
     ``damp_percent`` of the mean diagonal is added to the diagonal, ten times as much each
-    time that the factorization fails.
+    time that the factorization fails. The lower triangle is overwritten by the upper one.
+    Memory: two matrices of its size beside it.
     """
     diagonal = hessian.diagonal().clone()
     dead = diagonal == 0
@@ -107,20 +108,33 @@ def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: in
     visited = visiting_order(diagonal, order, group_size)
     mean = diagonal.mean()
     diagonal[dead] = 1.0 if bool(dead.all()) else mean
-    upper = hessian.triu(1)
-    full = (upper + upper.T + torch.diag(diagonal))[visited][:, visited]
+    _mirror(hessian)
+    # the lower factor of H turned about both its diagonals is the upper one of H
+    turned = visited.flip(0)
     used = damp_percent
     for _ in range(_RETRIES + 1):
-        full.diagonal().copy_(diagonal[visited] + used * mean)
-        # the lower factor of H turned about both its diagonals is the upper one of H
-        lower, failed = torch.linalg.cholesky_ex(full.flip(0, 1))
-        if not int(failed) and bool(torch.isfinite(lower).all()):
-            inverse = inverse_upper(lower.flip(0, 1))
-            peaks = inverse.diagonal().clone()
-            passing = inverse / peaks[:, None]
+        full = hessian.index_select(0, turned).index_select(1, turned)
+        full.diagonal().copy_(diagonal[turned] + used * mean)
+        lower, failed = torch.linalg.cholesky_ex(full)
+        del full
+        if not int(failed) and bool(torch.isfinite(lower.sum())):
+            invert_lower(lower)
+            passing = lower.flip(0, 1)
+            del lower
+            peaks = passing.diagonal().clone()
+            passing /= peaks[:, None]
             return Factor(visited, passing, peaks.pow(-2), used, int(dead.sum()), usable=True)
         used *= 10
     return _unusable(hessian, int(dead.sum()))
+
+
+def _mirror(hessian: Tensor) -> None:
+    """Copy the upper triangle onto the lower one, in place."""
+    for at in range(0, hessian.shape[0], _STRIPE):
+        end = at + _STRIPE
+        hessian[end:, at:end] = hessian[at:end, end:].T
+        square = hessian[at:end, at:end]
+        square.copy_(square.triu() + square.triu(1).T)
 
 
 def visiting_order(diagonal: Tensor, order: Order, group_size: int) -> Tensor:
@@ -143,19 +157,18 @@ def visiting_order(diagonal: Tensor, order: Order, group_size: int) -> Tensor:
     return ordered.reshape(-1)
 
 
-def inverse_upper(upper: Tensor) -> Tensor:
-    """The inverse of an upper triangular matrix, by halves: a third of a full solve's work."""
-    size = upper.shape[0]
+def invert_lower(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in place, by halves: a third of a full solve's work."""
+    size = lower.shape[0]
     if size <= _LEAF:
-        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        solved: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
-        return solved
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
     half = size // 2
-    made = torch.zeros_like(upper)
-    first, last = inverse_upper(upper[:half, :half]), inverse_upper(upper[half:, half:])
-    made[:half, :half], made[half:, half:] = first, last
-    made[:half, half:] = -(first @ upper[:half, half:]) @ last
-    return made
+    first, last, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    invert_lower(first)
+    invert_lower(last)
+    below.copy_((last @ below @ first).neg_())
 
 
 def _unusable(hessian: Tensor, dead: int) -> Factor:

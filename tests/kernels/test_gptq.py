@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantkit.kernels import rounding, rounding_cpu
-from quantkit.kernels.gptq import accumulate, factorize, inverse_upper, quantize, visiting_order
+from quantkit.kernels.gptq import accumulate, factorize, invert_lower, quantize, visiting_order
 from quantkit.kernels.rounding import Grid, float16_scale
 
 ROWS, COLUMNS, TOKENS, DAMP = 192, 256, 700, 0.05
@@ -200,8 +200,10 @@ def test_stripes_sum_the_upper_triangle() -> None:
 
 
 def test_a_triangle_is_inverted_by_halves() -> None:
-    upper = torch.randn(700, 700, dtype=torch.float64).triu() * 0.01 + torch.eye(700)
-    torch.testing.assert_close(inverse_upper(upper) @ upper, torch.eye(700, dtype=torch.float64))
+    lower = torch.randn(700, 700, dtype=torch.float64).tril() * 0.01 + torch.eye(700)
+    inverse = lower.clone()
+    invert_lower(inverse)
+    torch.testing.assert_close(inverse @ lower, torch.eye(700, dtype=torch.float64))
 
 
 def test_scales_are_float16_and_never_zero() -> None:
