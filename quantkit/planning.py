@@ -115,10 +115,8 @@ def _fate(
     reason = _why_kept(record.name, module, linear, architecture, form, recipe)
     if linear is not None and reason is None:
         return _quantized(record, linear, architecture.dtype, form, memory)
-    names = [record.name]
-    if _needs_both_names(module, architecture, recipe):
-        names = sorted({record.name, memory})
-    return _kept(record, dtype, reason or "", memory, names)
+    names = {record.name, *_head_names(memory, module, architecture, recipe)}
+    return _kept(record, dtype, reason or "", memory, sorted(names))
 
 
 def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recipe) -> str | None:
@@ -157,12 +155,20 @@ def _why_kept(
     return f"{_UNFIT}: {unfit}" if unfit else None
 
 
-def _needs_both_names(module: str, architecture: Architecture, recipe: Recipe) -> bool:
-    """GPTQModel fills a head with zeros that is not under transformers' name, AutoGPTQ one
-    that is not under the checkpoint's."""
+def _head_names(
+    memory: str, module: str, architecture: Architecture, recipe: Recipe
+) -> tuple[str, ...]:
+    """Under which other names GPTQ's loaders look for the output head.
+
+    GPTQModel fills it with zeros where it is not under transformers' name, AutoGPTQ where it
+    is not under the checkpoint's, or, if it is tied, not there besides its embedding.
+    """
     method = recipe.method
-    both = isinstance(method, GptqMethod) and method.both_head_names
-    return both and module in architecture.kept_modules
+    if not (isinstance(method, GptqMethod) and method.both_head_names):
+        return ()
+    if module in architecture.kept_modules:
+        return (memory,)
+    return tuple(tied for tied, own in architecture.ties.items() if own == memory)
 
 
 def _kept(
