@@ -1,15 +1,19 @@
 """GPTQ over a whole model, one layer in memory.
 
 Each layer is run once to gather its modules' Hessians, quantized, and run again as it now
-is, so that the next layer sees what it will be given. All modules of a layer are calibrated
-in one run (``true_sequential``: each group of modules in a run of its own, after those
-before it). A finished layer is on the disk; a rerun takes it up, runs it for its outputs,
-and goes on with the next: the same bytes as one undisturbed run.
+is, so that the next layer sees what it will be given. With ``error_feedback`` it is run once
+more as it was, on what the unquantized model gives it, and weights make good a share of the
+difference. All modules of a layer are calibrated in one run (``true_sequential``: each group
+of modules in a run of its own, after those before it). A finished layer is on the disk; a
+rerun takes it up, runs it for its outputs, and goes on with the next: the same bytes as one
+undisturbed run.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import log10
 from pathlib import Path
@@ -18,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.activations import Activations
 from quantkit.calibration import Calibration
 from quantkit.checkpoint import read_tensor
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
-from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, quantize
+from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
 from quantkit.methods import GptqMethod
-from quantkit.observing import Shared, gather, shared_inputs
+from quantkit.observing import Shared, Unquantized, gather, shared_inputs
 from quantkit.plans import Plan, TensorPlan
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
@@ -95,14 +100,22 @@ def calibrate(
     reports: list[ModuleReport] = []
     resumed = 0
     load, windows = _loader(plan, source, model), calibration.windows
-    with Sweep(model, load, windows, folder, device=device, to_logits=False) as sweep:
+    feedback = form.method.error_feedback > 0
+    with ExitStack() as stack:
+        sweep = stack.enter_context(
+            Sweep(model, load, windows, folder, device=device, to_logits=False)
+        )
+        states = stack.enter_context(sweep.copy_states()) if feedback else None
         total = len(sweep.names) * len(calibration.windows)
         for layer in sweep.layers():
             items = _items(plan, layer)
             home |= {each.source.name: layer.index for each in items.values()}
             tell = _counter(listener, layer, total)
             recorded = layers.found(layer.index)
+            unquantized = _unquantized(layer, states, form.method)
             if recorded is not None:
+                if unquantized:
+                    unquantized.advance(layer)
                 _take_up(layer, items, form, layers.tensors(layer.index))
                 resumed += 1
                 found = [ModuleReport(**each) for each in recorded["modules"]]
@@ -110,9 +123,9 @@ def calibrate(
             else:
                 if resumed and resumed == layer.index:
                     listener(Event("resume", message=f"{resumed} layers are finished; going on"))
-                found = _quantize_layer(layer, items, form, layers, tell)
+                found = _quantize_layer(layer, items, form, layers, unquantized, tell)
             reports += found
-            del layer  # before the next is built
+            del layer, unquantized  # before the next is built
     return Calibrated(tuple(reports), digests, layers, home)
 
 
@@ -149,19 +162,24 @@ def _quantize_layer(
     items: Mapping[str, TensorPlan],
     form: Gptq,
     layers: FinishedLayers,
+    unquantized: Unquantized | None,
     tell: Callable[[int], None],
 ) -> list[ModuleReport]:
     reports: dict[str, ModuleReport] = {}
     writes: list[Write] = []
-    for shared in _gathered(layer, tuple(items), form.method, tell):
-        factors: dict[int, Factor] = {}
-        for name in shared.modules:
-            item = items[name]
-            grid = form.grid(item.source.name, shared.hessian.shape[0])
-            factor = factors.get(grid.group_size)
-            if factor is None:
-                factor = factors[grid.group_size] = _factor(shared, form.method, grid.group_size)
-            made = quantize(_weight(layer, name), factor, grid)
+    for shared in _gathered(layer, tuple(items), form.method, unquantized, tell):
+        grids = {
+            name: form.grid(items[name].source.name, shared.hessian.shape[0])
+            for name in shared.modules
+        }
+        factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
+        for name, grid in grids.items():
+            item, factor = items[name], factors[grid.group_size]
+            weight = _weight(layer, name)
+            if name in shared.lacking:
+                share = form.method.error_feedback
+                weight = make_good(weight, shared.lacking[name], factor, share)
+            made = quantize(weight, factor, grid)
             reports[name] = _report(layer, name, item, form, made, factor, shared.tokens)
             _replace(layer, name, made)
             writes += form.stored(item.source.name, made)
@@ -171,14 +189,30 @@ def _quantize_layer(
     return found
 
 
+def _unquantized(
+    layer: Layer, states: Activations | None, method: GptqMethod
+) -> Unquantized | None:
+    """The layer as it is now; a copy of it if some is quantized before all is gathered."""
+    if states is None:
+        return None
+    module = copy.deepcopy(layer.module) if method.true_sequential else layer.module
+    return Unquantized(module, states)
+
+
 def _gathered(
-    layer: Layer, names: Sequence[str], method: GptqMethod, tell: Callable[[int], None]
+    layer: Layer,
+    names: Sequence[str],
+    method: GptqMethod,
+    unquantized: Unquantized | None,
+    tell: Callable[[int], None],
 ) -> Iterator[Shared]:
     """The Hessians, of all groups in one run or of each in its own; then modules never run."""
     groups = shared_inputs(layer, names)
     runs = [[group] for group in groups] if method.true_sequential else [groups]
-    for run in runs:
-        yield from gather(layer, run, tell)
+    for run in filter(None, runs):
+        yield from gather(layer, run, tell, unquantized, last=run is runs[-1])
+    if not groups and unquantized:
+        unquantized.advance(layer)
     reached = {name for group in groups for name in group}
     for name in names:
         if name not in reached:
@@ -186,8 +220,13 @@ def _gathered(
             yield Shared((name,), torch.full((columns, columns), torch.nan), 0)
 
 
-def _factor(shared: Shared, method: GptqMethod, group_size: int) -> Factor:
-    return factorize(shared.hessian, method.damp_percent, _order(method), group_size)
+def _factors(shared: Shared, method: GptqMethod, group_sizes: set[int]) -> dict[int, Factor]:
+    """One for each group size; the Hessian is used up by the last."""
+    made = {}
+    for left, size in zip(reversed(range(len(group_sizes))), sorted(group_sizes), strict=True):
+        hessian = shared.hessian.clone() if left else shared.hessian
+        made[size] = factorize(hessian, method.damp_percent, _order(method), size)
+    return made
 
 
 def _order(method: GptqMethod) -> Order:

@@ -77,6 +77,7 @@ class GptqMethod(Strict):
     damp_percent: Annotated[float, Field(gt=0, lt=1)]
     scale_search: bool
     group_order: bool
+    error_feedback: Annotated[float, Field(ge=0, le=1)]
     checkpoint_format: Literal["gptq", "gptq_v2"]
     both_head_names: bool
     max_skipped_share: Annotated[float, Field(ge=0, le=1)]

@@ -65,9 +65,14 @@ class Layer:
     module: nn.Module
     _sweep: Sweep = field(repr=False)
 
-    def run(self, window: int) -> Tensor:
-        """The layer's output (1, tokens, hidden) for one window."""
-        return self._sweep.run(self, window)
+    def run(
+        self, window: int, module: nn.Module | None = None, states: Activations | None = None
+    ) -> Tensor:
+        """The layer's output (1, tokens, hidden) for one window.
+
+        Another ``module`` in its place, or other ``states`` as its inputs, if given.
+        """
+        return self._sweep.run(self, window, module or self.module, states)
 
     @property
     def windows(self) -> range:
@@ -124,10 +129,7 @@ class Sweep:
         with torch.inference_mode():
             self._materialize_shell()
             first = self._enter_window(0)
-            lengths = [len(window) for window in self.windows]
-            self._states = Activations(
-                lengths, first.shape[-1], self._dtype, self._scratch, self._room
-            )
+            self._states = self._room_for(first.shape[-1])
             self._states[0] = first
             for at in range(1, len(self.windows)):
                 self._states[at] = self._enter_window(at)
@@ -156,11 +158,20 @@ class Sweep:
                     self._states[window] = layer.run(window)
             del layer  # before the next is built
 
-    def run(self, layer: Layer, window: int) -> Tensor:
-        """``layer`` on the stored hidden states of ``window``, called as the model calls it."""
-        hidden = self._states[window].to(self._device)
+    def copy_states(self) -> Activations:
+        """What the coming layer is given, to be walked apart. Use as a context manager."""
+        made = self._room_for(self._states[0].shape[-1])
+        for window in range(len(self.windows)):
+            made[window] = self._states[window]
+        return made
+
+    def run(
+        self, layer: Layer, window: int, module: nn.Module, states: Activations | None
+    ) -> Tensor:
+        """``module`` on the hidden states of ``window``, called as the model calls ``layer``."""
+        hidden = (self._states if states is None else states)[window].to(self._device)
         call = self._calls[len(self.windows[window])][layer.index]
-        made = layer.module(hidden, *call.args, **call.kwargs)
+        made = module(hidden, *call.args, **call.kwargs)
         output: Tensor = made[0] if isinstance(made, tuple) else made
         return output
 
@@ -174,6 +185,10 @@ class Sweep:
         with torch.inference_mode(), self._standing_in(stand_in):
             logits: Tensor = self._forward(window).logits[0]
             return logits
+
+    def _room_for(self, width: int) -> Activations:
+        lengths = [len(window) for window in self.windows]
+        return Activations(lengths, width, self._dtype, self._scratch, self._room)
 
     # the shell: all but the layers
 

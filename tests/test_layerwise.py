@@ -61,9 +61,10 @@ def decoded(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def by_hand(source: Path, grid: dict) -> dict[str, Tensor]:
+def by_hand(source: Path, grid: dict, feedback: float) -> dict[str, Tensor]:
     """The same calibration on the whole model in memory, hooks on every module, no sweep."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    before = inputs_of(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval())
     layers = max(
         (m for m in model.modules() if isinstance(m, nn.ModuleList)), key=lambda each: len(each)
     )
@@ -71,46 +72,61 @@ def by_hand(source: Path, grid: dict) -> dict[str, Tensor]:
     made = {}
     for at, layer in enumerate(layers):
         linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        inputs: dict[str, list[Tensor]] = {name: [] for name in linears}
-        handles = [
-            module.register_forward_pre_hook(
-                lambda _, given, seen=inputs[name]: seen.append(given[0].flatten(0, -2))
-            )
-            for name, module in linears.items()
-        ]
-        with torch.inference_mode():
-            for window in IDS:
-                model(input_ids=torch.tensor([window]))
-        for handle in handles:
-            handle.remove()
+        inputs = inputs_of(model)
         for name, module in linears.items():
             weight = module.weight.data if isinstance(module, nn.Linear) else module.weight.data.T
             if weight.shape[0] % 32 or weight.shape[1] % 32:
                 continue
-            x = torch.cat(inputs[name])
-            factor = factorize(x.T @ x, 0.05, "source", 32)
-            rounded = quantize(weight, factor, Grid(**grid)).dequantized()
+            x, unquantized = (each[f"{prefix}.{at}.{name}"] for each in (inputs, before))
+            hessian = x.T @ x
+            damped = hessian + 0.05 * hessian.diagonal().mean() * torch.eye(len(hessian))
+            lacking = x.T @ ((unquantized - x) @ weight.T)
+            moved = weight + feedback * torch.linalg.solve(damped, lacking).T
+            factor = factorize(hessian, 0.05, "source", 32)
+            rounded = quantize(moved, factor, Grid(**grid)).dequantized()
             weight.copy_(rounded)
             made[f"{prefix}.{at}.{name}"] = rounded
     return made
 
 
+def inputs_of(model: nn.Module) -> dict[str, Tensor]:
+    """What every linear module is given, (tokens, columns), over all windows."""
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in linears}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, given, seen=inputs[name]: seen.append(given[0].flatten(0, -2))
+        )
+        for name, module in linears.items()
+    ]
+    with torch.inference_mode():
+        for window in IDS:
+            model(input_ids=torch.tensor([window]))
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(seen) for name, seen in inputs.items()}
+
+
+@pytest.mark.parametrize("feedback", [0, 1])
 @pytest.mark.parametrize("model_type", SHAPES)
 def test_the_file_holds_what_a_whole_model_gives(
-    model_type: str, tmp_path: Path, ids: Path
+    model_type: str, feedback: float, tmp_path: Path, ids: Path
 ) -> None:
     source = write_source(tmp_path / "source", model_type, torch.float32)
     # a random model's heads give inputs that are all but alike: their order would be chance
-    convert(source, tmp_path / "out", ids, "method.group_order=false")
+    convert(
+        source, tmp_path / "out", ids, "method.group_order=false",
+        f"method.error_feedback={feedback}",
+    )  # fmt: skip
     got = decoded(tmp_path / "out")
-    wanted = by_hand(source, {"bits": 4, "group_size": 32, "sym": True, "search": True})
+    wanted = by_hand(source, {"bits": 4, "group_size": 32, "sym": True, "search": True}, feedback)
     assert len(got) == len(wanted)
     for name, weight in wanted.items():
         stored = got.get(name, got.get(name.removeprefix("transformer.")))
         assert stored is not None, name
         # sums in another order move a few weights by a step, and with them the next layer's inputs
         different = float((stored != weight).double().mean())
-        assert different < (0.05 if ".0." in name else 0.15), (name, different)
+        assert different < (0.05 if ".0." in name else 0.2), (name, different)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])

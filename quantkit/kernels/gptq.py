@@ -12,8 +12,9 @@ the paper: the Cholesky form, dampening, columns in blocks. Not as there:
 * dampening grows until the factorization succeeds;
 * an input that was always zero leaves its column rounded to nearest, where the paper's code
   zeroes the column;
-* scales may be searched (:func:`rounding.find_scales`), and columns ordered by their
-  diagonal *inside* their groups (``grouped``). docs/gptq.md has what each bought.
+* scales may be searched (:func:`rounding.find_scales`), columns ordered by their diagonal
+  *inside* their groups (``grouped``), and weights moved beforehand towards what the
+  unquantized model gives (:func:`make_good`). docs/gptq.md has what each bought.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: in
     """Dampen and factor ``hessian`` (columns, columns), whose upper triangle is read.
 
     ``damp_percent`` of the mean diagonal is added to the diagonal, ten times as much each
-    time that the factorization fails. The lower triangle is overwritten by the upper one.
-    Memory: two matrices of its size beside it.
+    time that the factorization fails. ``hessian`` is used up: the factor is made in its place.
+    Memory: one matrix of its size beside it.
     """
     diagonal = hessian.diagonal().clone()
     dead = diagonal == 0
@@ -111,19 +112,20 @@ def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: in
     _mirror(hessian)
     # the lower factor of H turned about both its diagonals is the upper one of H
     turned = visited.flip(0)
+    full = hessian[turned[:, None], turned]
+    lower = hessian.mT  # columns outermost, as LAPACK wants them: made in place
+    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
     used = damp_percent
     for _ in range(_RETRIES + 1):
-        full = hessian.index_select(0, turned).index_select(1, turned)
         full.diagonal().copy_(diagonal[turned] + used * mean)
-        lower, failed = torch.linalg.cholesky_ex(full)
-        del full
+        torch.linalg.cholesky_ex(full, out=(lower, failed))
         if not int(failed) and bool(torch.isfinite(lower.sum())):
+            del full
             invert_lower(lower)
-            passing = lower.flip(0, 1)
-            del lower
-            peaks = passing.diagonal().clone()
-            passing /= peaks[:, None]
-            return Factor(visited, passing, peaks.pow(-2), used, int(dead.sum()), usable=True)
+            turn(lower)  # now upper, and U
+            peaks = lower.diagonal().clone()
+            lower /= peaks[:, None]
+            return Factor(visited, lower, peaks.pow(-2), used, int(dead.sum()), usable=True)
         used *= 10
     return _unusable(hessian, int(dead.sum()))
 
@@ -171,11 +173,37 @@ def invert_lower(lower: Tensor) -> None:
     below.copy_((last @ below @ first).neg_())
 
 
+def turn(matrix: Tensor) -> None:
+    """Put a square matrix's first row last and its first column last, in place."""
+    size = matrix.shape[0]
+    for at in range(0, (size + 1) // 2, _STRIPE):
+        end = min(at + _STRIPE, (size + 1) // 2)
+        first = matrix[at:end].flip(0, 1)
+        matrix[at:end] = matrix[size - end : size - at].flip(0, 1)
+        matrix[size - end : size - at] = first
+
+
 def _unusable(hessian: Tensor, dead: int) -> Factor:
     columns = hessian.shape[0]
     identity = torch.eye(columns, dtype=hessian.dtype, device=hessian.device)
     order = torch.arange(columns, device=hessian.device)
     return Factor(order, identity, torch.ones_like(identity[0]), 0.0, dead, usable=False)
+
+
+def make_good(weight: Tensor, lacking: Tensor, factor: Factor, share: float) -> Tensor:
+    """``weight`` (rows, columns) moved so that its outputs make good what they lack.
+
+    ``lacking`` (rows, columns) is the sum of ``(y - y~) x^T`` over inputs ``x``, for wanted
+    outputs ``y`` and present ones ``y~``; the least-squares answer is to add ``lacking H^-1``,
+    of which ``share`` is taken, as calibration inputs are few (GPTAQ, arXiv 2504.02692, has
+    the idea, and weighs it alike). Where the Hessian is of no use the weight stays.
+    """
+    if not factor.usable or not share:
+        return weight
+    # H^-1 = P^T C^-1 P with the factor's ``passing`` and ``cost``
+    moved = lacking[:, factor.order] @ factor.passing.T
+    moved = (moved / factor.cost) @ factor.passing
+    return weight + share * moved[:, torch.argsort(factor.order)]
 
 
 def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:

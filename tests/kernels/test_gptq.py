@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from quantkit.kernels import rounding, rounding_cpu
-from quantkit.kernels.gptq import accumulate, factorize, invert_lower, quantize, visiting_order
+from quantkit.kernels.gptq import (
+    accumulate,
+    factorize,
+    invert_lower,
+    make_good,
+    quantize,
+    turn,
+    visiting_order,
+)
 from quantkit.kernels.rounding import Grid, float16_scale
 
 ROWS, COLUMNS, TOKENS, DAMP = 192, 256, 700, 0.05
@@ -68,7 +76,7 @@ def layer() -> tuple[Tensor, Tensor]:
 def made(weight, hessian, bits, group, desc_act, sym, *, search=False, grouped=False):
     group = COLUMNS if group == -1 else group
     order = "diagonal" if desc_act else "grouped" if grouped else "source"
-    factor = factorize(hessian, DAMP, order, group)
+    factor = factorize(hessian.clone(), DAMP, order, group)
     return quantize(weight, factor, Grid(bits, group, sym, search))
 
 
@@ -140,7 +148,7 @@ def test_a_search_lowers_the_loss(layer) -> None:
 def test_a_hessian_that_does_not_factor_is_dampened_more() -> None:
     hessian = torch.ones(32, 32, dtype=torch.float64)  # of rank one
     hessian[0, 0] -= 0.5  # and not even positive
-    factor = factorize(hessian, 0.001, "source", 32)
+    factor = factorize(hessian.clone(), 0.001, "source", 32)
     assert factor.usable
     assert factor.damp_percent > 0.001
 
@@ -163,7 +171,7 @@ def test_a_dead_input_leaves_its_column_rounded_to_nearest(layer) -> None:
     weight, hessian = layer
     hessian = hessian.clone()
     hessian[:, 9] = hessian[9, :] = 0
-    factor = factorize(hessian, DAMP, "source", 64)
+    factor = factorize(hessian.clone(), DAMP, "source", 64)
     assert factor.dead == 1
     got = quantize(weight, factor, Grid(8, 64, False, False))
     error = (weight - got.dequantized())[:, 9].abs()
@@ -186,7 +194,7 @@ def test_shuffled_groups_are_told_by_g_idx(layer) -> None:
 
 def test_static_groups_are_the_sources_own(layer) -> None:
     weight, hessian = layer
-    factor = factorize(hessian, DAMP, "diagonal", 64)
+    factor = factorize(hessian.clone(), DAMP, "diagonal", 64)
     got = quantize(weight, factor, Grid(4, 64, True, True, static=True))
     assert got.g_idx.tolist() == [at // 64 for at in range(COLUMNS)]
 
@@ -204,6 +212,34 @@ def test_a_triangle_is_inverted_by_halves() -> None:
     inverse = lower.clone()
     invert_lower(inverse)
     torch.testing.assert_close(inverse @ lower, torch.eye(700, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1024, 1537])
+def test_a_matrix_is_turned_in_place(size) -> None:
+    matrix = torch.randn(size, size)
+    wanted = matrix.flip(0, 1)
+    turn(matrix)
+    assert torch.equal(matrix, wanted)
+
+
+@pytest.mark.parametrize("order", ["source", "diagonal", "grouped"])
+def test_what_outputs_lack_is_made_good(layer, order) -> None:
+    """Inputs that earlier rounding changed: the moved weight is ridge regression's."""
+    weight, _ = layer
+    random = torch.Generator().manual_seed(3)
+    wanted = torch.randn(TOKENS, COLUMNS, generator=random, dtype=torch.float64)
+    given = wanted + 0.1 * torch.randn(TOKENS, COLUMNS, generator=random, dtype=torch.float64)
+    hessian, lacking = given.T @ given, ((wanted - given) @ weight.T).T @ given
+    factor = factorize(hessian.clone(), DAMP, order, 64)
+    damped = hessian + torch.eye(COLUMNS) * DAMP * hessian.diagonal().mean()
+    expected = weight + torch.linalg.solve(damped, lacking.T).T
+    torch.testing.assert_close(make_good(weight, lacking, factor, 1.0), expected)
+
+    def distance(moved: Tensor) -> float:
+        return float((wanted @ weight.T - given @ moved.T).norm())
+
+    assert distance(make_good(weight, lacking, factor, 1.0)) < 0.9 * distance(weight)
+    assert torch.equal(make_good(weight, lacking, factor, 0.0), weight)
 
 
 def test_scales_are_float16_and_never_zero() -> None:
