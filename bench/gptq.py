@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def quality(args: argparse.Namespace) -> str:
     import quantkit
 
     rows: list[str] = []
-    removed: list[float] = []
+    removed: list[tuple[float, float]] = []
     for name, source, ids, text, skip in trained(args.work):
         made = {}
         for label, recipe, overrides in (
@@ -193,20 +194,22 @@ def quality(args: argparse.Namespace) -> str:
             set=["evaluation.window=256", "evaluation.max_windows=0"],
         )  # fmt: skip
         by_label = dict(zip(made, found["folders"], strict=True))
-        loss = {}
+        lost = {}
         for label, each in by_label.items():
             reference, quantized = (each["perplexity"][key] for key in ("reference", "quantized"))
-            loss[label] = quantized - reference
+            loss, divergence = quantized - reference, each["kl_divergence"]["mean"]
+            lost[label] = loss, divergence
             rows.append(
-                f"| {name} | {label} | {reference:.4f} | {quantized:.4f} | {loss[label]:+.4f} | "
-                f"{each['kl_divergence']['mean']:.5f} |"
+                f"| {name} | {label} | {reference:.4f} | {quantized:.4f} | {loss:+.4f} | "
+                f"{divergence:.5f} |"
             )
         if args.peer:
-            removed.append(1 - loss["GPTQ, quantkit"] / loss["GPTQ, GPTQModel"])
-            rows.append(f"| {name} | share of GPTQModel's loss removed | | | {removed[-1]:.2f} | |")
+            pairs = zip(lost["GPTQ, quantkit"], lost["GPTQ, GPTQModel"], strict=True)
+            removed.append(tuple(1 - mine / peers for mine, peers in pairs))
+            rows.append(_removed(name, removed[-1]))
     if removed:
-        mean = sum(removed) / len(removed)
-        rows.append(f"| mean | share of GPTQModel's loss removed | | | {mean:.2f} | |")
+        means = [sum(each) / len(removed) for each in zip(*removed, strict=True)]
+        rows.append(_removed("mean", means))
     return "\n".join(
         [
             f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py quality: 4 bits, groups of 64, "
@@ -223,12 +226,23 @@ def quality(args: argparse.Namespace) -> str:
     )
 
 
+def _removed(name: str, shares: Sequence[float]) -> str:
+    loss, divergence = shares
+    return f"| {name} | share of GPTQModel's removed | | | {loss:.2f} | {divergence:.2f} |"
+
+
+#: As in the paper.
+PLAIN = ["scale_search=false", "error_feedback=0.0"]
+
 #: From the paper's form to the recipe's, key by key.
 KEYS = {
-    "whole range, source order": ["scale_search=false", "group_order=false"],
-    "+ group_order": ["scale_search=false"],
-    "+ scale_search (the recipe)": [],
-    "scale_search alone": ["group_order=false"],
+    "whole range, source order": [*PLAIN, "group_order=false"],
+    "+ group_order": PLAIN,
+    "+ scale_search": ["error_feedback=0.0"],
+    "+ error_feedback = 0.25 (the recipe)": [],
+    "the recipe, error_feedback = 0.5": ["error_feedback=0.5"],
+    "the recipe, error_feedback = 1": ["error_feedback=1.0"],
+    "the recipe without group_order": ["group_order=false"],
     "the recipe, true_sequential": ["true_sequential=true"],
     "the recipe, desc_act for group_order": ["desc_act=true", "group_order=false"],
     "the recipe, sym = false": ["sym=false"],
