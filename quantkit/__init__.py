@@ -38,6 +38,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
        activations    hidden states between two layers, in memory or in a file
+       calls          how a model calls its layers
        digests cache clock devices quiet tokenizer resources
     0  types errors
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from quantkit.errors import SourceError, UsageError
 from quantkit.evaluation import Texts, read_material, text_paths
 from quantkit.gate import gate_folder, report_json
 from quantkit.recipe import Recipe, load_recipe
+from quantkit.report import write_report
 from quantkit.resources import shipped_folder
 from quantkit.source import Source, open_source, read_object
 from quantkit.types import Listener, silent
@@ -36,24 +40,28 @@ def check(
     revision: str | None = None,
     device: Device = "auto",
     text: Texts = None,
+    report: str | Path | None = None,
     set: Sequence[str] = (),
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Judge the quantized folder ``dir`` against the checkpoint ``against``.
 
     Thresholds, prompts and settings are the recipe's; without one they are those of the
-    folder's own format. Nothing is written. ``revision`` is of ``against``.
+    folder's own format. ``revision`` is of ``against``. Nothing is written but, in the folder
+    ``report`` if one is named, ``report/report.html``, its plots, and all of this as JSON.
 
     Raises:
         UsageError: no such folder, or it is no quantized checkpoint.
         SourceError: the source or the folder cannot be read.
     """
     folder = quantized_folder(dir)
+    if report is not None:
+        _make_room(Path(report))
     source = open_source(against, revision, listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
     material = read_material(source.folder, chosen, text_paths(text))
-    report = gate_folder(folder, source, chosen, material, choose_device(device), listener)
-    return {
+    judged = gate_folder(folder, source, chosen, material, choose_device(device), listener)
+    found = {
         "kind": "check",
         "path": str(folder),
         "against": source.given,
@@ -64,8 +72,41 @@ def check(
             "source_bytes": source.weight_bytes,
             "output_bytes": weight_bytes(folder),
         },
-        "gate": report_json(report),
+        "gate": report_json(judged),
     }
+    if report is not None:
+        _write_report(found, source, chosen, Path(report))
+    return found
+
+
+#: What stands beside a report of ``check``, since a folder of others has no manifest of ours.
+_RECORD = "check.json"
+
+
+def _make_room(place: Path) -> None:
+    """Before minutes of judging, not after."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"report {place}: cannot be made: {error.strerror}") from error
+
+
+def _write_report(found: Mapping[str, Any], source: Source, recipe: Recipe, place: Path) -> None:
+    shown = {
+        **found,
+        "tool": {"name": "quantkit", "version": version("quantkit")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": {"name": source.repo_id or source.given, "status": "not verified by check"},
+        "recipe": recipe.model_dump(mode="json")
+        | {"summary": f"{found['format']}, {Path(found['path']).name}"},
+        "conversion": {"modules": []},
+        "record": _RECORD,
+    }
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_report(shown, place, more={_RECORD: text.encode("utf-8")})
+    except OSError as error:
+        raise UsageError(f"report {place}: cannot be written: {error.strerror}") from error
 
 
 def quantized_folder(given: str | Path) -> Path:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,23 +60,26 @@ def divergence_plot(
     return _png(figure)
 
 
-def depth_plot(modules: Sequence[Mapping[str, Any]]) -> bytes:
-    """Relative RMS error of every quantized module along depth, a line a kind of module."""
+def depth_plot(values: Sequence[tuple[str, float]], label: str, *, log: bool = False) -> bytes:
+    """A value of every module by its name along depth, a line a kind of module."""
     figure, axes = _figure(_SIZE)
     kinds: dict[str, list[tuple[int, float]]] = {}
-    for each in modules:
-        found = _DEPTH.search(each["name"])
-        depth, kind = (int(found[1]), found[2]) if found else (0, each["name"])
-        kinds.setdefault(kind, []).append((depth, float(each["error"])))
+    for name, value in values:
+        found = _DEPTH.search(name)
+        depth, kind = (int(found[1]), found[2]) if found else (0, name)
+        kinds.setdefault(kind, []).append((depth, value))
     for at, (kind, points) in enumerate(sorted(kinds.items())):
         points.sort()
-        depths, errors = zip(*points, strict=True)
+        depths, heights = zip(*points, strict=True)
         color = _PALETTE[at % len(_PALETTE)]
-        axes.plot(depths, errors, "o-", color=color, markersize=3, linewidth=1, label=kind)
-    axes.set_ylim(bottom=0)
+        axes.plot(depths, heights, "o-", color=color, markersize=3, linewidth=1, label=kind)
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("layer")
-    axes.set_ylabel("relative error of the weights")
+    axes.set_ylabel(label)
     _legend(axes)
     return _png(figure)
 

@@ -1,6 +1,7 @@
 """manifest -> report/: one page that carries its plots, and the plots as files for the card.
 
-Everything on the page is in the manifest; nothing is loaded from elsewhere.
+Everything on the page is in the manifest, or in the record that ``check`` puts beside it;
+nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
@@ -23,20 +24,27 @@ CAPTIONS = {
     "perplexity.png": "Perplexity of the quantized model over the source's, with its interval",
     "divergence.png": "KL divergence token by token, beside what rounding alone costs",
     "modules.png": "Error of each module's weights along depth",
+    "loss.png": "GPTQ's loss of each module along depth: weighted by its inputs, per output",
     "size.png": "Size of the weights before and after",
 }
 
 
-def write_report(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+#: How many modules of the greatest loss the page lists.
+_WORST = 5
+
+
+def write_report(
+    manifest: Mapping[str, Any], folder: Path, *, more: Mapping[str, bytes] | None = None
+) -> list[str]:
     """Write ``folder/report``; the names of its files, relative to ``folder``.
 
-    Files of an earlier report are replaced or removed.
+    ``more`` are further files, by name. Files of an earlier report are replaced or removed.
     """
     place = folder / FOLDER
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     plots = make_plots(manifest)
     page = render_report(manifest, plots)
-    files = {PAGE: page.encode("utf-8"), **plots}
+    files = {PAGE: page.encode("utf-8"), **plots, **(more or {})}
     for stale in {path.name for path in place.iterdir()} - files.keys():
         (place / stale).unlink()
     for name, data in files.items():
@@ -63,11 +71,20 @@ def make_plots(manifest: Mapping[str, Any]) -> dict[str, bytes]:
         each for each in (gate["reload"] or {}).get("modules", ()) if _is_number(each["error"])
     ]
     if modules:
-        plots["modules.png"] = depth_plot(modules)
+        errors = [(str(each["name"]), float(each["error"])) for each in modules]
+        plots["modules.png"] = depth_plot(errors, "relative error of the weights")
+    losses = [(str(each["module"]), float(each["loss"])) for each in _calibrated(manifest)]
+    if losses:
+        plots["loss.png"] = depth_plot(losses, "loss per output and token", log=True)
     plots["size.png"] = size_plot(
         [("source", sizes["source_bytes"]), ("quantized", sizes["output_bytes"])]
     )
     return plots
+
+
+def _calibrated(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """GPTQ's account of each module; those without a loss (a replayed layer's) left out."""
+    return [each for each in manifest["conversion"]["modules"] if _is_number(each["loss"])]
 
 
 def _ratio_rows(gate: Mapping[str, Any]) -> list[tuple[str, float, list[float] | None]]:
@@ -110,7 +127,8 @@ def render_report(manifest: Mapping[str, Any], plots: Mapping[str, bytes]) -> st
         for name, data in plots.items()
     ]
     template = environment.get_template("report.html.jinja")
-    return template.render(manifest, images=images, examples=_examples(manifest))
+    worst = sorted(_calibrated(manifest), key=lambda each: -each["loss"])[:_WORST]
+    return template.render(manifest, images=images, examples=_examples(manifest), worst=worst)
 
 
 def _figure(value: float | str | None) -> str:

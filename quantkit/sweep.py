@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.activations import ROOM_BYTES, Activations
+from quantkit.calls import Call, same
 from quantkit.errors import UnsupportedModelError
 from quantkit.skeleton import layer_names
 
@@ -42,14 +43,6 @@ class _Reached(Exception):  # noqa: N818 - no error
 
 class _WantsTuple(Exception):  # noqa: N818 - no error
     """The model takes the first of what a layer returns."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """How the model calls one layer, beside the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -225,7 +218,7 @@ class Sweep:
             first, calls = self._follow(window, whole=True)
         if known is None:
             self._calls[length] = calls
-        elif len(calls) > 1 and not _same(known, calls):
+        elif len(calls) > 1 and not same(known, calls):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}: its layers are told of the token ids themselves; "
                 "quantkit cannot walk it layer by layer"
@@ -300,16 +293,3 @@ def _assign(
 
 def _owner(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name.rpartition(".")[0])
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, through calls, tuples and dictionaries."""
-    if isinstance(a, Call):
-        return _same(a.args, b.args) and _same(dict(a.kwargs), dict(b.kwargs))
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return True  # flags and configurations do not depend on the ids

@@ -15,6 +15,8 @@ import pytest
 from conftest import Converted
 from PIL import Image
 
+import quantkit
+from quantkit.errors import UsageError
 from quantkit.gate.degeneration import degenerate
 from quantkit.report import make_plots, render_report, write_report
 
@@ -186,3 +188,32 @@ def test_the_first_difference_is_marked(demo_nf4: Converted) -> None:
 )
 def test_degenerate_answers(tokens: list[int], kind: str) -> None:
     assert degenerate(tokens, {2, 3}) == kind
+
+
+def test_check_writes_a_report_of_its_own(demo_nf4: Converted, tmp_path: Path) -> None:
+    """Of a folder that anybody made: page, plots and the figures, and nothing in the folder."""
+    before = {path.name for path in demo_nf4.folder.iterdir()}
+    place = tmp_path / "new" / "place"
+    found = quantkit.check(
+        demo_nf4.folder, demo_nf4.source, text=demo_nf4.text, report=place,
+        set=["evaluation.max_windows=4", "evaluation.new_tokens=4"],
+    )  # fmt: skip
+    page = (place / "report" / "report.html").read_text(encoding="utf-8")
+    record = json.loads((place / "report" / "check.json").read_text(encoding="utf-8"))
+    assert record["gate"]["perplexity"] == found["gate"]["perplexity"]
+    assert f"{found['gate']['kl_divergence']['mean']:.4g}" in page
+    assert "not verified by check" in page
+    assert "check.json" in page
+    assert (place / "report" / "divergence.png").stat().st_size > 1000
+    assert {path.name for path in demo_nf4.folder.iterdir()} == before
+
+
+def test_a_report_that_cannot_be_written_is_a_usage_error(
+    demo_nf4: Converted, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match="cannot be made"):
+        quantkit.check(
+            demo_nf4.folder, demo_nf4.source, text=demo_nf4.text, report=tmp_path / "file",
+            set=["evaluation.max_windows=1", "evaluation.new_tokens=1"],
+        )  # fmt: skip

@@ -147,10 +147,14 @@ def check(
     revision: Revision = None,
     device: ComputeDevice = DeviceName.auto,
     text: Texts = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="Write DIR/report: a page, plots, JSON."),
+    ] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge any quantized folder against its source; writes nothing."""
+    """Judge any quantized folder against its source; writes only --report."""
     with session(as_json=as_json) as display:
         found = quantkit.check(
             dir,
@@ -159,6 +163,7 @@ def check(
             revision=revision,
             device=device.value,
             text=text or None,
+            report=report,
             set=set_ or (),
             listener=display.listener,
         )
