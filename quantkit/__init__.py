@@ -39,7 +39,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        kernels/       arithmetic
        activations    hidden states between two layers, in memory or in a file
        calls          how a model calls its layers
-       digests cache clock devices quiet tokenizer resources
+       digests cache clock devices heap quiet tokenizer resources
     0  types errors
 
 The public API is what this module lists in ``__all__``; each verb of the command

@@ -27,6 +27,7 @@ from quantkit.calibration import Calibration
 from quantkit.checkpoint import read_tensor
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
+from quantkit.heap import return_large_blocks
 from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
 from quantkit.methods import GptqMethod
 from quantkit.observing import Shared, Unquantized, gather, shared_inputs
@@ -94,6 +95,7 @@ def calibrate(
     the SHA-256 ``digests``; layers that ``folder`` holds from an earlier run of the same are
     taken up.
     """
+    return_large_blocks()
     model = build_empty(parse_config(source.folder, source.config), "float32", with_buffers=True)
     layers = FinishedLayers(folder, {**identity, "source": digests})
     home: dict[str, int] = {}

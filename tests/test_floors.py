@@ -25,7 +25,7 @@ PACKAGE = Path(quantkit.__file__).parent
 #: Every unit once: (floor, step) -> units. Imports go to strictly smaller pairs.
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
-    (1, 0): "cache clock devices digests kernels quiet resources",
+    (1, 0): "cache clock devices digests heap kernels quiet resources",
     (1, 1): "checkpoint tokenization",
     (1, 2): "activations calls tokenizer",
     (2, 0): "methods plans registry skeleton source staging",
