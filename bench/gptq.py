@@ -3,6 +3,7 @@
     python bench/gptq.py speed   --peer PYTHON    # 267M GPT-NeoX, random weights
     python bench/gptq.py quality --peer PYTHON    # trained models: perplexity, KL divergence
     python bench/gptq.py keys                     # what each of the recipe's keys buys
+    python bench/gptq.py memory                   # with 8 and with 32 layers
 
 PYTHON is an interpreter with GPTQModel installed (it has pins of its own):
 
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 from bnb import RESULTS, SIZES, Run, machine, make_model, process
+from random_neox import write
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -49,7 +51,7 @@ model.save(out)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "quality", "keys"])
+    parser.add_argument("what", choices=["speed", "quality", "keys", "memory"])
     parser.add_argument("--peer", type=Path, help="an interpreter with GPTQModel")
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
     parser.add_argument("--model", choices=SIZES, default="267M")
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    text = {"speed": speed, "quality": quality, "keys": keys}[args.what](args)
+    text = {"speed": speed, "quality": quality, "keys": keys, "memory": memory}[args.what](args)
     print(text)
     if not args.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
@@ -103,6 +105,38 @@ def speed(args: argparse.Namespace) -> str:
             "| variant | side | wall s | CPU s | peak MB | times the floor |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
+            "",
+        ]
+    )
+
+
+def memory(args: argparse.Namespace) -> str:
+    """Peak of a whole process over the number of layers, all else equal."""
+    ids = args.work / "ids.json"
+    draw = random.Random(0)
+    ids.write_text(json.dumps([[draw.randrange(4096) for _ in range(256)] for _ in range(32)]))
+    found = {}
+    for layers in (8, 32):
+        source = args.work / f"memory-{layers}"
+        shutil.rmtree(source, ignore_errors=True)
+        source.mkdir()
+        size = {"hidden_size": 512, "num_hidden_layers": layers, "vocab_size": 4096}
+        write(str(source), size, "safetensors")
+        found[layers] = process(ours(source, args.work / "ours", ids, []), args.work / "ours")
+    rows = [f"| {layers} | {cells(run)} |" for layers, run in found.items()]
+    growth = found[32].peak / found[8].peak - 1
+    return "\n".join(
+        [
+            f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py memory: GPT-NeoX, hidden 512, random "
+            "weights, 32 x 256 tokens, 4 bits, groups of 128",
+            "",
+            f"{machine()}; {versions(None)}; `--no-gate`.",
+            "",
+            "| layers | wall s | CPU s | peak MB |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            f"Peak, 32 layers against 8: {growth:+.1%}.",
             "",
         ]
     )
