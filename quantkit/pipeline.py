@@ -13,9 +13,9 @@ from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
-from quantkit.evaluation import Texts, read_material, text_paths
-from quantkit.execution import Job, mark_failed, stage
-from quantkit.gate import gate, gate_not_run
+from quantkit.evaluation import Material, Texts, read_material, text_paths
+from quantkit.execution import Job, Staged, mark_failed, stage
+from quantkit.gate import GateReport, gate, gate_not_run
 from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
@@ -28,7 +28,7 @@ from quantkit.signing import open_signer
 from quantkit.source import open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
-from quantkit.verification import Policy, settle
+from quantkit.verification import Policy, VerifiedSource, settle
 
 
 def plan(
@@ -93,12 +93,7 @@ def convert(
         staged = stage(job)
         with clock.measure("verify"):
             verified = settle(opened, staged.converted.source, chosen, registry, policy)
-        with clock.measure("gate"):
-            report = (
-                gate(place.partial, verified, planned, chosen, material, where, listener)
-                if material is not None
-                else gate_not_run(staged.ungated)
-            )
+        report = _judge(job, staged, verified, material)
         manifest = build_manifest(job, verified, staged, report, clock.measured())
         if material is not None:
             manifest["report"] = write_report(manifest, place.partial)
@@ -111,6 +106,18 @@ def convert(
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
+
+
+def _judge(
+    job: Job, staged: Staged, verified: VerifiedSource, material: Material | None
+) -> GateReport:
+    """The gate's report; without ``material`` it has not run."""
+    with job.clock.measure("gate"):
+        if material is None:
+            return gate_not_run(staged.ungated)
+        return gate(
+            job.place.partial, verified, job.plan, job.recipe, material, job.device, job.listener
+        )
 
 
 def _describe(manifest: dict[str, Any], folder: Path) -> None:

@@ -134,11 +134,6 @@ class Release(_Strict):
     def _says_enough(self) -> Release:
         if not (self.files or self.fingerprint or self.unpublished):
             raise ValueError("states no file, no fingerprint, and no unpublished files either")
-        if self.status == "withdrawn" and not self.reason:
-            raise ValueError("a withdrawn release needs a reason")
-        names = [each.name for each in self.files]
-        if twice := {each for each in names if names.count(each) > 1}:
-            raise ValueError(f"file {min(twice)!r} is listed twice")
         return self
 
     @property
