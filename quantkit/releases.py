@@ -83,10 +83,13 @@ class ListedFile(_Strict):
         return self
 
     def matches(self, file: FileDigest) -> bool:
-        """Whether every digest stated here is the file's. Names play no part."""
-        if self.md5 is not None and self.md5 != file.md5:
-            return False
-        return self.sha256 is None or self.sha256 == file.sha256
+        """Whether every digest stated here is the file's. Names play no part.
+
+        The MD5 is taken only where nothing better is stated; beside a SHA-256 it may be absent.
+        """
+        if self.sha256 is None:
+            return self.md5 == file.md5
+        return self.sha256 == file.sha256 and (not self.md5 or file.md5 in (None, self.md5))
 
 
 class ListedFingerprint(_Strict):
