@@ -43,6 +43,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     1  checkpoint/    read one tensor at a time; write shards
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
+       scrutiny       what a stranger's small files may ask for
        activations    hidden states between two layers, in memory or in a file
        digests cache clock devices quiet tokenizer resources
     0  types errors

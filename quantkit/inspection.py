@@ -12,6 +12,7 @@ from quantkit.errors import SourceError, UsageError
 from quantkit.lineage import verify_output
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
+from quantkit.scrutiny import check_config
 from quantkit.source import open_source, read_object
 from quantkit.staging import MANIFEST
 from quantkit.tokenizer import SENTENCEPIECE_FILES
@@ -83,6 +84,8 @@ def check_tokenizer(
             f"{folder}: no sentencepiece model ({' or '.join(SENTENCEPIECE_FILES)}), so there is "
             "nothing to hold its tokenizer to"
         )
+    config = read_object(folder / "config.json")
+    check_config(config, f"{folder}/config.json")
     chosen = Path(text) if text is not None else evaluation_text()
     try:
         whole = chosen.read_text(encoding="utf-8")
@@ -93,7 +96,7 @@ def check_tokenizer(
         folder,
         folder,
         strings,
-        read_object(folder / "config.json"),
+        config,
         allow_ties=True,
         progress=lambda done: listener(Event("tokenizer", done, len(strings), "texts")),
     )

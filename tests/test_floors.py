@@ -27,7 +27,7 @@ FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
     (1, 0): "cache clock devices digests kernels quiet resources",
     (1, 1): "checkpoint tokenization",
-    (1, 2): "activations tokenizer",
+    (1, 2): "activations scrutiny tokenizer",
     (2, 0): "methods plans releases signing skeleton source staging",
     (2, 1): "architecture formats recipe records registry sweep",
     (2, 2): "finished observing prompts settings",
