@@ -18,10 +18,16 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        assessment     check(): the gate alone, on anybody's folder
        comparison     compare(): several folders of one source
        manifest card  what is recorded, and what people read
+       provenance     the manifest's story for machines
+       lineage        an output against its manifest, its source against today's registry
+       registering    a folder's entry for the registry
        report plots   report/: one page, and its plots
-       inspection     verify(): a source against the registry, an output against its manifest
+       inspection     verify(): a source against the registry, an output by its lineage
     2  source         a folder, a Hub cache or a Hub id -> Source
-       registry       checksums/*.toml -> a verdict on digests
+       releases       the schema of checksums/*.toml
+       registry       those entries -> a verdict on digests and fingerprints
+       records        the manifest on the disk: read, written, sealed
+       signing        a signature over a whole output
        methods        the [method] of each format
        recipe         recipes/*.toml -> Recipe
        skeleton       transformers' own class without its weights
@@ -37,6 +43,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     1  checkpoint/    read one tensor at a time; write shards
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
+       scrutiny       what a stranger's small files may ask for
        activations    hidden states between two layers, in memory or in a file
        calls          how a model calls its layers
        digests cache clock devices heap quiet tokenizer resources

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
-from quantkit.checkpoint.stream import SEGMENT_BYTES, Segment, gaps, stream_file
+from quantkit.checkpoint.stream import Segment, element_or_whole, stream_checkpoint
 from quantkit.companions import write_companions
 from quantkit.digests import digest_file
 from quantkit.errors import NonFiniteError, SourceError
@@ -29,7 +29,15 @@ from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import Source
-from quantkit.types import ITEM_BYTES, Event, FileDigest, Listener, silent
+from quantkit.types import (
+    ITEM_BYTES,
+    Digested,
+    Event,
+    FileDigest,
+    Listener,
+    TensorRecord,
+    silent,
+)
 
 #: The output bytes of a weight that a calibration has quantized.
 Ready = Callable[[TensorPlan], Iterator[Write]]
@@ -39,11 +47,12 @@ Ready = Callable[[TensorPlan], Iterator[Write]]
 class Converted:
     """What the pass found out, beside the files that it wrote.
 
-    ``source_files`` are the weight files' digests, ``underflows`` the number of non-zero
-    values that a cast turned into zero, by tensor, ``tokenizer`` how its files came about.
+    ``source`` are the digests of the weight files and of their tensors, ``underflows`` the
+    number of non-zero values that a cast turned into zero, by tensor, ``tokenizer`` how its
+    files came about.
     """
 
-    source_files: tuple[FileDigest, ...]
+    source: Digested
     underflows: Mapping[str, int]
     tokenizer: str
 
@@ -87,22 +96,8 @@ def run(
         queue = stack.enter_context(closing(WriteQueue(writers)))
         made = plan.with_action("quantize") if ready is not None else ()
         streamed = [each for each in plan.tensors if each.action != "drop" and each not in made]
-        worker = _Worker(plan, form, device, queue, tally)
-
-        def tell(count: int) -> None:
-            tally.read += count
-            listener(Event("convert", tally.read, source.weight_bytes))
-
-        digests = tuple(
-            stream_file(
-                source.folder / name,
-                _segments(streamed, form, name, source.checkpoint.file_bytes[name]),
-                md5=registry.needs_md5(name, source.checkpoint.file_bytes[name]),
-                consume=worker,
-                progress=tell,
-            )
-            for name in source.checkpoint.files
-        )
+        worker = _Worker(streamed, form, device, queue, tally)
+        digested = _stream(source, registry, worker, tally, listener)
         _check_ties(plan, source)
         for item in made:
             for each in ready(item) if ready is not None else ():
@@ -112,7 +107,26 @@ def run(
             writer.finish()
     write_index(folder, plan.shards)
     tokenizer = write_companions(plan, source, folder)
-    return Converted(digests, dict(tally.underflows), tokenizer)
+    return Converted(digested, dict(tally.underflows), tokenizer)
+
+
+def _stream(
+    source: Source, registry: Registry, worker: _Worker, tally: _Tally, listener: Listener
+) -> Digested:
+    """Read every weight file once, for its digests, its tensors' and the conversion."""
+
+    def tell(count: int) -> None:
+        tally.read += count
+        listener(Event("convert", tally.read, source.weight_bytes))
+
+    return stream_checkpoint(
+        source.folder,
+        source.checkpoint,
+        md5=registry.needs_md5,
+        unit=worker.unit,
+        consume=worker,
+        progress=tell,
+    )
 
 
 def settle_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
@@ -140,34 +154,12 @@ def digest_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
     )
 
 
-def _segments(
-    tensors: Sequence[TensorPlan], form: Format, name: str, size: int
-) -> Iterator[Segment]:
-    """``name``'s bytes, once and in order: pieces of tensors, and what lies between."""
-    at = 0
-    wanted = [each for each in tensors if each.source.file == name]
-    for item in sorted(wanted, key=lambda each: each.source.offset):
-        start = item.source.offset
-        yield from gaps(at, start)
-        yield from _pieces(item, form, hashed=start >= at)
-        if start >= at:
-            at = start + item.source.nbytes
-    yield from gaps(at, size)
-
-
-def _pieces(item: TensorPlan, form: Format, *, hashed: bool) -> Iterator[Segment]:
-    """One tensor in pieces that its encoder can take; whole where it must be rearranged."""
-    record = item.source
-    unit = ITEM_BYTES[record.dtype]
-    if item.shape is not None:
-        unit *= form.unit(item.shape)
-    step = max(unit, SEGMENT_BYTES // unit * unit)
+def _unit(item: TensorPlan, form: Format) -> int:
+    """The bytes that its encoder must be given together; all where it must be rearranged."""
     if _is_rearranged(item):
-        step = max(1, record.nbytes)
-    end = record.offset + record.nbytes
-    for offset in range(record.offset, end, step):
-        length = min(step, end - offset)
-        yield Segment(offset, length, record.name, offset + length == end, hashed)
+        return max(1, item.source.nbytes)
+    unit = ITEM_BYTES[item.source.dtype]
+    return unit * form.unit(item.shape) if item.shape is not None else unit
 
 
 def _is_rearranged(item: TensorPlan) -> bool:
@@ -179,18 +171,25 @@ class _Worker:
 
     def __init__(
         self,
-        plan: Plan,
+        streamed: Sequence[TensorPlan],
         form: Format,
         device: str,
         queue: WriteQueue,
         tally: _Tally,
     ) -> None:
-        self._items = {each.source.name: each for each in plan.tensors}
+        self._items = {each.source.name: each for each in streamed}
         self._form, self._device, self._queue, self._tally = form, device, queue, tally
         self._encoders: dict[str, Encoder] = {}
 
+    def unit(self, record: TensorRecord) -> int:
+        """How many bytes of a tensor it wants at once."""
+        item = self._items.get(record.name)
+        return element_or_whole(record) if item is None else _unit(item, self._form)
+
     def __call__(self, segment: Segment, data: memoryview) -> None:
-        item = self._items[segment.tensor or ""]
+        item = self._items.get(segment.tensor or "")
+        if item is None:  # dropped, or made by a calibration: it is only digested
+            return
         encoder = self._encoders.get(item.source.name) or self._start(item)
         piece = self._cast(item, _elements(item, data))
         if item.shape is not None:

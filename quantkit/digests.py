@@ -7,6 +7,7 @@ run beside each other and beside the conversion that reads the same bytes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,8 +49,14 @@ class StreamDigest:
         return FileDigest(name, self._length, found[0], md5, is_weight)
 
 
-def digest_file(path: Path, name: str | None = None, *, is_weight: bool = False) -> FileDigest:
-    """SHA-256 of a file on disk, read in order."""
+def digest_file(
+    path: Path,
+    name: str | None = None,
+    *,
+    is_weight: bool = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> FileDigest:
+    """SHA-256 of a file on disk, read in order; ``progress`` is told of bytes as they are read."""
     sha256 = hashlib.sha256()
     length = 0
     buffer = bytearray(_CHUNK)
@@ -57,4 +64,5 @@ def digest_file(path: Path, name: str | None = None, *, is_weight: bool = False)
         while count := file.readinto(buffer):
             sha256.update(memoryview(buffer)[:count])
             length += count
+            progress(count)
     return FileDigest(name or path.name, length, sha256.hexdigest(), None, is_weight)

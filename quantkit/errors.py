@@ -92,6 +92,6 @@ class GateError(QuantkitError):
     exit_code = 4
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what a library said, or the error's kind when it said nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

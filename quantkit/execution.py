@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -96,7 +97,7 @@ def _convert(job: Job) -> Staged:
             listener=listener,
         )
         outputs = settle_output(place.partial, job.plan)
-    if calibrated and [each.sha256 for each in converted.source_files] != calibrated.source:
+    if calibrated and [each.sha256 for each in converted.source.files] != calibrated.source:
         raise SourceError(
             f"source {job.source.given}: its weights changed while they were being quantized; "
             "see that nothing writes to them, and run again"
@@ -104,7 +105,7 @@ def _convert(job: Job) -> Staged:
     note = {
         "state": "staged",
         "identity": job.identity,
-        "source": [asdict(each) for each in converted.source_files],
+        "source": asdict(converted.source),
         "companions": _companions(job.source),
         "underflows": dict(converted.underflows),
         "tokenizer": converted.tokenizer,
@@ -132,7 +133,7 @@ def _calibrate(job: Job) -> Calibrated | None:
             job.calibration,
             job.place.partial / LAYERS,
             {**job.identity, "threads": threads},
-            [each.sha256 for each in digests],
+            [each.sha256 for each in digests.files],
             device=job.device,
             listener=job.listener,
         )
@@ -149,7 +150,7 @@ def _reuse(job: Job) -> Staged | None:
             return None
         job.listener(Event("resume", message="judging the staged files again; not quantizing"))
         digests = digest_source(job.source, job.registry, job.listener)
-    if [asdict(each) for each in digests] != note.get("source"):
+    if json.loads(json.dumps(asdict(digests))) != note.get("source"):
         return None
     return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)
 

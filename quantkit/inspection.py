@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantkit.digests import digest_file
-from quantkit.errors import MismatchError, SourceError, UsageError
-from quantkit.gate.tokens import check_tokenizer_level
-from quantkit.manifest import read_manifest
-from quantkit.registry import Registry
+from quantkit.errors import SourceError, UsageError
+from quantkit.lineage import verify_output
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
+from quantkit.scrutiny import check_config
 from quantkit.source import open_source, read_object
 from quantkit.staging import MANIFEST
 from quantkit.tokenizer import SENTENCEPIECE_FILES
-from quantkit.types import Event, FileDigest, Listener, silent
-from quantkit.verification import Policy, digest_source, enforce, settle
-
-#: What version control and the hub client put into a folder.
-_NOT_OURS = (".git", ".cache", ".gitattributes")
+from quantkit.types import Event, Listener, silent
+from quantkit.verification import Policy, digest_source, settle
 
 
 def verify(
     path_or_repo: str | Path,
     *,
     revision: str | None = None,
+    repo: str | None = None,
+    public_key: str | Path | None = None,
     checksums: Sequence[str | Path] = (),
     require_verified: bool = False,
     allow_withdrawn: bool = False,
@@ -37,7 +34,9 @@ def verify(
     """Digest a checkpoint, or a folder that quantkit made, and say what it is.
 
     An output is held to its manifest file by file, and the source that its manifest
-    names to today's registry: it may have been withdrawn since.
+    names to today's registry: it may have been withdrawn since. ``repo`` is what a
+    checkpoint is said to be (``owner/name``): it is then held to that entry. ``public_key``
+    is whose signature is expected on an output.
 
     Raises:
         VerificationError: a digest differs, or the release was withdrawn.
@@ -45,11 +44,13 @@ def verify(
     """
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
+    key = Path(public_key) if public_key is not None else None
     folder = Path(path_or_repo)
     if (folder / MANIFEST).is_file():
-        return _verify_output(folder, registry, policy)
+        return verify_output(folder, registry, policy, key, listener)
     source = open_source(path_or_repo, revision, listener)
-    verified = settle(source, digest_source(source, registry, listener), None, registry, policy)
+    digested = digest_source(source, registry, listener)
+    verified = settle(source, digested, None, registry, policy, claimed=repo)
     return {
         "kind": "source",
         "path": source.given,
@@ -57,6 +58,7 @@ def verify(
         "status": verified.verdict.status,
         "verdict": asdict(verified.verdict),
         "files": [asdict(each) for each in verified.files],
+        "fingerprint": asdict(verified.fingerprint),
     }
 
 
@@ -72,6 +74,8 @@ def check_tokenizer(
         SourceError: the folder has no sentencepiece model.
         UsageError: no such folder, or ``text`` cannot be read.
     """
+    from quantkit.gate.tokens import check_tokenizer_level  # verify() needs none of the gate
+
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
@@ -80,6 +84,8 @@ def check_tokenizer(
             f"{folder}: no sentencepiece model ({' or '.join(SENTENCEPIECE_FILES)}), so there is "
             "nothing to hold its tokenizer to"
         )
+    config = read_object(folder / "config.json")
+    check_config(config, f"{folder}/config.json")
     chosen = Path(text) if text is not None else evaluation_text()
     try:
         whole = chosen.read_text(encoding="utf-8")
@@ -90,7 +96,7 @@ def check_tokenizer(
         folder,
         folder,
         strings,
-        read_object(folder / "config.json"),
+        config,
         allow_ties=True,
         progress=lambda done: listener(Event("tokenizer", done, len(strings), "texts")),
     )
@@ -101,61 +107,3 @@ def check_tokenizer(
         "failures": [str(each) for each in level.failures],
         **level.measures,
     }
-
-
-def _verify_output(folder: Path, registry: Registry, policy: Policy) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    try:
-        return _hold_to(folder, manifest, registry, policy)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"{folder / MANIFEST}: not a whole manifest ({type(error).__name__}: {error}); fetch "
-            "it again"
-        ) from error
-
-
-def _hold_to(
-    folder: Path, manifest: Mapping[str, Any], registry: Registry, policy: Policy
-) -> dict[str, Any]:
-    differences = list(_differences(folder, manifest))
-    if differences:
-        raise MismatchError(
-            f"{folder}: not as its manifest says: {'; '.join(differences)}; fetch it again"
-        )
-    lineage = registry.judge(
-        [FileDigest(**each) for each in manifest["source"]["files"]],
-        [each for each in (manifest["source"]["repo_id"],) if each],
-    )
-    enforce(f"{folder}: its source", lineage, policy)
-    return {
-        "kind": "output",
-        "path": str(folder),
-        "status": lineage.status,
-        "verdict": asdict(lineage),
-        "gate": manifest["gate"]["status"],
-        "files": manifest["output"]["files"],
-    }
-
-
-def _differences(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Every file that is missing, changed or extra; all of them, not the first."""
-    listed = {each["name"]: each["sha256"] for each in manifest["output"]["files"]}
-    folders = {name.rpartition("/")[0] for name in listed} - {""}
-    top = {path.name for path in folder.iterdir()} - {MANIFEST, *_NOT_OURS} - folders
-    inside = {
-        f"{each}/{path.name}"
-        for each in folders
-        if (folder / each).is_dir()
-        for path in (folder / each).iterdir()
-    }
-    there = top | inside
-    present = {name for name in there if (folder / name).is_file()}
-    for name in sorted(there - present):
-        yield f"{name} is no file of the manifest"
-    for name in sorted(listed.keys() - present):
-        yield f"{name} is missing"
-    for name in sorted(present - listed.keys()):
-        yield f"{name} is not in the manifest"
-    for name in sorted(listed.keys() & present):
-        if digest_file(folder / name).sha256 != listed[name]:
-            yield f"{name} has changed"

@@ -1,33 +1,27 @@
 """``quantkit-manifest.json``: what was done, to what, with what, and how it was judged.
 
-The card can contain only what the manifest contains, and ``verify`` holds a folder to it.
+How it is read, written and sealed is :mod:`quantkit.records`' business. The card can
+contain only what the manifest contains, and ``verify`` holds a folder to it.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from quantkit.calibration import Calibration
 from quantkit.clock import Measured
-from quantkit.errors import SourceError
 from quantkit.execution import Job, Staged
 from quantkit.gate import GateReport, report_json
 from quantkit.plans import Plan
-from quantkit.staging import MANIFEST
+from quantkit.records import SCHEMA
 from quantkit.types import ACTIONS
 from quantkit.verification import VerifiedSource
-
-#: Raised when a reader of the old schema would misread the new one.
-SCHEMA = 1
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "sentencepiece")
 
@@ -49,6 +43,7 @@ def build_manifest(
             "verdict": asdict(verified.verdict),
             "config": dict(source.config),
             "files": [asdict(each) for each in verified.files],
+            "fingerprint": asdict(verified.fingerprint),
         },
         "recipe": recipe.model_dump(mode="json"),
         "plan": _plan_summary(plan),
@@ -106,27 +101,3 @@ def _versions() -> dict[str, str]:
     for name in _LIBRARIES:
         found[name] = importlib.metadata.version(name)
     return found
-
-
-def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that quantkit made.
-
-    Raises:
-        SourceError: it cannot be read, or is of a later schema.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        schema = manifest["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path}: not a readable quantkit manifest: {error}") from error
-    if schema != SCHEMA:
-        raise SourceError(
-            f"{path}: schema {schema!r}, expected {SCHEMA}; use the quantkit that wrote it or newer"
-        )
-    return dict(manifest)

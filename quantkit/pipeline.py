@@ -13,19 +13,22 @@ from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
-from quantkit.evaluation import Texts, read_material, text_paths
-from quantkit.execution import Job, mark_failed, stage
-from quantkit.gate import gate, gate_not_run
-from quantkit.manifest import build_manifest, write_manifest
+from quantkit.evaluation import Material, Texts, read_material, text_paths
+from quantkit.execution import Job, Staged, mark_failed, stage
+from quantkit.gate import GateReport, gate, gate_not_run
+from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
+from quantkit.provenance import PROVENANCE, write_provenance
 from quantkit.recipe import load_recipe
+from quantkit.records import write_manifest
 from quantkit.registry import checksums as read_checksums
 from quantkit.report import write_report
+from quantkit.signing import open_signer
 from quantkit.source import open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
-from quantkit.verification import Policy, settle
+from quantkit.verification import Policy, VerifiedSource, settle
 
 
 def plan(
@@ -54,6 +57,7 @@ def convert(
     allow_withdrawn: bool = False,
     no_gate: bool = False,
     overwrite: bool = False,
+    sign: str | Path | None = None,
     set: Sequence[str] = (),
     listener: Listener = silent,
 ) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def convert(
     ``set`` holds ``"key=value"`` overrides of the recipe, ``checksums`` folders of
     registry entries beside the built-in ones, ``text`` the evaluation text, or several (the
     measures are then of all, and of each), ``calibration`` what GPTQ calibrates on instead
-    of the recipe's own data.
+    of the recipe's own data, ``sign`` the private key (PEM) to sign the output with.
 
     Raises:
         UsageError: a name, a recipe's key, or an output that exists.
@@ -75,6 +79,7 @@ def convert(
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
+    signer = open_signer(Path(sign)) if sign is not None else None
     where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener)
     check_free(place, opened.folder, overwrite=overwrite)
@@ -87,28 +92,39 @@ def convert(
     with held(place), cleaned(place):
         staged = stage(job)
         with clock.measure("verify"):
-            verified = settle(opened, staged.converted.source_files, chosen, registry, policy)
-        with clock.measure("gate"):
-            report = (
-                gate(place.partial, verified, planned, chosen, material, where, listener)
-                if material is not None
-                else gate_not_run(staged.ungated)
-            )
+            verified = settle(opened, staged.converted.source, chosen, registry, policy)
+        report = _judge(job, staged, verified, material)
         manifest = build_manifest(job, verified, staged, report, clock.measured())
         if material is not None:
             manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
             mark_failed(place, staged, manifest["gate"])
         _describe(manifest, place.partial)
+        if signer is not None:
+            signer.sign(place.partial)
         listener(Event("save", message=f"saving {place.out}"))
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
 
 
+def _judge(
+    job: Job, staged: Staged, verified: VerifiedSource, material: Material | None
+) -> GateReport:
+    """The gate's report; without ``material`` it has not run."""
+    with job.clock.measure("gate"):
+        if material is None:
+            return gate_not_run(staged.ungated)
+        return gate(
+            job.place.partial, verified, job.plan, job.recipe, material, job.device, job.listener
+        )
+
+
 def _describe(manifest: dict[str, Any], folder: Path) -> None:
-    """The card, and the manifest that lists it and the report."""
+    """The card, the provenance, and the manifest that lists them and the report."""
     write_card(manifest, folder)
-    for name in (CARD, *manifest["report"]):
-        manifest["output"]["files"].append(asdict(digest_file(folder / name, name)))
+    files = manifest["output"]["files"]
+    files += [asdict(digest_file(folder / name, name)) for name in (CARD, *manifest["report"])]
+    write_provenance(manifest, folder)
+    files.append(asdict(digest_file(folder / PROVENANCE)))
     write_manifest(manifest, folder)

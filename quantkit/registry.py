@@ -1,76 +1,28 @@
 """The registry of releases: which digests are current, superseded or withdrawn.
 
-One TOML file a repository lists its releases. The *content* decides: an entry is
-found by digest, whatever the folder or the repository is called, and a ``withdrawn``
-verdict wins over every other registry's.
+The *content* decides: an entry is found by a file's digest or by the tensors' fingerprint,
+whatever the folder or the repository is called, and a ``withdrawn`` verdict wins over
+every other registry's.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from quantkit.errors import UsageError
+from quantkit.releases import Entry, ListedFile, Release, read_entries
 from quantkit.resources import shipped_folder
-from quantkit.types import FileDigest, Status, Verdict
+from quantkit.types import FileDigest, Fingerprint, Status, Verdict
 
-Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ListedFile(_Strict):
-    """What is known of one file of a release; at least one digest."""
-
-    name: str
-    md5: Md5 | None = None
-    sha256: Sha256 | None = None
-    bytes: Annotated[int, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _has_a_digest(self) -> ListedFile:
-        if self.md5 is None and self.sha256 is None:
-            raise ValueError(f"file {self.name!r} states neither md5 nor sha256")
-        return self
-
-    def matches(self, file: FileDigest) -> bool:
-        """Whether every digest stated here is the file's. Names play no part."""
-        if self.md5 is not None and self.md5 != file.md5:
-            return False
-        return self.sha256 is None or self.sha256 == file.sha256
-
-
-class Release(_Strict):
-    """One release of a repository."""
-
-    date: str
-    status: Literal["current", "superseded", "withdrawn"]
-    stated_at: str
-    reason: str = ""
-    advice: str = ""
-    revision: str | None = None
-    files: tuple[ListedFile, ...] = Field(min_length=1)
-
-
-class Entry(_Strict):
-    """One repository and its releases."""
-
-    repository: str
-    aliases: tuple[str, ...] = ()
-    licence: str | None = None
-    releases: tuple[Release, ...] = Field(min_length=1)
-
-    def named(self, repo: str) -> bool:
-        wanted = repo.lower()
-        return wanted in (name.lower() for name in (self.repository, *self.aliases))
+#: By what a release was recognized, in words.
+_EVIDENCE = {
+    "files": "the digest of a file",
+    "tensors": "the tensors' fingerprint (the same weights in other files)",
+    "values": "the values' fingerprint (the same weights, cast without loss)",
+    "matrices": "the matrices' fingerprint (the same weights under other names)",
+    "revision": "the revision it claims to be",
+}
 
 
 @dataclass(frozen=True)
@@ -94,75 +46,173 @@ class Registry:
             if Path(listed.name).suffix == suffix
         )
 
-    def judge(self, files: Sequence[FileDigest], claims: Iterable[str]) -> Verdict:
+    def judge(
+        self,
+        files: Sequence[FileDigest],
+        claims: Iterable[str],
+        fingerprint: Fingerprint | None = None,
+        revision: str | None = None,
+    ) -> Verdict:
         """The status of a source with these ``files`` that ``claims`` to be some repositories.
 
-        ``files`` are the weight and tokenizer files; only a weight file's digest can
-        prove a withdrawn release, since releases share tokenizers.
+        ``files`` are the weight and tokenizer files; only a weight file's digest, or the
+        ``fingerprint``, can prove a withdrawn release, since releases share tokenizers.
+        ``revision`` is what the source claims to be of a claimed repository.
         """
+        named = list(claims)
+        claimed = [entry for entry in self.entries if any(entry.named(each) for each in named)]
         weights = [file for file in files if file.is_weight]
         for entry in self.entries:
             for release in entry.releases:
-                if release.status == "withdrawn" and _proves(entry, release, weights):
-                    return _verdict("withdrawn", entry, release)
-        claimed = [entry for entry in self.entries if any(entry.named(each) for each in claims)]
-        for entry in claimed or self.entries:
-            for release in entry.releases:
-                if release.status != "withdrawn" and _is_release(release, files):
-                    good: Status = "verified" if release.status == "current" else "superseded"
-                    return _verdict(good, entry, release)
-        if claimed:
+                if release.status != "withdrawn":
+                    continue
+                by = _proof(entry, release, weights, fingerprint)
+                if by is None and entry in claimed and _is_revision(release, revision):
+                    by = "revision"
+                if by is not None:
+                    return _verdict("withdrawn", entry, release, by)
+        for entry, release in _standing(claimed or self.entries):
+            by = _identity(release, files, fingerprint)
+            if by is not None:
+                good: Status = "verified" if release.status == "current" else "superseded"
+                return _verdict(good, entry, release, by)
+        return _unproven(claimed, files) if claimed else _near(self.entries, files)
+
+
+def _standing(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Release]]:
+    """The releases in good standing."""
+    for entry in entries:
+        yield from ((entry, each) for each in entry.releases if each.status != "withdrawn")
+
+
+def _proof(
+    entry: Entry, release: Release, weights: Sequence[FileDigest], found: Fingerprint | None
+) -> str | None:
+    """By what the weights are this withdrawn release's, and no good release's too.
+
+    A shard that an entry lists under a release in good standing as well does not tell
+    the two apart; neither does a fingerprint.
+    """
+    good = [other for other in entry.releases if other.status != "withdrawn"]
+    spared = [listed for other in good for listed in other.files]
+    if any(
+        listed.matches(file) and not any(each.matches(file) for each in spared)
+        for listed in release.files
+        for file in weights
+    ):
+        return "files"
+    part = release.fingerprint.match(found) if release.fingerprint else None
+    if part and any(o.fingerprint and o.fingerprint.match(found) == part for o in good):
+        return None
+    return part
+
+
+def _is_revision(release: Release, claimed: str | None) -> bool:
+    """Abbreviated commits are compared as far as both go; branches and tags are none."""
+    if not release.revision or not claimed or len(claimed) < 7:
+        return False
+    return release.revision.startswith(claimed) or claimed.startswith(release.revision)
+
+
+def _identity(
+    release: Release, files: Sequence[FileDigest], found: Fingerprint | None
+) -> str | None:
+    """By what the weights are the release's whole; no other file may contradict it.
+
+    The matrices alone are no identity: names and the other tensors count too.
+    """
+    weights = [file for file in files if file.is_weight]
+    if not weights or _contradicting(release, files):
+        return None
+    if all(any(each.matches(file) for each in release.files) for file in weights):
+        return "files"
+    part = release.fingerprint.match(found) if release.fingerprint else None
+    return part if part != "matrices" else None
+
+
+def _contradicting(release: Release, files: Sequence[FileDigest]) -> list[str]:
+    """Files beside the weights that are not as the release lists them by name."""
+    by_name = {listed.name: listed for listed in release.files}
+    return [
+        file.name
+        for file in files
+        if not file.is_weight and file.name in by_name and not by_name[file.name].matches(file)
+    ]
+
+
+def _unproven(claimed: Sequence[Entry], files: Sequence[FileDigest]) -> Verdict:
+    """A claim that nothing proves: false, unless the files' digests were never published."""
+    for entry, release in _standing(claimed):
+        strange = [f for f in files if f.is_weight and not _listed(release.files, f)]
+        if all(release.leaves_open(f.name) for f in strange) and not _contradicting(release, files):
             return Verdict(
-                "mismatch",
-                repository=claimed[0].repository,
-                reason="the source claims to be this repository, and no release's digests match "
-                f"(known: {_known_files(claimed[0])})",
-                stated_at=claimed[0].releases[-1].stated_at,
-                advice="download it again, or name the model it really is "
-                '(--set source.repo="" if it only uses that model\'s recipe)',
+                "unlisted",
+                reason=f"it claims to be {entry.repository}, and nobody published a digest of "
+                f"{', '.join(f.name for f in strange) or 'its weights'}",
+                stated_at=release.stated_at,
             )
-        return Verdict("unlisted")
+    entry = claimed[0]
+    differing = _differing(entry, files)
+    what = f"{', '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}; " * bool(
+        differing
+    )
+    return Verdict(
+        "mismatch",
+        repository=entry.repository,
+        reason="the source claims to be this repository, and no release's digests match "
+        f"({what}known: {_known_files(entry)})",
+        stated_at=entry.releases[-1].stated_at,
+        advice="download it again, or name the model it really is "
+        '(--set source.repo="" if it only uses that model\'s recipe)',
+    )
+
+
+def _differing(entry: Entry, files: Sequence[FileDigest]) -> list[str]:
+    """Which files are not the nearest release's: the one that most files are of."""
+    nearest = max(
+        (release for _, release in _standing([entry])),
+        key=lambda each: sum(_listed(each.files, file) for file in files),
+        default=None,
+    )
+    if nearest is None:
+        return []
+    strange = [f.name for f in files if f.is_weight and not _listed(nearest.files, f)]
+    return [*strange, *_contradicting(nearest, files)]
+
+
+def _near(entries: Iterable[Entry], files: Sequence[FileDigest]) -> Verdict:
+    """Unlisted; where most of it is a release that is listed, which files are not."""
+    weights = [file for file in files if file.is_weight]
+    for entry, release in _standing(entries):
+        strange = [file.name for file in weights if not _listed(release.files, file)]
+        if len(strange) < len(weights):
+            others = ", ".join([*strange, *_contradicting(release, files)])
+            return Verdict(
+                "unlisted",
+                reason=f"it is {entry.repository}, release of {release.label}, but for {others}",
+                stated_at=release.stated_at,
+            )
+    return Verdict("unlisted")
+
+
+def _listed(listed: Iterable[ListedFile], file: FileDigest) -> bool:
+    return any(each.matches(file) for each in listed)
 
 
 def _known_files(entry: Entry) -> str:
     return ", ".join(sorted({file.name for each in entry.releases for file in each.files}))
 
 
-def _proves(entry: Entry, release: Release, weights: Sequence[FileDigest]) -> bool:
-    """Whether a weight file is this withdrawn release's, and no good release's too.
-
-    A shard that an entry lists under a release in good standing as well does not tell
-    the two apart.
-    """
-    good = [
-        listed for other in entry.releases if other.status != "withdrawn" for listed in other.files
-    ]
-    return any(
-        listed.matches(file) and not any(each.matches(file) for each in good)
-        for listed in release.files
-        for file in weights
-    )
-
-
-def _is_release(release: Release, files: Sequence[FileDigest]) -> bool:
-    """Whether every weight file is one of the release's, and no other file contradicts it."""
-    weights = [file for file in files if file.is_weight]
-    if not weights or not all(any(each.matches(f) for each in release.files) for f in weights):
-        return False
-    by_name = {file.name: file for file in files if not file.is_weight}
-    return all(
-        listed.matches(by_name[listed.name]) for listed in release.files if listed.name in by_name
-    )
-
-
-def _verdict(status: Status, entry: Entry, release: Release) -> Verdict:
+def _verdict(status: Status, entry: Entry, release: Release, by: str) -> Verdict:
     return Verdict(
         status,
         repository=entry.repository,
-        release=release.date,
+        release=release.label,
         reason=release.reason,
         stated_at=release.stated_at,
         advice=release.advice,
+        kind=release.kind,
+        evidence=_EVIDENCE[by],
     )
 
 
@@ -172,20 +222,10 @@ def checksums(folders: Iterable[Path] = ()) -> Registry:
     Raises:
         UsageError: a folder is missing, or an entry does not hold to the schema.
     """
-    entries: list[Entry] = []
-    for folder in (shipped_folder("checksums"), *folders):
-        if not folder.is_dir():
-            raise UsageError(f"checksums {folder}: no such folder")
-        entries.extend(_read_entry(path) for path in sorted(folder.glob("*.toml")))
-    return Registry(tuple(entries))
-
-
-def _read_entry(path: Path) -> Entry:
-    try:
-        return Entry.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"checksums {path}: cannot be read as TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"checksums {path}: {place}: {first['msg']}") from None
+    return Registry(
+        tuple(
+            entry
+            for folder in (shipped_folder("checksums"), *folders)
+            for entry in read_entries(folder)
+        )
+    )

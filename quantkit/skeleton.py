@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from quantkit.errors import SourceError, UnsupportedModelError, first_line
+from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
 
@@ -22,6 +23,7 @@ def parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    check_config(config, f"{folder}/config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise SourceError(

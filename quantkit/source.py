@@ -6,6 +6,7 @@ Opening reads names, headers and the small text files; never a tensor's bytes.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint import CheckpointIndex, open_checkpoint
+from quantkit.checkpoint.strict_json import too_many
 from quantkit.errors import SourceError, UsageError
+from quantkit.scrutiny import (
+    check_config,
+    check_small_file,
+    check_template,
+    check_tokenizer_config,
+)
 from quantkit.types import Event, Listener, silent
 
 #: Files of a tokenizer, by name. The first two are sentencepiece models.
@@ -97,6 +105,8 @@ def _open_folder(
         raise SourceError(
             f"source {given}: no config.json; a checkpoint's folder holds config.json and weights"
         )
+    check_config(config, f"{folder}/config.json")
+    _check_small_files(folder)
     if quantization := config.get("quantization_config"):
         named = quantization.get("quant_method") if isinstance(quantization, dict) else None
         method = named or "an unnamed method"
@@ -115,17 +125,38 @@ def _open_folder(
     )
 
 
+def _check_small_files(folder: Path) -> None:
+    """Those that are read or carried on: plain files, and nothing that needs foreign code."""
+    for name in (*TOKENIZER_FILES, *COMPANION_FILES):
+        if os.path.lexists(folder / name):
+            check_small_file(folder / name)
+    path = folder / "tokenizer_config.json"
+    check_tokenizer_config(read_object(path), str(path))
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        try:
+            text = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{template}: cannot be read as UTF-8: {error}") from error
+        check_template(text, str(template))
+
+
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; empty when there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates could not be written
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
+    check_small_file(path)
+    try:
+        raw = path.read_bytes()
+        if problem := too_many(raw):
+            raise ValueError(problem)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        # lone surrogates could not be written, nor what 1e999 is read as
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):

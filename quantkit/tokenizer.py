@@ -107,6 +107,9 @@ def library_tokenizer(folder: Path) -> Any:
     try:
         with quiet_libraries():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for files it cannot read
+    except BaseException as error:  # transformers raises many kinds for files it cannot read
+        # a panic in the Rust of tokenizers is no Exception, and has no class to import
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         said = f"{folder}: transformers cannot load its tokenizer: {first_line(error)}"
         raise SourceError(said) from error

@@ -71,8 +71,31 @@ class FileDigest:
 
 
 @dataclass(frozen=True)
+class Fingerprint:
+    """Digests (SHA-256, hex) of a checkpoint's tensors, whatever files they lie in.
+
+    ``tensors``: names, data types, shapes and bytes. ``values``: names, shapes and values,
+    the same for every data type that holds the values exactly. ``matrices``: the values of
+    the floating two-dimensional tensors alone, without names, each once; what a rename or
+    a dropped buffer leaves. See :mod:`quantkit.checkpoint.fingerprint`.
+    """
+
+    tensors: str
+    values: str
+    matrices: str
+
+
+@dataclass(frozen=True)
+class Digested:
+    """What one read of the weight files found: each file's digests, and the tensors'."""
+
+    files: tuple[FileDigest, ...]
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What the registry says of a source."""
+    """What the registry says of a source. ``evidence`` says by what it was recognized."""
 
     status: Status
     repository: str | None = None
@@ -80,6 +103,8 @@ class Verdict:
     reason: str = ""
     stated_at: str = ""
     advice: str = ""
+    kind: str | None = None
+    evidence: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.checkpoint.stream import gaps, stream_file
+from quantkit.checkpoint.stream import stream_checkpoint
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, UnlistedError, WithdrawnError
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import TOKENIZER_FILES, Source
-from quantkit.types import Event, FileDigest, Listener, Verdict, silent
+from quantkit.types import (
+    Digested,
+    Event,
+    FileDigest,
+    Fingerprint,
+    Listener,
+    Verdict,
+    silent,
+)
 
 
 @dataclass(frozen=True)
@@ -32,47 +40,53 @@ class VerifiedSource:
 
     source: Source
     files: tuple[FileDigest, ...]
+    fingerprint: Fingerprint
     verdict: Verdict
 
 
 def settle(
     source: Source,
-    weights: Sequence[FileDigest],
+    digested: Digested,
     recipe: Recipe | None,
     registry: Registry,
     policy: Policy,
+    claimed: str | None = None,
 ) -> VerifiedSource:
-    """Judge a source whose weight files have these digests.
+    """Judge a source whose weights were ``digested``.
+
+    It claims to be its own ``repo_id``, its recipe's, and what the caller has ``claimed``.
 
     Raises:
         WithdrawnError, MismatchError, UnlistedError: the verdict forbids going on.
     """
-    names = (*source.present(("config.json", "generation_config.json", *TOKENIZER_FILES)),)
-    files = (*weights, *(digest_file(source.folder / name) for name in names))
+    files = (*digested.files, *(digest_file(source.folder / each) for each in small_files(source)))
     _check_hub(source, files)
-    claims = [each for each in (source.repo_id, recipe.source.repo if recipe else "") if each]
-    verdict = registry.judge(files, claims)
+    named = (source.repo_id, recipe.source.repo if recipe else "", claimed)
+    verdict = registry.judge(
+        files, [each for each in named if each], digested.fingerprint, source.revision
+    )
     enforce(f"source {source.given}", verdict, policy)
-    return VerifiedSource(source, files, verdict)
+    return VerifiedSource(source, files, digested.fingerprint, verdict)
 
 
-def digest_source(
-    source: Source, registry: Registry, listener: Listener = silent
-) -> tuple[FileDigest, ...]:
-    """Digests of the weight files, read for nothing else."""
-    found = []
+def small_files(source: Source) -> tuple[str, ...]:
+    """The files beside the weights that say what the weights mean."""
+    indexes = tuple(f"{each}.index.json" for each in ("model.safetensors", "pytorch_model.bin"))
+    return source.present(("config.json", "generation_config.json", *TOKENIZER_FILES, *indexes))
+
+
+def digest_source(source: Source, registry: Registry, listener: Listener = silent) -> Digested:
+    """Digests of the weight files and their tensors, read for nothing else."""
     done = 0
-    for name in source.checkpoint.files:
-        size = source.checkpoint.file_bytes[name]
 
-        def tell(count: int) -> None:
-            nonlocal done
-            done += count
-            listener(Event("verify", done, source.weight_bytes))
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        listener(Event("verify", done, source.weight_bytes))
 
-        md5 = registry.needs_md5(name, size)
-        found.append(stream_file(source.folder / name, gaps(0, size), md5=md5, progress=tell))
-    return tuple(found)
+    return stream_checkpoint(
+        source.folder, source.checkpoint, md5=registry.needs_md5, progress=tell
+    )
 
 
 def _check_hub(source: Source, files: Sequence[FileDigest]) -> None:
@@ -95,7 +109,8 @@ def enforce(what: str, verdict: Verdict, policy: Policy) -> None:
     if verdict.status == "withdrawn" and not policy.allow_withdrawn:
         raise WithdrawnError(
             f"{what}: these are the weights of {verdict.repository}, release of "
-            f"{verdict.release}, withdrawn: {verdict.reason} (stated at {verdict.stated_at}); "
+            f"{verdict.release}, withdrawn: {verdict.reason} (stated at {verdict.stated_at}; "
+            f"recognized by {verdict.evidence}); "
             f"{verdict.advice or 'use another release'} (--allow-withdrawn goes on regardless)"
         )
     if verdict.status == "mismatch":
@@ -105,6 +120,7 @@ def enforce(what: str, verdict: Verdict, policy: Policy) -> None:
         )
     if verdict.status in ("unlisted", "superseded") and policy.require_verified:
         raise UnlistedError(
-            f"{what}: {verdict.status}, and --require-verified wants a current "
-            "release; add it to a registry (--checksums DIR) or drop the option"
+            f"{what}: {verdict.status}{f' ({verdict.reason})' if verdict.reason else ''}, and "
+            "--require-verified wants a current release; add it to a registry (--checksums DIR) "
+            "or drop the option"
         )

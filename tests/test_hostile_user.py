@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def saved(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hostile") / "out"
-    quantkit.convert(source, "rinna-3.6b-ppo-nf4", out, no_gate=True)
+    quantkit.convert(source, "rinna-4b-sft-nf4", out, no_gate=True)
     return out
 
 

@@ -79,6 +79,7 @@ def test_the_folder_holds_what_was_promised(demo_nf4: Converted) -> None:
         "generation_config.json",
         "model.safetensors",
         "quantkit-manifest.json",
+        "quantkit-provenance.json",
         "report",
         "spiece.model",
         "tokenizer.json",

@@ -69,6 +69,13 @@ def test_every_digest_that_is_stated_must_match() -> None:
     assert status([entry("own/x", listed)], [A])[0] == "unlisted"
 
 
+def test_an_md5_beside_a_sha256_need_not_be_taken() -> None:
+    plain = FileDigest(A.name, A.bytes, A.sha256, None, is_weight=True)
+    both = {"name": "w", "md5": A.md5, "sha256": A.sha256}
+    listed = release("current", A) | {"files": (both,)}
+    assert status([entry("own/x", listed)], [plain])[0] == "verified"
+
+
 def test_an_md5_that_was_not_taken_proves_nothing() -> None:
     plain = FileDigest(A.name, A.bytes, A.sha256, None, is_weight=True)
     known = [entry("own/x", release("current", A, by="md5"))]
@@ -187,6 +194,12 @@ def test_the_two_releases_of_the_bilingual_model_are_known() -> None:
         ('status = "current"', 'status = "fine"', "status"),
         ('stated_at = "https://example.org"\n', "", "stated_at"),
         ("0123456789abcdef0123456789abcdef", "0123", "md5"),
+        ("md5 = ", "sha256 = ", "SHA-256, 64 hex digits, got 32, the length of MD5"),
+        ('status = "current"', 'status = "current"\nkind = "whim"', "kind"),
+        ('date = "2023-07-31"', 'date = "July"', "date"),
+        ('"https://example.org"', '"an address"', "stated_at"),
+        ('status = "current"', 'status = "current"\nreason = "two\\nlines"', "printable line"),
+        ('[[releases.files]]\nname = "pytorch_model.bin"\n', "", "releases"),
         ("0123456789abcdef0123456789abcdef", "0123456789ABCDEF0123456789ABCDEF", "md5"),
         ('md5 = "0123456789abcdef0123456789abcdef"', "", "neither md5 nor sha256"),
         ('name = "pytorch_model.bin"', 'name = "x"\nmd6 = "y"', "md6"),
@@ -204,3 +217,48 @@ def test_a_bad_entry_names_file_and_place(tmp_path: Path, old: str, new: str, wo
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         checksums([tmp_path / "none"])
+
+
+def test_two_entries_of_one_repository_in_a_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", GOOD)
+    (folder / "second.toml").write_text(GOOD.replace("own/x", "OWN/X"))
+    with pytest.raises(UsageError, match=r"has an entry in entry\.toml already"):
+        checksums([folder])
+
+
+def test_every_entry_that_is_built_in_states_its_sources() -> None:
+    """An address for each release; withdrawn ones with a kind and a reason; no invented names."""
+    for each in checksums().entries:
+        for known in each.releases:
+            assert known.stated_at.startswith("https://") or each.repository == "quantkit/demo"
+            if known.status == "withdrawn":
+                assert known.kind, each.repository
+                assert known.reason, each.repository
+                assert known.files, each.repository
+
+
+def test_the_kinds_of_reason_are_kept() -> None:
+    kinds = {release.kind for each in checksums().entries for release in each.releases}
+    assert {"licence", "corrupt-upload", "leak", "relicensed", "mistaken-upload"} <= kinds
+
+
+def test_a_claim_whose_digests_nobody_published_is_no_mismatch() -> None:
+    open_ = release("current", B) | {"unpublished": ("*.bin",)}
+    known = [entry("own/x", open_)]
+    weights = digest("a", "pytorch_model.bin")
+    verdict = Registry(tuple(known)).judge([weights], ["own/x"])
+    assert verdict.status == "unlisted"
+    assert "nobody published a digest of pytorch_model.bin" in verdict.reason
+    assert status(known, [A], "own/x")[0] == "mismatch", "what is listed is held to it"
+
+
+def test_a_near_miss_names_the_file() -> None:
+    known = [entry("own/x", release("current", A, B, TOKENIZER))]
+    verdict = Registry(tuple(known)).judge([A, digest("c", "model-2.safetensors")], [])
+    assert verdict.status == "unlisted"
+    assert "but for model-2.safetensors" in verdict.reason
+    other = digest("u", "tokenizer.json", weight=False)
+    assert "but for tokenizer.json" in Registry(tuple(known)).judge([A, B, other], []).reason
+    claimed = Registry(tuple(known)).judge([A, B, other], ["own/x"])
+    assert claimed.status == "mismatch"
+    assert "tokenizer.json differs" in claimed.reason

@@ -14,6 +14,7 @@ executes any of it: headers are parsed by hand into
     layout.py              arithmetic of shapes and strides
     strict_json.py         JSON whose duplicate keys are errors
     stream.py              one read of a file for the digests and the conversion
+    fingerprint.py         digests of the tensors, whatever files they lie in
     shards.py              safetensors files laid out beforehand, written by position
     names.py               what may be a tensor's name, and how it is quoted
 """

@@ -9,6 +9,8 @@ MAX_NAME_LENGTH = 1024
 
 _QUOTED_LENGTH = 120
 
+_ACTED_ON = frozenset(" <>\"'`|\\$;&(){}*?!#")
+
 
 def quoted(text: object) -> str:
     """``text`` for a message: one line, printable, and never long.
@@ -34,9 +36,18 @@ def encodable(text: str) -> bool:
 
 
 def check_tensor_name(name: object, where: str) -> str:
-    """``name`` if it can be a tensor's name; ``where`` is the file, for the message."""
+    """``name`` if it can be a tensor's name; ``where`` is the file, for the message.
+
+    Names end up on cards, in pages and in commands that people copy: what these would act
+    on is in no model's names.
+    """
     if isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH and encodable(name):
-        return name
+        if name.isprintable() and not _ACTED_ON & set(name):
+            return name
+        raise CheckpointError(
+            f"{where}: expected tensor names without blanks, quotes and marks of shells and HTML, "
+            f"got {quoted(name)}; the file is hostile, do not use it"
+        )
     raise CheckpointError(
         f"{where}: expected tensor names of 1 to {MAX_NAME_LENGTH} Unicode characters, "
         f"got {quoted(name)}; the file is damaged or hostile, fetch it again from its author"

@@ -33,9 +33,9 @@ from quantkit.checkpoint.torch_globals import (
 )
 from quantkit.errors import CheckpointError, UnsafePickleError
 
-#: A tensor takes some 35 opcodes: room for 100,000 tensors, read in some 10 seconds.
-MAX_OPCODES = 4_000_000
-MAX_MEMO = 2_000_000
+#: A tensor takes some 35 opcodes: room for 20,000 tensors a file, read in some 2 seconds.
+MAX_OPCODES = 700_000
+MAX_MEMO = 400_000
 #: Dicts are written in batches of 1000 pairs, tuples hold up to 64 sizes.
 MAX_STACK = 20_000
 MAX_MARKS = 100

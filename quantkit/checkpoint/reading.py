@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     import torch
 
 
+def leads_out(path: Path) -> bool:
+    """Whether ``path`` is a link out of its folder, other than into the blobs of a Hub cache.
+
+    A cache has ``snapshots/COMMIT/`` beside ``blobs/``, and links each file there.
+    """
+    if not path.is_symlink():
+        return False
+    folder, target = path.parent.resolve(), path.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.parent.parent / "blobs")
+    return not any(target.is_relative_to(home) for home in homes)
+
+
 @contextmanager
 def open_weights(path: Path) -> Iterator[BinaryIO]:
-    """``path`` opened for reading; symbolic links are followed.
+    """``path`` opened for reading; symbolic links are followed inside the folder.
 
     Only a regular file is opened: a pipe would block, a device never end.
     """
@@ -38,6 +52,11 @@ def open_weights(path: Path) -> Iterator[BinaryIO]:
     if not stat.S_ISREG(mode):
         raise CheckpointError(
             f"{path}: expected a regular file, got {stat.filemode(mode)}; remove or replace it"
+        )
+    if leads_out(path):
+        raise CheckpointError(
+            f"{path}: a link that leaves the folder, to {quoted(str(path.resolve()))}; put the "
+            "file itself there"
         )
     try:
         stream = path.open("rb")

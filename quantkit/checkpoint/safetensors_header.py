@@ -24,11 +24,19 @@ from quantkit.checkpoint.strict_json import parse_object
 from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, TensorRecord
 
-#: The format's own limit for N, in bytes.
-MAX_HEADER_BYTES = 100_000_000
+#: The longest header that is read, in bytes: room for 100,000 tensors. The format's own limit,
+#: 100 MB, leaves room for JSON that takes gigabytes of memory.
+MAX_HEADER_BYTES = 16 * 2**20
 
 _LENGTH_BYTES = 8
 _AGAIN = "the file is damaged, fetch it again"
+
+_OTHER_KINDS = (
+    (b"version", "a git-lfs pointer: run 'git lfs pull'"),
+    (b"PK\x03\x04", "a zip, as torch.save writes: that is a .bin"),
+    (b"\x80", "a pickle"),
+    (b"GGUF", "a GGUF file"),
+)
 
 #: safetensors' names of the data types that quantkit reads.
 DTYPES: dict[str, str] = {
@@ -81,9 +89,10 @@ def _read_header(fd: int, file_bytes: int, path: Path) -> bytes:
 
 
 def _pointer_hint(fd: int) -> str:
-    """A repository cloned without git-lfs holds small text files in place of weights."""
-    if os.pread(fd, 7, 0) == b"version":
-        return " (it looks like a git-lfs pointer: run 'git lfs pull')"
+    """What else it looks like: a pointer of git-lfs, or another kind under a wrong name."""
+    for magic, hint in _OTHER_KINDS:
+        if os.pread(fd, len(magic), 0) == magic:
+            return f" (it looks like {hint})"
     return ""
 
 

@@ -1,8 +1,8 @@
 """One read of a weight file that serves everyone: the digests and the conversion.
 
-The file is cut into segments (:func:`gaps`, or pieces of tensors made by the
-conversion). Each is read once, by position, into a reused buffer; the digests' threads
-and the consumer's thread work on it side by side while the next one is read.
+The file is cut into segments (:func:`segments`: pieces of tensors, and what lies between).
+Each is read once, by position, into a reused buffer; the threads of the file's digests, of
+the tensors' and of the consumer work on it side by side while the next one is read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.checkpoint.fingerprint import TensorDigest, TensorDigests, fingerprint
+from quantkit.checkpoint.folder import CheckpointIndex
 from quantkit.checkpoint.reading import open_weights, read_range
 from quantkit.digests import StreamDigest
-from quantkit.types import FileDigest
+from quantkit.types import ITEM_BYTES, Digested, FileDigest, TensorRecord
 
 #: The size that segments aim at, in bytes: what is read, digested, quantized and written
 #: then stays in the caches of a core.
@@ -44,8 +46,37 @@ class Segment:
 
 Consumer = Callable[[Segment, memoryview], None]
 
+#: How many bytes of a tensor belong together: a piece is a multiple of it.
+Unit = Callable[[TensorRecord], int]
 
-def gaps(start: int, end: int) -> Iterator[Segment]:
+
+def element_or_whole(record: TensorRecord) -> int:
+    """The unit where nothing more is known: a strided tensor must be rearranged whole."""
+    return ITEM_BYTES[record.dtype] if record.stride is None else max(1, record.nbytes)
+
+
+def segments(
+    records: Iterable[TensorRecord], size: int, unit: Unit = element_or_whole
+) -> Iterator[Segment]:
+    """A file of ``size`` bytes, once and in order: pieces of its tensors, and what is between."""
+    at = 0
+    for record in sorted(records, key=lambda each: each.offset):
+        yield from _gaps(at, record.offset)
+        yield from _pieces(record, unit(record), hashed=record.offset >= at)
+        if record.offset >= at:
+            at = record.offset + record.nbytes
+    yield from _gaps(at, size)
+
+
+def _pieces(record: TensorRecord, unit: int, *, hashed: bool) -> Iterator[Segment]:
+    step = max(unit, SEGMENT_BYTES // unit * unit)
+    end = record.offset + record.nbytes
+    for offset in range(record.offset, end, step):
+        length = min(step, end - offset)
+        yield Segment(offset, length, record.name, offset + length == end, hashed)
+
+
+def _gaps(start: int, end: int) -> Iterator[Segment]:
     """Segments that are only digested, from ``start`` to ``end``."""
     for offset in range(start, end, SEGMENT_BYTES):
         yield Segment(offset, min(SEGMENT_BYTES, end - offset))
@@ -56,13 +87,15 @@ def stream_file(
     segments: Iterable[Segment],
     *,
     md5: bool,
+    tensors: TensorDigests | None = None,
     consume: Consumer | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> FileDigest:
     """Read ``segments`` of ``path`` in order, digesting and consuming them.
 
-    ``consume`` is called on a thread of its own, in order; the view it gets is valid
-    until it returns. ``progress`` is told of bytes that everyone is done with.
+    ``tensors`` is fed each tensor's bytes; ask it for their digests afterwards. ``consume``
+    is called on a thread of its own, in order; the view it gets is valid until it returns.
+    ``progress`` is told of bytes that everyone is done with.
 
     Raises:
         CheckpointError: the file ended early, or cannot be read.
@@ -72,6 +105,7 @@ def stream_file(
         open_weights(path) as file,
         closing(StreamDigest(md5=md5)) as digest,
         ThreadPoolExecutor(1, "consume") as worker,
+        ThreadPoolExecutor(1, "tensors") as second,
     ):
         pool = _Buffers()
         flight: deque[tuple[bytearray, int, list[Future[None]]]] = deque()
@@ -83,15 +117,55 @@ def stream_file(
                 view = memoryview(buffer)[: segment.length]
                 read_range(file.fileno(), segment.offset, view, str(path))
                 waits = digest.feed(view) if segment.hashed else []
+                if tensors is not None and segment.tensor is not None:
+                    waits.append(second.submit(tensors.feed, segment.tensor, view))
                 if consume is not None and segment.tensor is not None:
                     waits.append(worker.submit(consume, segment, view))
                 flight.append((buffer, segment.length if segment.hashed else 0, waits))
             while flight:
                 progress(_land(flight, pool))
         except BaseException:
-            worker.shutdown(wait=True, cancel_futures=True)
+            for thread in (worker, second):
+                thread.shutdown(wait=True, cancel_futures=True)
             raise
         return digest.result(path.name, is_weight=True)
+
+
+def stream_checkpoint(
+    folder: Path,
+    index: CheckpointIndex,
+    *,
+    md5: Callable[[str, int], bool],
+    unit: Unit = element_or_whole,
+    consume: Consumer | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Digested:
+    """Read every weight file of a checkpoint once, whole and in order.
+
+    ``md5`` says of a file's name and size whether its MD5 is wanted; ``unit`` and
+    ``consume`` serve a conversion.
+
+    Raises:
+        As :func:`stream_file`.
+    """
+    files: list[FileDigest] = []
+    tensors: list[TensorDigest] = []
+    for name in index.files:
+        size = index.file_bytes[name]
+        records = [each for each in index.tensors if each.file == name]
+        digests = TensorDigests(records)
+        files.append(
+            stream_file(
+                folder / name,
+                segments(records, size, unit),
+                md5=md5(name, size),
+                tensors=digests,
+                consume=consume,
+                progress=progress,
+            )
+        )
+        tensors += digests.result()
+    return Digested(tuple(files), fingerprint(tensors))
 
 
 def _land(flight: deque[tuple[bytearray, int, list[Future[None]]]], pool: _Buffers) -> int:

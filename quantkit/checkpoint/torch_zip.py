@@ -6,11 +6,17 @@ any NAME. The central directory is read with :mod:`zipfile`. A member's bytes be
 after its local header (APPNOTE.TXT 4.3.7): 30 bytes, the name and an extra field
 whose lengths stand at 26 and 28; torch aligns data by padding that extra field, so
 that only the local header tells the place.
+
+Readers disagree about a zip whose parts disagree: some go by local headers, some by the
+directory, some stop at a flag or a checksum where others read on. Scanners were bypassed
+that way (CVE-2025-1944, CVE-2025-1945). So both must say the same here, no bytes may lie
+between members, and a member that torch.save never writes is refused (CVE-2025-1889).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -24,8 +30,11 @@ from quantkit.checkpoint.names import quoted
 from quantkit.checkpoint.reading import read_bytes
 from quantkit.errors import CheckpointError
 
-#: Longest ``data.pkl`` accepted, in bytes: room for some 200,000 tensors.
-MAX_PICKLE_BYTES = 64 * 2**20
+#: Longest ``data.pkl`` accepted, in bytes: room for some 50,000 tensors.
+MAX_PICKLE_BYTES = 16 * 2**20
+
+#: Longest central directory accepted, in bytes: room for some 150,000 members.
+MAX_DIRECTORY_BYTES = 16 * 2**20
 
 _AGAIN = "the file is damaged, fetch it again"
 _RESAVE = "load it where you trust it and save it again with a current torch"
@@ -34,8 +43,20 @@ _LOCAL_HEADER_BYTES = 30
 _LOCAL_MAGIC = b"PK\x03\x04"
 _END_RECORD_BYTES = 22
 _END_MAGIC = b"PK\x05\x06"
-_ENCRYPTED = 0x1
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_DESCRIPTOR = 0x8
 _UTF8_NAME = 0x800
+#: Flags that change nothing for a stored member: a descriptor follows it, its name is UTF-8.
+_HARMLESS = _DESCRIPTOR | _UTF8_NAME
+#: The longest descriptor: signature, CRC-32, and two sizes of 64 bits (APPNOTE.TXT 4.3.9).
+_DESCRIPTOR_BYTES = 24
+_ZIP64 = 0xFFFFFFFF
+
+#: What torch.save writes, below NAME/.
+_MEMBERS = re.compile(
+    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
+    r"|data/[A-Za-z0-9_-]{1,64}"
+)
 
 #: How files that are no zip begin. The first is torch's old magic number
 #: 0x1950a86a20f9469cfc6c, pickled (torch/serialization.py, MAGIC_NUMBER).
@@ -70,6 +91,7 @@ def read_torch_archive(stream: BinaryIO, path: Path) -> TorchArchive:
     _check_kind(fd, path)
     members = _locate_members(stream, path)
     prefix = _find_prefix(members, path)
+    _check_members(members, prefix, path)
     _check_byteorder(fd, members.get(f"{prefix}byteorder"), path)
     folder = f"{prefix}data/"
     storages = {
@@ -107,11 +129,24 @@ def _locate_members(stream: BinaryIO, path: Path) -> dict[str, StoredMember]:
         member = _locate(stream.fileno(), info, where)
         members[info.filename] = member
         spans.append((info.header_offset, member.offset + member.nbytes))
-    if overlaps([*spans, directory]):
+    _check_spans([*spans, directory], path)
+    return members
+
+
+def _check_spans(spans: list[tuple[int, int]], path: Path) -> None:
+    """One after another from the file's first byte, with room for descriptors only."""
+    if overlaps(spans):
         raise CheckpointError(
             f"{path}: expected zip members one after another, they overlap; {_AGAIN}"
         )
-    return members
+    reached = 0
+    for begin, end in sorted(spans):
+        if begin - reached > (_DESCRIPTOR_BYTES if reached else 0):
+            raise CheckpointError(
+                f"{path}: expected zip members one after another, bytes {reached} to {begin} are "
+                "no member's: what is hidden there another reader may find; do not use the file"
+            )
+        reached = end
 
 
 def _read_directory(stream: BinaryIO, path: Path) -> tuple[list[zipfile.ZipInfo], tuple[int, int]]:
@@ -123,6 +158,12 @@ def _read_directory(stream: BinaryIO, path: Path) -> tuple[list[zipfile.ZipInfo]
         raise CheckpointError(
             f"{path}: expected the zip's end record in the last {_END_RECORD_BYTES} bytes, "
             "got none; the file is truncated or has trailing bytes, fetch it again"
+        )
+    length = _directory_bytes(stream.fileno(), tail, size)
+    if length > MAX_DIRECTORY_BYTES:
+        raise CheckpointError(
+            f"{path}: expected a zip directory of at most {MAX_DIRECTORY_BYTES} bytes, got "
+            f"{length}; save the tensors in several files"
         )
     try:
         archive = zipfile.ZipFile(stream)
@@ -140,6 +181,15 @@ def _read_directory(stream: BinaryIO, path: Path) -> tuple[list[zipfile.ZipInfo]
         return archive.infolist(), (archive.start_dir or 0, size)
 
 
+def _directory_bytes(fd: int, tail: bytes, size: int) -> int:
+    """The length that the end record states, or the one of 64 bits before it (4.3.14)."""
+    (stated,) = struct.unpack_from("<I", tail, 12)
+    record = os.pread(fd, 56, max(0, size - _END_RECORD_BYTES - 20 - 56))
+    if record.startswith(b"PK\x06\x06") and len(record) == 56:
+        (stated,) = struct.unpack_from("<Q", record, 40)
+    return int(stated)
+
+
 def _locate(fd: int, info: zipfile.ZipInfo, where: str) -> StoredMember:
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise CheckpointError(
@@ -147,6 +197,10 @@ def _locate(fd: int, info: zipfile.ZipInfo, where: str) -> StoredMember:
         )
     if info.flag_bits & _ENCRYPTED:
         raise CheckpointError(f"{where}: expected plain bytes, it is encrypted; {_RESAVE}")
+    if info.flag_bits & ~_HARMLESS:
+        raise CheckpointError(
+            f"{where}: expected no flags of zip, got {info.flag_bits:#x}; {_AGAIN}"
+        )
     if info.header_offset < 0 or info.filename != info.orig_filename:
         raise CheckpointError(f"{where}: expected a plain name and place; {_AGAIN}")
     header = read_bytes(fd, info.header_offset, _LOCAL_HEADER_BYTES, where)
@@ -159,8 +213,28 @@ def _locate(fd: int, info: zipfile.ZipInfo, where: str) -> StoredMember:
             f"{where}: expected a local header of that name at byte {info.header_offset}, "
             f"got another; {_AGAIN}"
         )
+    _check_local(header, info, where)
     offset = info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
     return StoredMember(offset, info.file_size, info.CRC)
+
+
+def _check_local(header: bytes, info: zipfile.ZipInfo, where: str) -> None:
+    """The local header agrees with the directory about all that changes how bytes are read."""
+    flags, method = struct.unpack_from("<HH", header, 6)
+    crc, packed, size = struct.unpack_from("<III", header, 14)
+    if flags & ~_HARMLESS or method != zipfile.ZIP_STORED:
+        raise CheckpointError(
+            f"{where}: expected plain stored bytes, its local header says flags {flags:#x}, "
+            f"method {method}; {_AGAIN}"
+        )
+    if flags & _DESCRIPTOR and not (crc or packed or size):
+        return  # they follow the member
+    stated = [(crc, info.CRC), (packed, info.file_size), (size, info.file_size)]
+    if any(local not in (told, _ZIP64) for local, told in stated[1:]) or crc != info.CRC:
+        raise CheckpointError(
+            f"{where}: expected the sizes and the CRC-32 of the directory in its local header, got "
+            f"others; {_AGAIN}"
+        )
 
 
 def _find_prefix(members: dict[str, StoredMember], path: Path) -> str:
@@ -172,6 +246,15 @@ def _find_prefix(members: dict[str, StoredMember], path: Path) -> str:
             f"among {len(members)} members; this is no file made by torch.save"
         )
     return found[0].removesuffix("data.pkl")
+
+
+def _check_members(members: Mapping[str, StoredMember], prefix: str, path: Path) -> None:
+    for name in members:
+        if not (name.startswith(prefix) and _MEMBERS.fullmatch(name.removeprefix(prefix))):
+            raise CheckpointError(
+                f"{path}: zip member {quoted(name)}: torch.save writes none of that name; what it "
+                "is for, only its author knows: save the tensors again without it"
+            )
 
 
 def _check_byteorder(fd: int, member: StoredMember | None, path: Path) -> None:

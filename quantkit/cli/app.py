@@ -11,17 +11,21 @@ from typing import Annotated, NoReturn
 import typer
 
 import quantkit
+from quantkit.cli.listing import listing
 from quantkit.cli.options import (
     Against,
     AllowWithdrawn,
     AsJson,
     Checksums,
+    ClaimedRepo,
     ComputeDevice,
     DeviceName,
     Overrides,
+    PublicKey,
     RecipeName,
     RequireVerified,
     Revision,
+    SigningKey,
     Source,
     Texts,
 )
@@ -38,6 +42,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 source not verified or withdrawn, "
     "4 gate failed, 130 interrupted.",
 )
+
+
+app.add_typer(listing, name="checksums")
 
 
 @app.callback(invoke_without_command=True)
@@ -70,6 +77,7 @@ def convert(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output, if quantkit made it.")
     ] = False,
+    sign: SigningKey = None,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +96,7 @@ def convert(
             allow_withdrawn=allow_withdrawn,
             no_gate=no_gate,
             overwrite=overwrite,
+            sign=sign,
             set=set_ or (),
             listener=display.listener,
         )
@@ -116,6 +125,8 @@ def verify(
         str, typer.Argument(metavar="PATH_OR_REPO", help="A checkpoint, or quantkit's output.")
     ],
     revision: Revision = None,
+    repo: ClaimedRepo = None,
+    public_key: PublicKey = None,
     checksums: Checksums = None,
     require_verified: RequireVerified = False,
     allow_withdrawn: AllowWithdrawn = False,
@@ -126,6 +137,8 @@ def verify(
         found = quantkit.verify(
             path_or_repo,
             revision=revision,
+            repo=repo,
+            public_key=public_key,
             checksums=checksums or (),
             require_verified=require_verified,
             allow_withdrawn=allow_withdrawn,
@@ -230,17 +243,6 @@ def recipes(
     """List the recipes that are built in, or show one."""
     with session(as_json=as_json) as display:
         display.recipes([quantkit.load_recipe(name)] if name else quantkit.recipes(), whole=name)
-
-
-@app.command()
-def checksums(
-    repository: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
-    folders: Checksums = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the releases that the registry knows, or show one repository's."""
-    with session(as_json=as_json) as display:
-        display.registry(quantkit.checksums(folders or ()), repository)
 
 
 @app.command()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantkit.plans import Plan
     from quantkit.recipe import Recipe
     from quantkit.registry import Registry
+    from quantkit.releases import Entry, Release
 
 _STAGES = {
     "calibrate": "calibrate and quantize, layer by layer",
@@ -108,11 +109,12 @@ class Display:
             self._json(found)
             return
         rows = [("status", str(found["status"]))]
-        for key in ("repository", "release", "reason", "stated_at", "advice"):
+        for key in ("repository", "release", "evidence", "reason", "stated_at", "advice"):
             if found["verdict"][key]:
                 rows.append((key.replace("_", " "), str(found["verdict"][key])))
         if "gate" in found:
             rows.append(("gate", str(found["gate"])))
+            rows.append(("signature", str(found["signature"]).replace("_", " ")))
         rows += [(each["name"], f"sha256 {each['sha256']}") for each in found["files"]]
         self._table(f"{found['kind']} {found['path']}", rows)
 
@@ -170,11 +172,20 @@ class Display:
             self._json({"entries": [each.model_dump(mode="json") for each in entries]})
             return
         rows = [
-            (f"{entry.repository} {release.date}", f"{release.status}. {release.reason}")
+            (f"{entry.repository} {release.label}", _standing(release))
             for entry in entries
             for release in entry.releases
         ]
         self._table("registry", rows)
+
+    def entry(self, text: str, entry: Entry, written: Path | None) -> None:
+        self._stop()
+        if self._as_json:
+            self._json({"entry": entry.model_dump(mode="json", exclude_none=True)})
+        elif written is None:
+            print(text, end="")  # noqa: T201
+        else:
+            self._say(f"{written}: written; see that what it states stands at its address")
 
     def demonstrated(self, shown: Mapping[str, Any]) -> None:
         self._stop()
@@ -240,6 +251,11 @@ class Display:
             self._progress.stop()
             self._progress = None
             self._tasks = {}
+
+
+def _standing(release: Release) -> str:
+    kind = f" ({release.kind})" if release.kind else ""
+    return f"{release.status}{kind}. {release.reason}"
 
 
 def _console() -> Console:

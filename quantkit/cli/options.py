@@ -44,6 +44,20 @@ Checksums = Annotated[
     list[Path] | None,
     typer.Option("--checksums", metavar="DIR", help="More registry entries; may be repeated."),
 ]
+ClaimedRepo = Annotated[
+    str | None,
+    typer.Option(
+        "--repo", metavar="OWNER/NAME", help="What a checkpoint is said to be; held to its entry."
+    ),
+]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option("--public-key", help="Whose signature (PEM) is expected on an output."),
+]
+SigningKey = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the output with this private key (PEM)."),
+]
 RequireVerified = Annotated[
     bool,
     typer.Option("--require-verified", help="Stop unless the digests are a current release's."),

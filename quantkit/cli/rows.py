@@ -17,6 +17,7 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
     status = manifest["source"]["status"]
     if status != "verified":
         known = "no registry knows these digests" if status == "unlisted" else "see the card"
+        known = manifest["source"]["verdict"]["reason"] or known if status == "unlisted" else known
         said.append(f"the source is {status}: {known}")
     if manifest["gate"]["status"] == "not_run":
         reasons = sorted(set(manifest["gate"]["reasons"].values()))

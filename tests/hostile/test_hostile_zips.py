@@ -151,7 +151,10 @@ def test_member_twice(sound: Path) -> None:
 def test_two_members_over_the_same_bytes(sound: Path) -> None:
     members = members_of(sound)
     inner = members.pop("pytorch_model/data/0")
-    fake = b"PK\x03\x04" + bytes(22) + struct.pack("<HH", 20, 0) + b"pytorch_model/data/0"
+    flags = struct.pack("<H", 8)  # its sizes follow it, says the header
+    fake = (
+        b"PK\x03\x04\0\0" + flags + bytes(18) + struct.pack("<HH", 20, 0) + b"pytorch_model/data/0"
+    )
     rewrite(sound, members | {"pytorch_model/pad": fake + inner, "pytorch_model/data/0": inner})
     at = sound.read_bytes().find(fake)
     poke(sound, central_entry(sound, "pytorch_model/data/0") + 42, struct.pack("<I", at))

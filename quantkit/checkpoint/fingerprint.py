@@ -1,0 +1,159 @@
+"""A checkpoint's fingerprint: which tensors it holds, whatever files they lie in.
+
+Every tensor gets two SHA-256: of its bytes as stored (row-major), and of its values in
+the narrowest data type that holds every one of them exactly, tried in the order float16,
+bfloat16, float32, float64. That type follows from the values alone, so a float16 tensor
+and its cast to float32, or a bfloat16 one and its cast to float16 where that lost nothing,
+have one digest. The second costs nothing for float16, and for the others as long as a
+narrower type still holds what was read so far.
+
+The digests, sorted, make the :class:`~quantkit.types.Fingerprint`: container, shards and
+order play no part. It recognizes what was repacked, not what was changed: one other bit in
+one weight is another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from quantkit.types import Fingerprint, TensorRecord
+
+if TYPE_CHECKING:
+    import torch
+
+_FORM = "quantkit fingerprint 1"
+
+#: What may hold a floating tensor's values exactly in fewer bytes, or instead: by what is stored.
+_NARROWER: dict[str, tuple[str, ...]] = {
+    "float16": (),
+    "bfloat16": ("float16",),
+    "float32": ("float16", "bfloat16"),
+    "float64": ("float16", "bfloat16", "float32"),
+}
+
+#: So many elements are tried first: a tensor that does not fit is mostly seen by these.
+_PROBE = 4096
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """One tensor: digest of its stored bytes, and of its values in ``exact_dtype``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    exact_dtype: str
+    exact_sha256: str
+
+
+@dataclass
+class _Open:
+    """A tensor whose bytes are coming in."""
+
+    stored: hashlib._Hash = field(default_factory=hashlib.sha256)
+    narrower: dict[str, hashlib._Hash] = field(default_factory=dict)
+
+
+class TensorDigests:
+    """Digests of the tensors of one file, fed with pieces of each in order.
+
+    A piece is a whole number of elements, and a strided tensor is one piece.
+    """
+
+    def __init__(self, records: Iterable[TensorRecord]) -> None:
+        self._records = {each.name: each for each in records}
+        self._open: dict[str, _Open] = {}
+
+    def feed(self, name: str, data: memoryview) -> None:
+        """Take the next bytes of the tensor ``name``; runs on one thread."""
+        record = self._records[name]
+        state = self._open.get(name) or self._start(record)
+        if record.stride is None and not state.narrower:
+            state.stored.update(data)
+            return
+        values = _row_major(record, data)
+        state.stored.update(_bytes_of(values))
+        for dtype in tuple(state.narrower):
+            narrow = _exactly(values, dtype)
+            if narrow is None:
+                del state.narrower[dtype]
+            else:
+                state.narrower[dtype].update(_bytes_of(narrow))
+
+    def _start(self, record: TensorRecord) -> _Open:
+        narrower = {each: hashlib.sha256() for each in _NARROWER.get(record.dtype, ())}
+        self._open[record.name] = _Open(narrower=narrower)
+        return self._open[record.name]
+
+    def result(self) -> tuple[TensorDigest, ...]:
+        """Each tensor's digests; those without any bytes were never fed."""
+        return tuple(self._finish(each) for each in self._records.values())
+
+    def _finish(self, record: TensorRecord) -> TensorDigest:
+        state = self._open.get(record.name) or self._start(record)
+        stored = state.stored.hexdigest()
+        exact, digest = record.dtype, stored
+        for dtype, each in state.narrower.items():  # the narrowest that is left comes first
+            exact, digest = dtype, each.hexdigest()
+            break
+        return TensorDigest(record.name, record.dtype, record.shape, stored, exact, digest)
+
+
+def fingerprint(tensors: Sequence[TensorDigest]) -> Fingerprint:
+    """The fingerprint of a whole checkpoint with these tensors."""
+    matrices = [each for each in tensors if len(each.shape) == 2 and each.dtype in _NARROWER]
+    return Fingerprint(
+        tensors=_combine("tensors", [(t.name, t.dtype, t.shape, t.sha256) for t in tensors]),
+        values=_combine(
+            "values", [(t.name, t.exact_dtype, t.shape, t.exact_sha256) for t in tensors]
+        ),
+        matrices=_combine(
+            "matrices", {(t.exact_dtype, t.shape, t.exact_sha256) for t in matrices or tensors}
+        ),
+    )
+
+
+def _combine(kind: str, rows: Iterable[tuple[object, ...]]) -> str:
+    lines = sorted(json.dumps(row, separators=(",", ":")) for row in rows)
+    return hashlib.sha256("\n".join([_FORM, kind, *lines]).encode()).hexdigest()
+
+
+def _row_major(record: TensorRecord, data: memoryview) -> torch.Tensor:
+    import torch  # seconds to import, and most fingerprints need none of it
+
+    values = torch.frombuffer(data, dtype=getattr(torch, record.dtype))
+    if record.stride is None:
+        return values
+    return values.as_strided(record.shape, record.stride).contiguous().reshape(-1)
+
+
+def _exactly(values: torch.Tensor, dtype: str) -> torch.Tensor | None:
+    """``values`` as ``dtype``, or nothing where a single bit would be lost."""
+    import torch
+
+    target = getattr(torch, dtype)
+    for part in (values[:_PROBE], values) if len(values) > _PROBE else (values,):
+        narrow = part.to(target)
+        back = narrow.to(values.dtype)
+        if not torch.equal(_bits(back), _bits(part)):
+            return None
+    return narrow
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The bit patterns: a negative zero is no zero, and a NaN equals itself."""
+    import torch
+
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return values.view(integers[values.element_size()])
+
+
+def _bytes_of(values: torch.Tensor) -> memoryview:
+    import torch
+
+    return values.view(torch.uint8).numpy().data if values.numel() else memoryview(b"")

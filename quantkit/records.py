@@ -1,0 +1,82 @@
+"""``quantkit-manifest.json`` on the disk: read, written, and sealed.
+
+The last key, ``seal``, is the SHA-256 of the file's own bytes with the seal's digits as
+zeros, so that a manifest that changed on the way says so itself. Whoever changes one on
+purpose can seal it again: against that stands a signature (docs/verification.md).
+
+Apart from what fills a manifest, as a reader needs none of the libraries that makes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import SourceError
+from quantkit.staging import MANIFEST
+
+#: Raised when a reader of the old schema would misread the new one.
+SCHEMA = 1
+
+#: More than any manifest: one of 100,000 tensors takes some 40 MB.
+MAX_BYTES = 256 << 20
+
+_OPEN_SEAL = "0" * 64
+_SEALED = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
+
+
+def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    """Seal ``manifest`` and write it into ``folder``."""
+    open_ = {key: value for key, value in manifest.items() if key != "seal"}
+    text = json.dumps(open_ | {"seal": _OPEN_SEAL}, indent=2, ensure_ascii=False) + "\n"
+    manifest["seal"] = hashlib.sha256(text.encode()).hexdigest()
+    sealed = json.dumps(open_ | {"seal": manifest["seal"]}, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(sealed, encoding="utf-8")
+
+
+def is_sealed(raw: bytes) -> bool:
+    """Whether a manifest's bytes are those that were sealed."""
+    found = _SEALED.search(raw)
+    if found is None:
+        return False
+    start, end = found.span(1)
+    return hashlib.sha256(raw[:start] + _OPEN_SEAL.encode() + raw[end:]).hexdigest() == (
+        found[1].decode()
+    )
+
+
+def read_raw(folder: Path) -> bytes:
+    """The bytes of the manifest in ``folder``.
+
+    Raises:
+        SourceError: it cannot be read, or is too long to be one.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SourceError(f"{path}: expected at most {MAX_BYTES} bytes, got more")
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: not a readable quantkit manifest: {error}") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that quantkit made; whether it is sealed is not asked.
+
+    Raises:
+        SourceError: it cannot be read, or is of a later schema.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(read_raw(folder).decode("utf-8"))
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SourceError(f"{path}: not a readable quantkit manifest: {error}") from error
+    if schema != SCHEMA:
+        raise SourceError(
+            f"{path}: schema {schema!r}, expected {SCHEMA}; use the quantkit that wrote it or newer"
+        )
+    return dict(manifest)

@@ -1,0 +1,107 @@
+"""A signature over a whole output, by OpenSSF model-signing, with a key of one's own.
+
+Offline: no service is asked, no identity looked up. The package is optional
+(``pip install 'quantkit[sign]'``); without it a signature that is there is reported as not
+checked, never as valid. Keys are elliptic-curve keys in PEM:
+
+    openssl ecparam -name prime256v1 -genkey -noout -out key.pem
+    openssl ec -in key.pem -pubout -out key.pub
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import MismatchError, SourceError, UsageError, first_line
+
+SIGNATURE = "model.sig"
+
+#: The password of an encrypted private key.
+PASSWORD = "QUANTKIT_SIGN_PASSWORD"
+
+_INSTALL = "install it with: pip install 'quantkit[sign]'"
+
+#: What git, the hub client and a run in progress keep in a folder.
+_IGNORED = (SIGNATURE, ".cache", "quantkit-staging.json")
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A private key that has been read, before the work that it is to sign."""
+
+    config: Any
+
+    def sign(self, folder: Path) -> None:
+        """Sign every file of ``folder`` into ``model.sig``."""
+        from model_signing import hashing
+
+        ignored = hashing.Config().set_ignored_paths(paths=[folder / each for each in _IGNORED])
+        self.config.set_hashing_config(ignored)
+        self.config.sign(folder, folder / SIGNATURE)
+
+
+def open_signer(key: Path) -> Signer:
+    """Read a private key.
+
+    Raises:
+        UsageError: model-signing is not installed, or the key cannot be read.
+    """
+    try:
+        from model_signing import signing
+    except ImportError as error:
+        raise UsageError(f"--sign {key}: needs model-signing ({error}); {_INSTALL}") from error
+    try:
+        config = signing.Config().use_elliptic_key_signer(
+            private_key=key, password=os.environ.get(PASSWORD)
+        )
+    except Exception as error:  # the cryptography library raises many kinds
+        raise UsageError(
+            f"--sign {key}: not a readable elliptic-curve private key in PEM: {first_line(error)}"
+        ) from error
+    return Signer(config)
+
+
+def check_signature(folder: Path, public_key: Path | None) -> str:
+    """``absent``, ``not_checked`` (no key was given) or ``valid``.
+
+    Raises:
+        MismatchError: the signature is not this key's, or not over these bytes; or a key was
+            given and there is no signature.
+        SourceError: model-signing is not installed, and a key was given.
+        UsageError: the key cannot be read.
+    """
+    there = (folder / SIGNATURE).is_file()
+    if public_key is None:
+        return "not_checked" if there else "absent"
+    if not there:
+        raise MismatchError(
+            f"{folder}: no {SIGNATURE}, and --public-key {public_key} expects one; ask the "
+            "publisher, or drop the option"
+        )
+    try:
+        from model_signing import hashing, verifying
+    except ImportError as error:
+        raise SourceError(
+            f"{folder / SIGNATURE}: cannot be checked without model-signing ({error}); {_INSTALL}"
+        ) from error
+    try:
+        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    except Exception as error:  # the cryptography library raises many kinds
+        raise UsageError(
+            f"--public-key {public_key}: not a readable elliptic-curve public key in PEM: "
+            f"{first_line(error)}"
+        ) from error
+    # files that are in no manifest have been refused before; the hub client adds its own
+    config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
+    config.set_ignore_unsigned_files(True)
+    try:
+        config.verify(folder, folder / SIGNATURE)
+    except Exception as error:  # ValueError, or whatever a damaged bundle ends in
+        raise MismatchError(
+            f"{folder / SIGNATURE}: not this key's signature over these files: "
+            f"{first_line(error)}; do not use the folder"
+        ) from error
+    return "valid"

@@ -1,0 +1,90 @@
+"""``quantkit checksums list|show|add``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from commanding import refused, succeeded
+from tiny import write_source
+
+import quantkit
+
+FACTS = ("--repository", "own/model", "--status", "current", "--stated-at", "https://example.org")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_source(tmp_path_factory.mktemp("verb") / "source", container="torch", shards=2)
+    (folder / "LICENSE").write_text("Do what you like.")
+    (folder / "NOTICE").write_text("")
+    return folder
+
+
+def test_list_and_show() -> None:
+    listed = json.loads(succeeded("checksums", "list", "--json"))
+    assert listed == json.loads(succeeded("checksums", "--json"))
+    shown = json.loads(succeeded("checksums", "show", "quantkit/demo", "--json"))
+    assert shown == json.loads(succeeded("checksums", "quantkit/demo"))
+    assert shown["entries"] == [e for e in listed["entries"] if e["repository"] == "quantkit/demo"]
+    assert "withdrawn (licence)" in " ".join(succeeded("checksums").split())
+
+
+def test_an_unknown_one_is_named() -> None:
+    assert "no/such" in refused(2, "checksums", "show", "no/such")
+    assert "no/such" in refused(2, "checksums", "no/such", "--json")
+
+
+def test_add_prints_an_entry_that_is_read_again(source: Path, tmp_path: Path) -> None:
+    text = succeeded("checksums", "add", source, *FACTS, "--alias", "old/name", "--licence", "MIT")
+    (release,) = tomllib.loads(text)["releases"]
+    files = {each["name"]: each for each in release["files"]}
+    assert set(files) == {path.name for path in source.iterdir()} - {"NOTICE"}
+    for name, each in files.items():
+        raw = (source / name).read_bytes()
+        assert each["sha256"] == hashlib.sha256(raw).hexdigest()
+        assert each["bytes"] == len(raw)
+        assert each.get("md5") == (hashlib.md5(raw).hexdigest() if name.endswith(".bin") else None)
+    assert release["fingerprint"] == quantkit.verify(source)["fingerprint"]
+
+    (tmp_path / "entry.toml").write_text(text)
+    found = quantkit.verify(source, repo="OLD/name", checksums=[tmp_path])
+    assert (found["status"], found["verdict"]["repository"]) == ("verified", "own/model")
+
+
+def test_add_appends_a_release_and_keeps_what_was_written(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "entry.toml"
+    succeeded("checksums", "add", source, *FACTS, "--date", "2026-01-01", "--into", path)
+    path.write_text("# a remark\n" + path.read_text())
+    before = path.read_text()
+    made = json.loads(
+        succeeded(
+            "checksums", "add", source, *FACTS, "--date", "2026-02-02", "--into", path, "--json"
+        )
+    )
+    assert path.read_text().startswith(before.rstrip())
+    assert [each["date"] for each in made["entry"]["releases"]] == ["2026-01-01", "2026-02-02"]
+    words = ("checksums", "add", source, "--status", "current", "--stated-at", "https://x.org")
+    assert "is of own/model" in refused(2, *words, "--repository", "own/other", "--into", path)
+
+
+def test_what_does_not_hold_to_the_schema_is_not_written(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "entry.toml"
+    words = ("checksums", "add", source, *FACTS, "--into", path)
+    assert "date" in refused(2, *words, "--date", "yesterday")
+    assert "printable line" in refused(2, *words, "--reason", "two\nlines")
+    assert not path.exists()
+
+
+def test_quotes_and_backslashes_come_back(source: Path, tmp_path: Path) -> None:
+    reason = 'it said "C:\\model" — 公開停止'
+    text = succeeded("checksums", "add", source, *FACTS, "--reason", reason)
+    assert tomllib.loads(text)["releases"][0]["reason"] == reason
+
+
+def test_no_checkpoint_is_no_entry(tmp_path: Path) -> None:
+    assert "config.json" in refused(1, "checksums", "add", tmp_path, *FACTS)
+    assert "no such folder" in refused(2, "checksums", "add", tmp_path / "none", *FACTS)

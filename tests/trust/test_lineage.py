@@ -1,0 +1,151 @@
+"""``verify`` on an output: its own files, the small ones first, then where it came from."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commanding import command, refused, succeeded
+from tiny import write_source
+
+import quantkit
+from quantkit.errors import MismatchError, SourceError, VerificationError, WithdrawnError
+from quantkit.records import read_manifest, write_manifest
+from quantkit.types import Event
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("lineage") / "source")
+
+
+@pytest.fixture(scope="module")
+def saved(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("lineage") / "out"
+    quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+    return out
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def withdraw(source: Path, folder: Path, *, by: str) -> Path:
+    """A registry of today, that knows the source by its files or by its tensors alone."""
+    folder.mkdir()
+    text = succeeded(
+        "checksums", "add", source, "--repository", "own/model", "--status", "withdrawn",
+        "--date", "2026-01-02", "--reason", "its data was not free",
+        "--stated-at", "https://example.org/withdrawn",
+    )  # fmt: skip
+    head, print_, files = text.partition("[releases.fingerprint]")
+    fingerprint, first, files = files.partition("[[releases.files]]")
+    kept = head + print_ + fingerprint if by == "fingerprint" else head + first + files
+    (folder / "own.toml").write_text(kept)
+    return folder
+
+
+@pytest.mark.parametrize("by", ["files", "fingerprint"])
+def test_a_source_withdrawn_since_is_reported(
+    source: Path, saved: Path, tmp_path: Path, by: str
+) -> None:
+    assert quantkit.verify(saved)["status"] == "unlisted"
+    registry = withdraw(source, tmp_path / "registry", by=by)
+    said = refused(3, "verify", saved, "--checksums", registry)
+    assert "its source" in said
+    assert "its data was not free" in said
+    with pytest.raises(WithdrawnError):
+        quantkit.verify(saved, checksums=[registry])
+    found = quantkit.verify(saved, checksums=[registry], allow_withdrawn=True)
+    assert found["status"] == "withdrawn"
+
+
+def test_the_manifest_names_the_sources_tensors(source: Path, saved: Path) -> None:
+    assert read_manifest(saved)["source"]["fingerprint"] == quantkit.verify(source)["fingerprint"]
+
+
+# which files differ, and when it is said
+
+
+def test_small_files_are_told_of_before_the_large_are_read(copy: Path) -> None:
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    heard: list[Event] = []
+    with pytest.raises(MismatchError) as caught:
+        quantkit.verify(copy, listener=heard.append)
+    assert "config.json has changed" in str(caught.value)
+    assert "model.safetensors has changed" in str(caught.value)
+    first = next(at for at, each in enumerate(heard) if each.message)
+    assert "config.json has changed" in heard[first].message
+    assert "model.safetensors" not in heard[first].message
+    size = (copy / "model.safetensors").stat().st_size
+    assert (heard[-1].done, heard[-1].total) == (size, size)
+    assert first < len(heard) - 1
+
+
+def test_small_files_are_told_of_in_two_seconds(copy: Path, tmp_path: Path) -> None:
+    """A whole process, beside weights that take it longer: 6 GB of holes."""
+    (copy / "tokenizer.json").write_text("{}")
+    large = copy / "model.safetensors"
+    manifest = read_manifest(copy)
+    for each in manifest["output"]["files"]:
+        if each["name"] == large.name:
+            each["bytes"] = 6 << 30
+    write_manifest(manifest, copy)
+    with large.open("r+b") as file:
+        file.truncate(6 << 30)
+    start = time.monotonic()
+    process = subprocess.Popen(command("verify", copy), stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    took, ended = time.monotonic() - start, process.poll()
+    process.kill()
+    process.wait()
+    assert b"tokenizer.json is not in the manifest" in line
+    assert ended is None, "it had read the weights before"
+    assert took < 2
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../b", "a\nb"])
+def test_names_that_lead_out_of_the_folder_are_refused(copy: Path, name: str) -> None:
+    manifest = read_manifest(copy)
+    manifest["output"]["files"][0]["name"] = name
+    write_manifest(manifest, copy)
+    with pytest.raises(SourceError, match="leads elsewhere"):
+        quantkit.verify(copy)
+
+
+def test_a_changed_manifest_says_so_itself(copy: Path) -> None:
+    path = copy / "quantkit-manifest.json"
+    path.write_text(path.read_text().replace('"not_run"', '"passed"'))
+    with pytest.raises(MismatchError, match=r"quantkit-manifest\.json has changed"):
+        quantkit.verify(copy)
+
+
+# flipped bits
+
+
+def test_any_flipped_bit_in_an_output_is_found_and_its_file_named(copy: Path) -> None:
+    """More in test_bit_flips.py, on demand; the manifest's part is always tried."""
+    rng = random.Random(6)
+    files = [path for path in sorted(copy.rglob("*")) if path.is_file()]
+    for path in [each for each in files for _ in range(4)] + [copy / "quantkit-manifest.json"] * 60:
+        sound = path.read_bytes()
+        at = rng.randrange(len(sound) * 8)
+        damaged = bytearray(sound)
+        damaged[at // 8] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises((VerificationError, SourceError)) as caught:
+            quantkit.verify(copy)
+        assert path.name in str(caught.value)
+        path.write_bytes(sound)
+    assert json.loads((copy / "quantkit-manifest.json").read_text())["seal"]
+    assert quantkit.verify(copy)["gate"] == "not_run"

@@ -1,0 +1,130 @@
+"""Signatures by OpenSSF model-signing, with a key, offline."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commanding import refused, succeeded
+from tiny import write_source
+
+import quantkit
+from quantkit.records import read_manifest, write_manifest
+
+pytest.importorskip("model_signing")
+
+
+def make_key(folder: Path, name: str) -> tuple[Path, Path]:
+    """An elliptic-curve key pair in PEM."""
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private.write_bytes(
+        key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    folder = tmp_path_factory.mktemp("keys")
+    return {name: make_key(folder, name) for name in ("mine", "other")}
+
+
+@pytest.fixture(scope="module")
+def signed(keys: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("signed")
+    source = write_source(folder / "source")
+    succeeded(
+        "convert", source, "--recipe", "bnb-nf4", "--out", folder / "out", "--no-gate",
+        "--sign", keys["mine"][0],
+    )  # fmt: skip
+    return folder / "out"
+
+
+def test_a_signature_is_checked_with_its_key(
+    signed: Path, keys: dict[str, tuple[Path, Path]]
+) -> None:
+    assert quantkit.verify(signed)["signature"] == "not_checked"
+    assert quantkit.verify(signed, public_key=keys["mine"][1])["signature"] == "valid"
+    said = refused(3, "verify", signed, "--public-key", keys["other"][1])
+    assert "not this key's signature" in said
+
+
+def test_a_link_into_a_cache_is_checked_too(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    shutil.copytree(signed, blobs)
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    (snapshot / ".gitattributes").write_text("added by the hub client")
+    assert quantkit.verify(snapshot, public_key=keys["mine"][1])["signature"] == "valid"
+
+
+def test_what_was_changed_and_sealed_again_is_found_by_the_signature(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(signed, tmp_path / "copy")
+    manifest = read_manifest(copy)
+    manifest["gate"]["status"] = "passed"
+    write_manifest(manifest, copy)
+    assert quantkit.verify(copy)["gate"] == "passed", "the seal alone does not stand against this"
+    said = refused(3, "verify", copy, "--public-key", keys["mine"][1])
+    assert "model.sig" in said
+
+
+def test_a_signature_that_should_be_there(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(signed, tmp_path / "copy")
+    (copy / "model.sig").unlink()
+    assert quantkit.verify(copy)["signature"] == "absent"
+    assert "expects one" in refused(3, "verify", copy, "--public-key", keys["mine"][1])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"dsseEnvelope": {}}'])
+def test_a_damaged_signature(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path, content: bytes
+) -> None:
+    copy = shutil.copytree(signed, tmp_path / "copy")
+    (copy / "model.sig").write_bytes(content)
+    assert "model.sig" in refused(3, "verify", copy, "--public-key", keys["mine"][1])
+
+
+def test_a_bad_key_is_seen_before_the_work(signed: Path, tmp_path: Path) -> None:
+    nothing = tmp_path / "key.pem"
+    nothing.write_text("no key")
+    out = tmp_path / "out"
+    words = ("convert", signed.parent / "source", "--recipe", "bnb-nf4", "--out", out)
+    assert "key.pem" in refused(2, *words, "--sign", nothing)
+    assert "none.pem" in refused(2, *words, "--sign", tmp_path / "none.pem")
+    assert "key.pem" in refused(2, "verify", signed, "--public-key", nothing)
+    assert not out.exists()
+
+
+def test_without_the_package_nothing_is_called_valid(
+    signed: Path, keys: dict[str, tuple[Path, Path]]
+) -> None:
+    script = (
+        "import sys; sys.modules['model_signing'] = None\n"
+        "import quantkit\n"
+        "from quantkit.errors import QuantkitError\n"
+        f"assert quantkit.verify({str(signed)!r})['signature'] == 'not_checked'\n"
+        "try:\n"
+        f"    quantkit.verify({str(signed)!r}, public_key={str(keys['mine'][1])!r})\n"
+        "except QuantkitError as error:\n"
+        "    assert 'quantkit[sign]' in str(error)\n"
+        "else:\n"
+        "    raise SystemExit('it passed')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
