@@ -10,12 +10,13 @@ from typing import Any
 
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, SourceError, UsageError
+from quantkit.fetching import fetch
 from quantkit.gate.tokens import check_tokenizer_level
 from quantkit.manifest import read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
-from quantkit.source import open_source, read_object
+from quantkit.source import is_hub_id, open_source, read_object, wanted_files
 from quantkit.staging import MANIFEST
 from quantkit.tokenizer import SENTENCEPIECE_FILES
 from quantkit.types import Event, FileDigest, Listener, silent
@@ -46,6 +47,10 @@ def verify(
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
     folder = Path(path_or_repo)
+    if is_hub_id(path_or_repo):
+        # whole where quantkit made it; else what a conversion needs
+        fetched = fetch(str(path_or_repo), revision, wanted_to_verify, listener)
+        folder, revision = fetched.folder, fetched.commit
     if (folder / MANIFEST).is_file():
         return _verify_output(folder, registry, policy)
     source = open_source(path_or_repo, revision, listener)
@@ -58,6 +63,11 @@ def verify(
         "verdict": asdict(verified.verdict),
         "files": [asdict(each) for each in verified.files],
     }
+
+
+def wanted_to_verify(names: list[str]) -> list[str]:
+    """All files of a repository that quantkit made, else those that a conversion needs."""
+    return names if MANIFEST in names else wanted_files(names)
 
 
 def check_tokenizer(
@@ -117,10 +127,9 @@ def _verify_output(folder: Path, registry: Registry, policy: Policy) -> dict[str
 def _hold_to(
     folder: Path, manifest: Mapping[str, Any], registry: Registry, policy: Policy
 ) -> dict[str, Any]:
-    differences = list(_differences(folder, manifest))
-    if differences:
+    if changed := list(differences(folder, manifest)):
         raise MismatchError(
-            f"{folder}: not as its manifest says: {'; '.join(differences)}; fetch it again"
+            f"{folder}: not as its manifest says: {'; '.join(changed)}; fetch it again"
         )
     lineage = registry.judge(
         [FileDigest(**each) for each in manifest["source"]["files"]],
@@ -137,7 +146,7 @@ def _hold_to(
     }
 
 
-def _differences(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+def differences(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Every file that is missing, changed or extra; all of them, not the first."""
     listed = {each["name"]: each["sha256"] for each in manifest["output"]["files"]}
     folders = {name.rpartition("/")[0] for name in listed} - {""}

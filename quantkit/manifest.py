@@ -20,10 +20,13 @@ from quantkit.calibration import Calibration
 from quantkit.clock import Measured
 from quantkit.errors import SourceError
 from quantkit.execution import Job, Staged
+from quantkit.frontmatter import read_card
 from quantkit.gate import GateReport, report_json
+from quantkit.licences import licence_json, licence_of
 from quantkit.plans import Plan
+from quantkit.source import read_text
 from quantkit.staging import MANIFEST
-from quantkit.types import ACTIONS
+from quantkit.types import ACTIONS, ITEM_BYTES
 from quantkit.verification import VerifiedSource
 
 #: Raised when a reader of the old schema would misread the new one.
@@ -33,9 +36,14 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "senten
 
 
 def build_manifest(
-    job: Job, verified: VerifiedSource, staged: Staged, report: GateReport, measured: Measured
+    job: Job,
+    verified: VerifiedSource,
+    staged: Staged,
+    report: GateReport,
+    measured: Measured,
+    request: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything in one JSON object."""
+    """Everything in one JSON object. ``request`` is what the user asked for, as names."""
     source, plan, recipe = verified.source, job.plan, job.recipe
     return {
         "schema": SCHEMA,
@@ -49,7 +57,9 @@ def build_manifest(
             "verdict": asdict(verified.verdict),
             "config": dict(source.config),
             "files": [asdict(each) for each in verified.files],
+            **_standing(job, verified),
         },
+        "request": {**request, "revision": source.revision or request["revision"]},
         "recipe": recipe.model_dump(mode="json"),
         "plan": _plan_summary(plan),
         "conversion": {
@@ -65,13 +75,54 @@ def build_manifest(
             "source_bytes": source.weight_bytes,
             "output_bytes": sum(each.bytes for each in staged.outputs if each.is_weight),
             "expected_output_bytes": plan.output_bytes,
+            "kv_cache_bytes_per_token": _cache_bytes(plan),
         },
         "seconds": dict(measured.seconds),
         "peak_rss_bytes": measured.peak_rss_bytes,
         "gate": report_json(report),
         "report": [],
+        "evaluation": [],
+        "publication": None,
         "output": {"files": [asdict(each) for each in staged.outputs]},
     }
+
+
+def _standing(job: Job, verified: VerifiedSource) -> dict[str, Any]:
+    """The source's own card, its licence, and which of its releases were withdrawn."""
+    source, verdict = verified.source, verified.verdict
+    card = read_text(source.folder / "README.md")
+    proven = verdict.status in ("verified", "superseded", "withdrawn")
+    entries = [
+        each for each in job.registry.entries if proven and each.named(str(verdict.repository))
+    ]
+    registered = next((each.licence for each in entries if each.licence), None)
+    return {
+        "card": card,
+        "licence": licence_json(licence_of(read_card(card).metadata, registered)),
+        "withdrawn": [
+            {
+                "repository": entry.repository,
+                "release": each.date,
+                "reason": each.reason,
+                "stated_at": each.stated_at,
+            }
+            for entry in entries
+            for each in entry.releases
+            if each.status == "withdrawn" and each.date != verdict.release
+        ],
+    }
+
+
+def _cache_bytes(plan: Plan) -> int | None:
+    """Bytes of keys and values for each token of context, where the config says how many."""
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    found = [plan.config.get(each) for each in names]
+    layers, heads, hidden = (each if isinstance(each, int) and each > 0 else 0 for each in found)
+    if not layers * heads * hidden:
+        return None
+    width = plan.config.get("head_dim") or hidden // heads
+    held = plan.config.get("num_key_value_heads") or heads
+    return int(2 * layers * held * width * ITEM_BYTES[plan.dtype])
 
 
 def _calibration(used: Calibration | None) -> dict[str, Any] | None:
@@ -108,9 +159,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """What is written into the file."""
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from quantkit.plans import Plan, summary
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums as read_checksums
 from quantkit.report import write_report
-from quantkit.source import open_source
+from quantkit.source import is_hub_id, open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
-from quantkit.verification import Policy, settle
+from quantkit.verification import Policy, prove, settle
 
 
 def plan(
@@ -37,7 +37,8 @@ def plan(
     listener: Listener = silent,
 ) -> Plan:
     """Every tensor's fate and every output file's size; writes nothing."""
-    return make_plan(open_source(source, revision, listener), load_recipe(recipe, set))
+    opened = prove(open_source(source, revision, listener), listener)
+    return make_plan(opened, load_recipe(recipe, set))
 
 
 def convert(
@@ -71,6 +72,7 @@ def convert(
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
         StorageError: the disk is full, or will not hold the output.
     """
+    request = _request(locals())
     clock = Clock()
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
@@ -94,7 +96,7 @@ def convert(
                 if material is not None
                 else gate_not_run(staged.ungated)
             )
-        manifest = build_manifest(job, verified, staged, report, clock.measured())
+        manifest = build_manifest(job, verified, staged, report, clock.measured(), request)
         if material is not None:
             manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
@@ -104,6 +106,25 @@ def convert(
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest
+
+
+def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, as one would type it elsewhere: names without this machine's folders."""
+
+    def name(given: object) -> str:
+        return str(given) if is_hub_id(str(given)) else Path(str(given)).expanduser().name
+
+    flags = ("require_verified", "allow_withdrawn", "no_gate")
+    return {
+        "source": name(asked["source"]),
+        "revision": asked["revision"],
+        "recipe": name(asked["recipe"]),
+        "out": name(asked["out"]),
+        "set": [str(each) for each in asked["set"]],
+        "texts": [name(each) for each in text_paths(asked["text"])],
+        "calibration": name(asked["calibration"]) if asked["calibration"] is not None else None,
+        **{flag: bool(asked[flag]) for flag in flags},
+    }
 
 
 def _describe(manifest: dict[str, Any], folder: Path) -> None:

@@ -109,6 +109,22 @@ class Generation(Strict):
     max_new_tokens: int | None = None
 
 
+class Published(Strict):
+    """A figure that the source's authors published of the unquantized model."""
+
+    name: str
+    value: float
+    stated_at: str
+
+
+class CardSection(Strict):
+    """What the card says of the model that ``source.repo`` names, and of no other."""
+
+    languages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    evaluation: tuple[Published, ...] = ()
+
+
 class Recipe(Strict):
     """One recipe, whole."""
 
@@ -121,6 +137,7 @@ class Recipe(Strict):
     source: SourceSection = SourceSection()
     prompt: Prompt | None = None
     generation: Generation | None = None
+    card: CardSection = CardSection()
 
     @model_validator(mode="after")
     def _calibrated(self) -> Recipe:

@@ -1,6 +1,7 @@
 """The command line: argv -> one call of the API; errors -> text and an exit code.
 
     app.py        the verbs
+    publication.py  the verb publish
     session.py    errors -> text and an exit code, in one place
     options.py    the options that several verbs share
     display.py    progress, tables and JSON; the only place that prints
