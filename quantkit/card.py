@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from quantkit.carddata import identity, metadata, title
+from quantkit.carddata import identity, metadata, method_words, title
 from quantkit.frontmatter import dump, read_card
 from quantkit.snippet import snippet
 from quantkit.sourcecard import SITE, folded
@@ -50,6 +50,7 @@ def render_card(manifest: Mapping[str, Any]) -> str:
         title=title(manifest),
         name=name or source["name"],
         known=name,
+        method=method_words(manifest),
         # what a recipe says of a model holds for that model only
         notes=manifest["recipe"]["card"] if name == manifest["recipe"]["source"]["repo"] else None,
         snippet=snippet(manifest, languages),

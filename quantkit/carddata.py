@@ -29,7 +29,22 @@ def identity(manifest: Mapping[str, Any]) -> str | None:
 
 
 def title(manifest: Mapping[str, Any]) -> str:
-    return f"{identity(manifest) or manifest['source']['name']}: {manifest['recipe']['summary']}"
+    return f"{identity(manifest) or manifest['source']['name']}, {method_words(manifest)}"
+
+
+def method_words(manifest: Mapping[str, Any]) -> str:
+    """What was done to the weights, e.g. ``4-bit NF4 (bitsandbytes)``."""
+    method = manifest["recipe"]["method"]
+    if method["format"] == "gptq":
+        size = method["group_size"]
+        groups = "one group a row" if size == -1 else f"groups of {size}"
+        return f"{method['bits']}-bit GPTQ, {groups}"
+    if method["format"] == "bnb":
+        if method["quant_type"] == "int8":
+            return "8-bit LLM.int8 (bitsandbytes)"
+        double = ", double quantization" if method["double_quant"] else ""
+        return f"4-bit {method['quant_type'].upper()} (bitsandbytes){double}"
+    return str(manifest["plan"]["dtype"])
 
 
 def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,9 +62,11 @@ def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
     for key in _CARRIED:
         if values := _names(stated.get(key)):
             found[key] = values
-    if "language" not in found and (languages := manifest["recipe"]["card"]["languages"]):
-        found["language"] = list(languages)
-    if base := identity(manifest):
+    base = identity(manifest)
+    own = manifest["recipe"]["card"]["languages"]
+    if "language" not in found and own and base == manifest["recipe"]["source"]["repo"]:
+        found["language"] = list(own)
+    if base:
         found |= {"base_model": base, "base_model_relation": "quantized"}
     found |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     found["tags"] = _tags(manifest, stated.get("tags"))

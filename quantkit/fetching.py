@@ -113,11 +113,15 @@ def _cached(repo_id: str, revision: str | None, why: Exception, listener: Listen
 
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
-        raise SourceError(
-            f"source {repo_id}: no such folder here, not in the local Hub cache, and the Hub "
-            f"did not give it ({reason(why)}); check the name, the network and the token"
-        ) from why
+    except (OSError, ValueError) as error:
+        # files that nobody wanted may be missing; whoever misses one will say so
+        partial = getattr(error, "snapshot_path", None)
+        if partial is None:
+            raise SourceError(
+                f"source {repo_id}: no such folder here, not in the local Hub cache, and the Hub "
+                f"did not give it ({reason(why)}); check the name, the network and the token"
+            ) from why
+        folder = Path(partial)
     said = f"the Hub did not give it ({reason(why)}); using the cached {folder.name}"
     listener(Event("fetch", message=said))
     found = Fetched(folder, folder.name, cached_digests(folder))

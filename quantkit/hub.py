@@ -151,15 +151,14 @@ def reason(error: Exception, again: str = AGAIN) -> str:
         if kind in (each.__name__ for each in type(error).__mro__):
             return said
     status, said = _status(error), scrub(_server_said(error))
-    if status in _STATUS:
-        return _STATUS[status].format(said=said, again=again)
-    if status is not None and status >= 500:
-        return f"the Hub has an error of its own ({status}); wait a while and {again}"
-    if "quota" in said.lower():
-        return _STATUS[507].format(said=said)
-    if _broke(error):
-        return f"the connection broke; {again}"
-    return said
+    if status is None and "quota" in said.lower():
+        status = 507
+    if status is None:
+        return f"the connection broke; {again}" if _broke(error) else said
+    fallback = "the Hub has an error of its own ({status}); wait a while and {again}"
+    if status < 500:
+        fallback = "the Hub answers {status} ({said}); {again}"
+    return _STATUS.get(status, fallback).format(status=status, said=said, again=again)
 
 
 def scrub(text: str) -> str:
@@ -191,7 +190,7 @@ def _server_said(error: Exception) -> str:
             return str(said or getattr(each, "server_message", None) or f"{response.status_code}")
     text = str(error)
     # the batch answer names each object; what it says of the first is enough
-    found = re.search(r"OID \w+: `(.+?)`", text)
+    found = re.search(r"OID \w+: `([^`\n]+)", text)
     return found[1] if found else first_line(error)
 
 

@@ -37,8 +37,9 @@ def plan(
     listener: Listener = silent,
 ) -> Plan:
     """Every tensor's fate and every output file's size; writes nothing."""
-    opened = prove(open_source(source, revision, listener), listener)
-    return make_plan(opened, load_recipe(recipe, set))
+    chosen = load_recipe(recipe, set)
+    opened = prove(open_source(source, revision, listener, chosen.source.wanted), listener)
+    return make_plan(opened, chosen)
 
 
 def convert(
@@ -78,7 +79,7 @@ def convert(
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
     where, place = choose_device(device), staging_for(Path(out))
-    opened = open_source(source, revision, listener)
+    opened = open_source(source, revision, listener, chosen.source.wanted)
     check_free(place, opened.folder, overwrite=overwrite)
     material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
     planned = make_plan(opened, chosen)

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from quantkit.card import NAME as CARD
 from quantkit.destination import Destination, Push, look
-from quantkit.errors import HubError, UsageError
+from quantkit.errors import HubError, SourceError, UsageError
 from quantkit.hub import HUB_ID, api, explained, large_file_route
 from quantkit.licences import Licence
 from quantkit.manifest import manifest_text, read_manifest
@@ -77,13 +79,18 @@ def publish(
     }
     allowed: list[Kind] = [kind for kind in ("unjudged", "changed", "withdrawn", "licence")
                            if options[kind]]  # fmt: skip
-    manifest = read_manifest(folder)
-    stated = _licence(manifest, licence)
     registry = read_checksums([Path(each) for each in checksums])
-    against = refusals(folder, manifest, registry, stated)
-    said = refuse(folder, against, allowed)
-    made, card = described(folder, manifest, repo_id, stated, said)
-    files = _files(folder, made)
+    manifest = read_manifest(folder)
+    try:
+        stated = _licence(manifest, licence)
+        against = refusals(folder, manifest, registry, stated)
+        said = refuse(folder, against, allowed)
+        made, card = described(folder, manifest, repo_id, stated, said)
+        files = _files(folder, made)
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        raise SourceError(
+            f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
+        ) from error
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
     asked = Push(repo_id, branch, pr, public, overwrite, quick, files)

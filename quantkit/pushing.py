@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Where files wait until they have been read back.
 WAITING = "quantkit-upload"
+
+#: Holds a commit to the files; the bytes read back.
+Verify = Callable[[str], int]
 
 _TITLE = "Publish with quantkit"
 _AGAIN = "run again, what has arrived is not sent twice; the branch is as it was"
@@ -49,19 +52,21 @@ def push(
     size = sum(each.bytes for each in sent)
     listener(Event("push", message=f"sending {len(sent)} files, {size:,} bytes"))
 
-    def verify(commit: str, *, quick: bool) -> int:
+    def verify(commit: str) -> int:
         return verify_remote(
-            client, asked.repo_id, commit, asked.files, quick=quick, room=room, listener=listener
-        )
+            client, asked.repo_id, commit, asked.files,
+            quick=asked.quick, room=room, listener=listener,
+        )  # fmt: skip
 
     request = None
     if not sent and not removed:
-        commit, read = there.head, verify(there.head, quick=asked.quick)
+        commit, read = there.head, verify(there.head)
     elif asked.pr:
         commit, request, read = _propose(client, asked, sent, removed, verify)
     else:
-        read = _try(client, asked, there, sent, removed, verify)
-        commit = _commit(client, asked, there, sent, removed)
+        with _waiting(client, asked, there.head):
+            read = _try(client, asked, sent, removed, verify)
+            commit = _commit(client, asked, there, sent, removed)
     return {
         "commit": commit,
         "url": request or f"{client.endpoint}/{asked.repo_id}",
@@ -109,32 +114,35 @@ def _operations(
     ]
 
 
-def _try(
-    client: HfApi,
-    asked: Push,
-    there: Destination,
-    sent: Sequence[LocalFile],
-    removed: Sequence[str],
-    verify: Any,
-) -> int:
-    """Send to a branch of its own and read it back; the branch is gone afterwards."""
+@contextmanager
+def _waiting(client: HfApi, asked: Push, head: str) -> Iterator[None]:
+    """A branch of its own to send to; gone afterwards, whatever happens."""
     with suppress(Exception):  # one that an interrupted run left
         client.delete_branch(asked.repo_id, branch=WAITING)
     try:
         with _explaining(asked):
-            client.create_branch(asked.repo_id, branch=WAITING, revision=there.head)
-            made = client.create_commit(
-                asked.repo_id,
-                _operations(sent, removed),
-                commit_message=f"{_TITLE} (being verified)",
-                revision=WAITING,
-            )
-        return int(verify(str(made.oid), quick=asked.quick))
-    except DamagedError as error:
-        raise _without_damage(client, asked, error) from error
+            client.create_branch(asked.repo_id, branch=WAITING, revision=head)
+        yield
     finally:
         with suppress(Exception):
             client.delete_branch(asked.repo_id, branch=WAITING)
+
+
+def _try(
+    client: HfApi, asked: Push, sent: Sequence[LocalFile], removed: Sequence[str], verify: Verify
+) -> int:
+    """Send to the waiting branch and read it back; the bytes read."""
+    with _explaining(asked):
+        made = client.create_commit(
+            asked.repo_id,
+            _operations(sent, removed),
+            commit_message=f"{_TITLE} (being verified)",
+            revision=WAITING,
+        )
+    try:
+        return verify(str(made.oid))
+    except DamagedError as error:
+        raise _without_damage(client, asked, error) from error
 
 
 def _without_damage(client: HfApi, asked: Push, error: DamagedError) -> RemoteError:
@@ -149,7 +157,7 @@ def _without_damage(client: HfApi, asked: Push, error: DamagedError) -> RemoteEr
 
 
 def _propose(
-    client: HfApi, asked: Push, sent: Sequence[LocalFile], removed: Sequence[str], verify: Any
+    client: HfApi, asked: Push, sent: Sequence[LocalFile], removed: Sequence[str], verify: Verify
 ) -> tuple[str, str, int]:
     """A pull request, verified before anyone merges it; closed where it does not hold."""
     with _explaining(asked):
@@ -162,7 +170,7 @@ def _propose(
         )
     request = str(made.pr_url)
     try:
-        return str(made.oid), request, verify(str(made.oid), quick=asked.quick)
+        return str(made.oid), request, verify(str(made.oid))
     except HubError as error:
         with suppress(Exception):
             number = int(request.rstrip("/").rpartition("/")[2])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import CheckpointIndex, open_checkpoint
+from quantkit.checkpoint import CheckpointIndex, Container, open_checkpoint
 from quantkit.errors import CheckpointError, SourceError, UsageError
 from quantkit.fetching import cached_digests, fetch, refuse_damaged, sha256_only
 from quantkit.hub import HUB_ID
@@ -66,9 +66,12 @@ class Source:
 
 
 def open_source(
-    given: str | Path, revision: str | None = None, listener: Listener = silent
+    given: str | Path,
+    revision: str | None = None,
+    listener: Listener = silent,
+    container: Container | None = None,
 ) -> Source:
-    """Resolve and open a checkpoint.
+    """Resolve and open a checkpoint; of one in two ``container`` kinds, the one asked for.
 
     Raises:
         UsageError: no such folder.
@@ -78,14 +81,16 @@ def open_source(
     if path.is_dir():
         repo_id, cached = _cache_identity(path.resolve())
         listed = sha256_only(cached_digests(path)) if repo_id else {}
-        return _open_folder(str(given), path, repo_id, revision or cached, listed)
+        return _open_folder(str(given), path, repo_id, revision or cached, listed, container)
     if not is_hub_id(given):
         raise UsageError(
             f"source {given}: no such folder; give a checkpoint's folder or a Hub id (owner/name)"
         )
-    found = fetch(str(given), revision, wanted_files, listener)
+    found = fetch(str(given), revision, lambda names: wanted_files(names, container), listener)
     try:
-        return _open_folder(str(given), found.folder, str(given), found.commit, found.sha256)
+        return _open_folder(
+            str(given), found.folder, str(given), found.commit, found.sha256, container
+        )
     except CheckpointError:
         weights = [name for name in found.digests if name.endswith((".safetensors", ".bin"))]
         refuse_damaged(found, str(given), weights)  # a bit that flipped on the way, perhaps
@@ -105,6 +110,7 @@ def _open_folder(
     repo_id: str | None,
     revision: str | None,
     hub_sha256: Mapping[str, str],
+    container: Container | None,
 ) -> Source:
     config = read_object(folder / "config.json")
     if not config:
@@ -122,7 +128,7 @@ def _open_folder(
         folder=folder,
         config=config,
         generation=read_object(folder / "generation_config.json"),
-        checkpoint=open_checkpoint(folder),
+        checkpoint=open_checkpoint(folder, container),
         repo_id=repo_id,
         revision=revision,
         hub_sha256=dict(hub_sha256),
@@ -162,9 +168,10 @@ def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
-def wanted_files(names: list[str]) -> list[str]:
+def wanted_files(names: list[str], container: Container | None = None) -> list[str]:
     """The files a conversion needs: one container's weights and the small files."""
-    suffix = ".safetensors" if any(n.endswith(".safetensors") for n in names) else ".bin"
+    has_safetensors = any("/" not in n and n.endswith(".safetensors") for n in names)
+    suffix = ".safetensors" if has_safetensors and container != "torch" else ".bin"
     weights = [n for n in names if "/" not in n and n.endswith((suffix, f"{suffix}.index.json"))]
     small = {"config.json", "generation_config.json", "README.md"}
     small.update(TOKENIZER_FILES, COMPANION_FILES)

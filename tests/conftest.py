@@ -79,7 +79,9 @@ def _converted(source: Path, recipe: str, factory: pytest.TempPathFactory) -> Co
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     """A hub on this machine, with huggingface_hub pointed at it and its waits cut short."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http, disable_progress_bars
+
+    disable_progress_bars()
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -137,6 +137,8 @@ class Loopback:
 class _Handler(BaseHTTPRequestHandler):
     hub: Loopback
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # 40 ms an answer otherwise
+    wbufsize = 1 << 16
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -187,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hang_up(self) -> None:
         with suppress(OSError):
+            self.wfile.flush()
             self.connection.shutdown(2)
         raise ConnectionResetError
 

@@ -130,7 +130,8 @@ def test_a_download_that_was_killed_is_resumed_by_a_rerun(
     served: Loopback, demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
-    served.faults.append(Fault(large(demo / WEIGHTS), drop_after=200_000, times=99))
+    served.faults.append(Fault(large(demo / WEIGHTS), drop_after=2_000_000))
+    served.faults.append(Fault(large(demo / WEIGHTS), drop_after=0, times=99))
     with pytest.raises(SourceError, match="connection broke"):
         quantkit.verify(REPO)
     served.faults.clear()

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from conftest import Converted
 from hub.loopback import READ_TOKEN, TOKEN, Fault, Loopback
 
 import quantkit
+from quantkit.digests import digest_file
 from quantkit.errors import (
     GateError,
     HubError,
@@ -30,9 +32,27 @@ from quantkit.manifest import read_manifest
 REPO = "me/demo-nf4"
 
 
+@pytest.fixture(scope="module")
+def small(demo_nf4: Converted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's folder with its largest files cut, to be pushed about many times."""
+    folder = shutil.copytree(demo_nf4.folder, tmp_path_factory.mktemp("small") / "demo-nf4")
+    names = ("model.safetensors", "tokenizer.json", "spiece.model", "report/report.html")
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:20_000])
+
+    def listed(manifest: dict) -> None:  # type: ignore[type-arg]
+        for each in manifest["output"]["files"]:
+            if each["name"] in names:
+                each |= asdict(digest_file(folder / each["name"], each["name"],
+                                           is_weight=each["is_weight"]))  # fmt: skip
+
+    edit(folder, listed)
+    return folder
+
+
 @pytest.fixture
-def folder(demo_nf4: Converted, tmp_path: Path) -> Path:
-    return shutil.copytree(demo_nf4.folder, tmp_path / "demo-nf4")
+def folder(small: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small, tmp_path / "demo-nf4")
 
 
 def here(folder: Path) -> dict[str, bytes]:
@@ -132,7 +152,7 @@ def test_a_branch_a_pull_request_and_a_collection(hub: Loopback, folder: Path) -
 
 
 def test_large_files_go_in_parts(hub: Loopback, folder: Path) -> None:
-    hub.part_bytes = 300_000
+    hub.part_bytes = 3_000
     quantkit.publish(folder, REPO)
     assert len(hub.lines("PUT /lfs/.*/part/")) > 4
     assert there(hub) == here(folder)
@@ -227,6 +247,12 @@ def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -
     assert "as whoever published this states" in card
 
 
+@pytest.mark.parametrize("missing", ["request", "source", "gate", "publication", "output"])
+def test_a_manifest_that_is_not_whole(folder: Path, missing: str) -> None:
+    edit(folder, lambda m: m.pop(missing))
+    assert "not a whole manifest" in refused(1, "publish", folder, REPO, "--yes")
+
+
 def test_all_reasons_are_named_at_once(folder: Path) -> None:
     edit(folder, lambda m: m["source"]["licence"].update(id=""))
     edit(folder, lambda m: m["gate"].update(status="not_run"))
@@ -263,7 +289,8 @@ FAULTS = {
     "dropped up": (Fault(WEIGHTS, 99, drop_after=1000), "connection broke"),
     "dropped commit": (Fault("POST /api/models/.*/commit/main", 9, drop_after=10), "broke"),
     "flipped up": (Fault(WEIGHTS, 1, flip=1000), "what the Hub gives is not what was sent"),
-    "flipped small": (Fault("POST /api/models/.*/commit/quantkit", 1, flip=900), ""),
+    "flipped small": (Fault("POST /api/models/.*/commit/quantkit", 1, flip=900),
+                      "not what was sent|error of its own|connection broke"),
     "flipped down": (Fault("GET /cdn/", 99, flip=1000), "what the Hub gives is not what was sent"),
     "flipped small down": (Fault("GET /.*/config.json", 99, flip=10), "what the Hub gives is not"),
     "dropped down": (Fault("GET /cdn/", 99, drop_after=0), "connection broke"),
@@ -334,7 +361,7 @@ def test_a_damaged_upload_is_removed_so_that_a_rerun_sends_it_anew(
 
 
 def test_quota_is_named(hub: Loopback, folder: Path) -> None:
-    hub.quota = 500_000
+    hub.quota = 60_000
     with pytest.raises(HubError, match=r"no room left.*quota"):
         quantkit.publish(folder, REPO)
     nothing_but_the_start(hub)
