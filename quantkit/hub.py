@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 #: What a rerun does after a break, in messages.
-AGAIN = "run again, what has arrived is kept"
+AGAIN = "run again, files that have arrived are kept"
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=\?)\S+|(?i:bearer )\S+")
 

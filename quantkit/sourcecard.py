@@ -14,14 +14,21 @@ from urllib.parse import quote
 SITE = "https://huggingface.co"
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-_INLINE_CODE = re.compile(r"(`+)(?!`)(?:.|\n)+?(?<!`)\1(?!`)")
-_TARGET = r"(?:<(?P<angled>[^<>\n]*)>|(?P<target>[^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*))"
-_LINK = re.compile(
-    r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\](?:\([^()]*\))?)*)\]"
-    rf"\(\s*{_TARGET}(?P<title>\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)"
+# Every repeat below has an end: a hostile card must not keep a reader busy.
+_INLINE_CODE = re.compile(r"(?<!`)(`{1,50})(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)")
+_TARGET = (
+    r"(?:<(?P<angled>[^<>\n]{0,2000})>"
+    r"|(?P<target>[^\s()<>]{0,2000}(?:\([^\s()]{0,500}\)[^\s()<>]{0,500}){0,5}))"
 )
-_REFERENCE = re.compile(r"(?m)^( {0,3}\[[^\]\n]+\]:\s*)(\S+)")
-_ATTRIBUTE = re.compile(r"(?i)(<(img|a|source|video)\b[^>]*?\s(?:src|href)\s*=\s*)([\"'])(.*?)\3")
+_LINK = re.compile(
+    r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]{0,500}\](?:\([^()]{0,500}\))?){0,1000})\]"
+    rf"\(\s{{0,20}}{_TARGET}(?P<title>\s{{1,20}}(?:\"[^\"]{{0,500}}\"|'[^']{{0,500}}'))?\s{{0,20}}\)"
+)
+_REFERENCE = re.compile(r"(?m)^( {0,3}\[[^\]\n]{1,200}\]:[ \t]{0,20})(\S{1,2000})")
+_ATTRIBUTE = re.compile(
+    r"(?i)(<(img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})([\"'])"
+    r"([^\"'<>]{0,2000})\3"
+)
 _FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 _HARMLESS = ("http:", "https:", "mailto:", "//")

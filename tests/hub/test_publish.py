@@ -361,7 +361,7 @@ def test_a_damaged_upload_is_removed_so_that_a_rerun_sends_it_anew(
 
 
 def test_quota_is_named(hub: Loopback, folder: Path) -> None:
-    hub.quota = 60_000
+    hub.quota = 30_000
     with pytest.raises(HubError, match=r"no room left.*quota"):
         quantkit.publish(folder, REPO)
     nothing_but_the_start(hub)
