@@ -5,6 +5,8 @@ A map of the house, from the top floor down. Imports point to a lower floor only
 
     5  cli            argv -> one call of the API; errors -> exit codes
     4  pipeline       convert(): the whole story in one screen
+       publishing     publish(): a passed folder -> a repository whose bytes were read back
+       pushing        send, read back, and only then commit where people look
        demonstration  the same story on a model of our own
     3  planning       headers + recipe -> Plan
        conversion     the one pass: read -> hash -> quantize -> write
@@ -22,6 +24,9 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        lineage        an output against its manifest, its source against today's registry
        registering    a folder's entry for the registry
        report plots   report/: one page, and its plots
+       readiness      whether a folder may be published, and what it then says
+       destination    what is there already where it is to be published
+       remote         what lies on the Hub against what lies here
        inspection     verify(): a source against the registry, an output by its lineage
     2  source         a folder, a Hub cache or a Hub id -> Source
        releases       the schema of checksums/*.toml
@@ -37,15 +42,20 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        finished       layers on the disk, for a rerun to take up
        settings       what config.json and generation_config.json say
        plans          the Plan: every tensor's fate, as data
+       carddata snippet sourcecard   the card's metadata, its code, the source's own card folded
        prompts        a conversation form -> a chat template
        formats/       names, layouts and quantization_config of each format
        staging        OUT.partial, and the one rename
     1  checkpoint/    read one tensor at a time; write shards
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
+       hub            the one door to a model hub, and its errors in our words
+       fetching       a Hub id -> a folder of files that are what the Hub lists
        scrutiny       what a stranger's small files may ask for
        activations    hidden states between two layers, in memory or in a file
        calls          how a model calls its layers
+       frontmatter    a card's text -> its metadata and its body
+       licences       which licence a source has, and what it forbids
        digests cache clock devices heap quiet tokenizer resources
     0  types errors
 
@@ -68,6 +78,7 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError
     from quantkit.inspection import check_tokenizer, verify
     from quantkit.pipeline import convert, plan
+    from quantkit.publishing import publish
     from quantkit.recipe import Recipe, load_recipe, recipes
     from quantkit.registry import Registry, checksums
 
@@ -84,6 +95,7 @@ __all__ = [
     "demo",
     "load_recipe",
     "plan",
+    "publish",
     "recipes",
     "verify",
 ]
@@ -100,6 +112,7 @@ _HOME = {
     "demo": "demonstration",
     "load_recipe": "recipe",
     "plan": "pipeline",
+    "publish": "publishing",
     "recipes": "recipe",
     "verify": "inspection",
 }

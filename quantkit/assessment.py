@@ -12,12 +12,14 @@ from typing import Any
 from quantkit.devices import Device, choose_device
 from quantkit.errors import SourceError, UsageError
 from quantkit.evaluation import Texts, read_material, text_paths
+from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
 from quantkit.recipe import Recipe, load_recipe
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
-from quantkit.source import Source, open_source, read_object
+from quantkit.source import Source, is_hub_id, open_source, read_object
 from quantkit.types import Listener, silent
+from quantkit.verification import prove
 
 #: Thresholds for formats without a recipe of ours, by bits: docs/gate.md has the measurements.
 _LIMITS: Mapping[int, tuple[str, ...]] = {
@@ -54,10 +56,10 @@ def check(
         UsageError: no such folder, or it is no quantized checkpoint.
         SourceError: the source or the folder cannot be read.
     """
-    folder = quantized_folder(dir)
+    folder = quantized_folder(dir, listener)
     if report is not None:
         _make_room(Path(report))
-    source = open_source(against, revision, listener)
+    source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
     material = read_material(source.folder, chosen, text_paths(text))
     judged = gate_folder(folder, source, chosen, material, choose_device(device), listener)
@@ -109,12 +111,15 @@ def _write_report(found: Mapping[str, Any], source: Source, recipe: Recipe, plac
         raise UsageError(f"report {place}: cannot be written: {error.strerror}") from error
 
 
-def quantized_folder(given: str | Path) -> Path:
-    """``given`` as a folder with a config.
+def quantized_folder(given: str | Path, listener: Listener = silent) -> Path:
+    """``given`` as a folder with a config; a Hub id is downloaded, and proven, first.
 
     Raises:
         UsageError: it is none.
+        SourceError: the Hub does not give it.
     """
+    if is_hub_id(given):
+        given = fetch_folder(str(given), None, listener).folder
     folder = Path(given).expanduser()
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder}: no config.json there; give a folder with a checkpoint")

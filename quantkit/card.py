@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from quantkit.carddata import identity, metadata, method_words, title
+from quantkit.frontmatter import dump, read_card
+from quantkit.snippet import snippet
+from quantkit.sourcecard import SITE, folded
 
 NAME = "README.md"
 
@@ -29,11 +35,54 @@ def render_card(manifest: Mapping[str, Any]) -> str:
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters["gigabytes"] = lambda count: f"{count / 1e9:.3f} GB"
-    environment.filters["figure"] = lambda value: f"{value:.4g}"
+    environment.filters["figure"] = lambda value: (
+        f"{value:.4g}" if isinstance(value, float) else str(value)
+    )
     environment.filters["cell"] = _cell
-    return environment.get_template("card.md.jinja").render(manifest)
+    environment.filters["code"] = _code
+    source, data = manifest["source"], metadata(manifest)
+    own = read_card(source["card"])
+    name = identity(manifest)
+    languages = data.get("language", [])
+    return environment.get_template("card.md.jinja").render(
+        manifest,
+        front_matter=dump(data),
+        title=title(manifest),
+        name=name or source["name"],
+        known=name,
+        method=method_words(manifest),
+        # what a recipe says of a model holds for that model only
+        notes=manifest["recipe"]["card"] if name == manifest["recipe"]["source"]["repo"] else None,
+        snippet=snippet(manifest, languages),
+        command=command(manifest["request"]),
+        licence=(manifest["publication"] or source)["licence"],
+        site=SITE,
+        source_card=folded(own.body, name, source["revision"]),
+        source_card_problem=own.problem,
+    )
+
+
+def command(request: Mapping[str, Any]) -> str:
+    """The command line that makes the same folder."""
+    words = ["quantkit", "convert", request["source"], "--recipe", request["recipe"]]
+    if request["revision"]:
+        words += ["--revision", request["revision"]]
+    for each in request["set"]:
+        words += ["--set", each]
+    for each in request["texts"]:
+        words += ["--text", each]
+    if request["calibration"]:
+        words += ["--calibration", request["calibration"]]
+    for flag in ("require_verified", "allow_withdrawn", "no_gate"):
+        words += [f"--{flag.replace('_', '-')}"] if request[flag] else []
+    return shlex.join([*words, "--out", request["out"]])
 
 
 def _cell(text: str) -> str:
     """Text that must stay inside one table cell."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    """Text that must stay inside one pair of backticks."""
+    return text.replace("\n", "\\n").replace("`", "'")

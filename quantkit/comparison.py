@@ -15,6 +15,7 @@ from quantkit.plots import trade_plot
 from quantkit.recipe import load_recipe
 from quantkit.source import open_source, read_object
 from quantkit.types import Listener, silent
+from quantkit.verification import prove
 
 #: Whose windows are taken where no recipe is given.
 _RECIPE = "bnb-nf4"
@@ -41,10 +42,10 @@ def compare(
         UsageError: no such folder, or a plot that cannot be written.
         SourceError: the source or a folder cannot be read.
     """
-    paths = [quantized_folder(each) for each in folders]
+    paths = [quantized_folder(each, listener) for each in folders]
     if not paths:
         raise UsageError("compare: no folders given; name at least one")
-    source = open_source(against, revision, listener)
+    source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set)
     material = read_material(source.folder, chosen, text_paths(text))
     found = measure_folders(paths, source, chosen, material, choose_device(device), listener)

@@ -10,6 +10,9 @@
     │   ├── UnsupportedModelError       not a dense decoder-only model
     │   └── NonFiniteError              NaN or infinity in the weights
     ├── StorageError                1   the disk is full or will not hold the output
+    ├── HubError                    1   the Hub says no, or cannot be reached
+    │   └── RemoteError                 what lies there is not what was sent
+    ├── LicenceError                1   the source's licence does not let it be published
     ├── VerificationError           3   digests
     │   ├── WithdrawnError              a release that was withdrawn
     │   ├── MismatchError               claims an identity no release of which matches
@@ -66,6 +69,18 @@ class NonFiniteError(SourceError):
 
 class StorageError(QuantkitError):
     """The disk is full, or will not hold the output."""
+
+
+class HubError(QuantkitError):
+    """The Hub says no, or cannot be reached."""
+
+
+class RemoteError(HubError):
+    """What lies on the Hub is not what was sent there."""
+
+
+class LicenceError(QuantkitError):
+    """The source's licence does not let a quantized copy be published."""
 
 
 class VerificationError(QuantkitError):

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError, UsageError
+from quantkit.fetching import fetch
+from quantkit.gate.tokens import check_tokenizer_level
 from quantkit.lineage import verify_output
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
 from quantkit.scrutiny import check_config
-from quantkit.source import open_source, read_object
+from quantkit.source import is_hub_id, open_source, read_object, wanted_files
 from quantkit.staging import MANIFEST
 from quantkit.tokenizer import SENTENCEPIECE_FILES
 from quantkit.types import Event, Listener, silent
@@ -46,6 +48,10 @@ def verify(
     policy = Policy(allow_withdrawn, require_verified)
     key = Path(public_key) if public_key is not None else None
     folder = Path(path_or_repo)
+    if is_hub_id(path_or_repo):
+        # whole where quantkit made it; else what a conversion needs
+        fetched = fetch(str(path_or_repo), revision, wanted_to_verify, listener)
+        folder, revision = fetched.folder, fetched.commit
     if (folder / MANIFEST).is_file():
         return verify_output(folder, registry, policy, key, listener)
     source = open_source(path_or_repo, revision, listener)
@@ -62,6 +68,11 @@ def verify(
     }
 
 
+def wanted_to_verify(names: list[str]) -> list[str]:
+    """All files of a repository that quantkit made, else those that a conversion needs."""
+    return names if MANIFEST in names else wanted_files(names)
+
+
 def check_tokenizer(
     path: str | Path, *, text: str | Path | None = None, listener: Listener = silent
 ) -> dict[str, Any]:
@@ -74,7 +85,6 @@ def check_tokenizer(
         SourceError: the folder has no sentencepiece model.
         UsageError: no such folder, or ``text`` cannot be read.
     """
-    from quantkit.gate.tokens import check_tokenizer_level  # verify() needs none of the gate
 
     folder = Path(path)
     if not folder.is_dir():

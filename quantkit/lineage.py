@@ -19,7 +19,7 @@ from quantkit.records import is_sealed, read_manifest, read_raw
 from quantkit.registry import Registry
 from quantkit.signing import SIGNATURE, check_signature
 from quantkit.staging import MANIFEST
-from quantkit.types import Event, FileDigest, Fingerprint, Listener, silent
+from quantkit.types import Event, FileDigest, Fingerprint, Listener, Verdict, silent
 from quantkit.verification import Policy, enforce
 
 #: What version control and the hub client put into a folder.
@@ -65,20 +65,13 @@ def _hold_to(
     listener: Listener,
 ) -> dict[str, Any]:
     source, gate = manifest["source"], manifest["gate"]["status"]
-    files = [FileDigest(**each) for each in source["files"]]
-    known = source.get("fingerprint")
+    lineage = judge_source(source, registry)
     differences = differing(folder, manifest, listener)
     if differences:
         raise MismatchError(
             f"{folder}: not as its manifest says: {'; '.join(differences)}; fetch it again"
         )
     signature = check_signature(folder, public_key)
-    lineage = registry.judge(
-        files,
-        [each for each in (source["repo_id"],) if each],
-        Fingerprint(**known) if known else None,
-        source["revision"],
-    )
     enforce(f"{folder}: its source", lineage, policy)
     return {
         "kind": "output",
@@ -89,6 +82,17 @@ def _hold_to(
         "signature": signature,
         "files": manifest["output"]["files"],
     }
+
+
+def judge_source(source: Mapping[str, Any], registry: Registry) -> Verdict:
+    """What ``registry`` says of a manifest's ``source`` today."""
+    known = source.get("fingerprint")
+    return registry.judge(
+        [FileDigest(**each) for each in source["files"]],
+        [each for each in (source["repo_id"],) if each],
+        Fingerprint(**known) if known else None,
+        source["revision"],
+    )
 
 
 def differing(folder: Path, manifest: Mapping[str, Any], listener: Listener) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,19 +18,27 @@ import torch
 from quantkit.calibration import Calibration
 from quantkit.clock import Measured
 from quantkit.execution import Job, Staged
+from quantkit.frontmatter import read_card
 from quantkit.gate import GateReport, report_json
+from quantkit.licences import licence_json, licence_of
 from quantkit.plans import Plan
 from quantkit.records import SCHEMA
-from quantkit.types import ACTIONS
+from quantkit.source import read_text
+from quantkit.types import ACTIONS, ITEM_BYTES
 from quantkit.verification import VerifiedSource
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "sentencepiece")
 
 
 def build_manifest(
-    job: Job, verified: VerifiedSource, staged: Staged, report: GateReport, measured: Measured
+    job: Job,
+    verified: VerifiedSource,
+    staged: Staged,
+    report: GateReport,
+    measured: Measured,
+    request: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything in one JSON object."""
+    """Everything in one JSON object. ``request`` is what the user asked for, as names."""
     source, plan, recipe = verified.source, job.plan, job.recipe
     return {
         "schema": SCHEMA,
@@ -44,7 +53,9 @@ def build_manifest(
             "config": dict(source.config),
             "files": [asdict(each) for each in verified.files],
             "fingerprint": asdict(verified.fingerprint),
+            **_standing(job, verified),
         },
+        "request": {**request, "revision": source.revision or request["revision"]},
         "recipe": recipe.model_dump(mode="json"),
         "plan": _plan_summary(plan),
         "conversion": {
@@ -60,13 +71,54 @@ def build_manifest(
             "source_bytes": source.weight_bytes,
             "output_bytes": sum(each.bytes for each in staged.outputs if each.is_weight),
             "expected_output_bytes": plan.output_bytes,
+            "kv_cache_bytes_per_token": _cache_bytes(plan),
         },
         "seconds": dict(measured.seconds),
         "peak_rss_bytes": measured.peak_rss_bytes,
         "gate": report_json(report),
         "report": [],
+        "evaluation": [],
+        "publication": None,
         "output": {"files": [asdict(each) for each in staged.outputs]},
     }
+
+
+def _standing(job: Job, verified: VerifiedSource) -> dict[str, Any]:
+    """The source's own card, its licence, and which of its releases were withdrawn."""
+    source, verdict = verified.source, verified.verdict
+    card = read_text(source.folder / "README.md")
+    proven = verdict.status in ("verified", "superseded", "withdrawn")
+    entries = [
+        each for each in job.registry.entries if proven and each.named(str(verdict.repository))
+    ]
+    registered = next((each.licence for each in entries if each.licence), None)
+    return {
+        "card": card,
+        "licence": licence_json(licence_of(read_card(card).metadata, registered)),
+        "withdrawn": [
+            {
+                "repository": entry.repository,
+                "release": each.date,
+                "reason": each.reason,
+                "stated_at": each.stated_at,
+            }
+            for entry in entries
+            for each in entry.releases
+            if each.status == "withdrawn" and each.date != verdict.release
+        ],
+    }
+
+
+def _cache_bytes(plan: Plan) -> int | None:
+    """Bytes of keys and values for each token of context, where the config says how many."""
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    found = [plan.config.get(each) for each in names]
+    layers, heads, hidden = (each if isinstance(each, int) and each > 0 else 0 for each in found)
+    if not layers * heads * hidden:
+        return None
+    width = plan.config.get("head_dim") or hidden // heads
+    held = plan.config.get("num_key_value_heads") or heads
+    return int(2 * layers * held * width * ITEM_BYTES[plan.dtype])
 
 
 def _calibration(used: Calibration | None) -> dict[str, Any] | None:

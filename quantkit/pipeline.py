@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from quantkit.records import write_manifest
 from quantkit.registry import checksums as read_checksums
 from quantkit.report import write_report
 from quantkit.signing import open_signer
-from quantkit.source import open_source
+from quantkit.source import is_hub_id, open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
-from quantkit.verification import Policy, VerifiedSource, settle
+from quantkit.verification import Policy, VerifiedSource, prove, settle
 
 
 def plan(
@@ -40,7 +40,9 @@ def plan(
     listener: Listener = silent,
 ) -> Plan:
     """Every tensor's fate and every output file's size; writes nothing."""
-    return make_plan(open_source(source, revision, listener), load_recipe(recipe, set))
+    chosen = load_recipe(recipe, set)
+    opened = prove(open_source(source, revision, listener, chosen.source.wanted), listener)
+    return make_plan(opened, chosen)
 
 
 def convert(
@@ -75,13 +77,14 @@ def convert(
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
         StorageError: the disk is full, or will not hold the output.
     """
+    request = _request(locals())
     clock = Clock()
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
     signer = open_signer(Path(sign)) if sign is not None else None
     where, place = choose_device(device), staging_for(Path(out))
-    opened = open_source(source, revision, listener)
+    opened = open_source(source, revision, listener, chosen.source.wanted)
     check_free(place, opened.folder, overwrite=overwrite)
     material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
     planned = make_plan(opened, chosen)
@@ -94,7 +97,7 @@ def convert(
         with clock.measure("verify"):
             verified = settle(opened, staged.converted.source, chosen, registry, policy)
         report = _judge(job, staged, verified, material)
-        manifest = build_manifest(job, verified, staged, report, clock.measured())
+        manifest = build_manifest(job, verified, staged, report, clock.measured(), request)
         if material is not None:
             manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
@@ -118,6 +121,25 @@ def _judge(
         return gate(
             job.place.partial, verified, job.plan, job.recipe, material, job.device, job.listener
         )
+
+
+def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, as one would type it elsewhere: names without this machine's folders."""
+
+    def name(given: object) -> str:
+        return str(given) if is_hub_id(str(given)) else Path(str(given)).expanduser().name
+
+    flags = ("require_verified", "allow_withdrawn", "no_gate")
+    return {
+        "source": name(asked["source"]),
+        "revision": asked["revision"],
+        "recipe": name(asked["recipe"]),
+        "out": name(asked["out"]),
+        "set": [str(each) for each in asked["set"]],
+        "texts": [name(each) for each in text_paths(asked["text"])],
+        "calibration": name(asked["calibration"]) if asked["calibration"] is not None else None,
+        **{flag: bool(asked[flag]) for flag in flags},
+    }
 
 
 def _describe(manifest: dict[str, Any], folder: Path) -> None:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -34,10 +34,19 @@ _METHODS: dict[Any, type[Strict]] = {
 
 
 class SourceSection(Strict):
-    """Which model the recipe is for. ``repo`` claims an identity; ``""`` claims none."""
+    """Which model the recipe is for. ``repo`` claims an identity; ``""`` claims none.
+
+    ``container`` says which weights to take where there are both: those that the registry
+    can prove.
+    """
 
     repo: str = ""
+    container: Literal["auto", "safetensors", "torch"] = "auto"
     drop: tuple[Pattern, ...] = ()
+
+    @property
+    def wanted(self) -> Literal["safetensors", "torch"] | None:
+        return None if self.container == "auto" else self.container
 
 
 class Evaluation(Strict):
@@ -109,6 +118,22 @@ class Generation(Strict):
     max_new_tokens: int | None = None
 
 
+class Published(Strict):
+    """A figure that the source's authors published of the unquantized model."""
+
+    name: str
+    value: float
+    stated_at: str
+
+
+class CardSection(Strict):
+    """What the card says of the model that ``source.repo`` names, and of no other."""
+
+    languages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    evaluation: tuple[Published, ...] = ()
+
+
 class Recipe(Strict):
     """One recipe, whole."""
 
@@ -121,6 +146,7 @@ class Recipe(Strict):
     source: SourceSection = SourceSection()
     prompt: Prompt | None = None
     generation: Generation | None = None
+    card: CardSection = CardSection()
 
     @model_validator(mode="after")
     def _calibrated(self) -> Recipe:

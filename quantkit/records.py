@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,19 @@ _SEALED = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
     """Seal ``manifest`` and write it into ``folder``."""
-    open_ = {key: value for key, value in manifest.items() if key != "seal"}
-    text = json.dumps(open_ | {"seal": _OPEN_SEAL}, indent=2, ensure_ascii=False) + "\n"
-    manifest["seal"] = hashlib.sha256(text.encode()).hexdigest()
-    sealed = json.dumps(open_ | {"seal": manifest["seal"]}, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(sealed, encoding="utf-8")
+    text = manifest_text(manifest)
+    manifest["seal"] = json.loads(text)["seal"]
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """What is written into the file: ``manifest``, sealed."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+
+    def written(seal: str) -> str:
+        return json.dumps(content | {"seal": seal}, indent=2, ensure_ascii=False) + "\n"
+
+    return written(hashlib.sha256(written(_OPEN_SEAL).encode()).hexdigest())
 
 
 def is_sealed(raw: bytes) -> bool:

@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import CheckpointIndex, open_checkpoint
+from quantkit.checkpoint import CheckpointIndex, Container, open_checkpoint
 from quantkit.checkpoint.strict_json import too_many
-from quantkit.errors import SourceError, UsageError
+from quantkit.errors import CheckpointError, SourceError, UsageError
+from quantkit.fetching import cached_digests, fetch, refuse_damaged, sha256_only
+from quantkit.hub import HUB_ID
 from quantkit.scrutiny import (
     check_config,
     check_small_file,
     check_template,
     check_tokenizer_config,
 )
-from quantkit.types import Event, Listener, silent
+from quantkit.types import Listener, silent
 
 #: Files of a tokenizer, by name. The first two are sentencepiece models.
 TOKENIZER_FILES = (
@@ -41,7 +43,6 @@ TOKENIZER_FILES = (
 #: Other small files that a quantized repository carries on.
 COMPANION_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CACHE = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")
 
 
@@ -73,9 +74,12 @@ class Source:
 
 
 def open_source(
-    given: str | Path, revision: str | None = None, listener: Listener = silent
+    given: str | Path,
+    revision: str | None = None,
+    listener: Listener = silent,
+    container: Container | None = None,
 ) -> Source:
-    """Resolve and open a checkpoint.
+    """Resolve and open a checkpoint; of one in two ``container`` kinds, the one asked for.
 
     Raises:
         UsageError: no such folder.
@@ -84,13 +88,28 @@ def open_source(
     path = Path(given).expanduser()
     if path.is_dir():
         repo_id, cached = _cache_identity(path.resolve())
-        return _open_folder(str(given), path, repo_id, revision or cached, {})
-    if isinstance(given, Path) or not _HUB_ID.match(str(given)) or path.exists():
+        listed = sha256_only(cached_digests(path)) if repo_id else {}
+        return _open_folder(str(given), path, repo_id, revision or cached, listed, container)
+    if not is_hub_id(given):
         raise UsageError(
             f"source {given}: no such folder; give a checkpoint's folder or a Hub id (owner/name)"
         )
-    folder, commit, digests = _fetch(str(given), revision, listener)
-    return _open_folder(str(given), folder, str(given), commit, digests)
+    found = fetch(str(given), revision, lambda names: wanted_files(names, container), listener)
+    try:
+        return _open_folder(
+            str(given), found.folder, str(given), found.commit, found.sha256, container
+        )
+    except CheckpointError:
+        weights = [name for name in found.digests if name.endswith((".safetensors", ".bin"))]
+        refuse_damaged(found, str(given), weights)  # a bit that flipped on the way, perhaps
+        raise
+
+
+def is_hub_id(given: str | Path) -> bool:
+    """Whether ``given`` names a repository, and nothing here."""
+    if isinstance(given, Path) or not HUB_ID.match(given):
+        return False
+    return not Path(given).expanduser().exists()
 
 
 def _open_folder(
@@ -99,6 +118,7 @@ def _open_folder(
     repo_id: str | None,
     revision: str | None,
     hub_sha256: Mapping[str, str],
+    container: Container | None,
 ) -> Source:
     config = read_object(folder / "config.json")
     if not config:
@@ -118,7 +138,7 @@ def _open_folder(
         folder=folder,
         config=config,
         generation=read_object(folder / "generation_config.json"),
-        checkpoint=open_checkpoint(folder),
+        checkpoint=open_checkpoint(folder, container),
         repo_id=repo_id,
         revision=revision,
         hub_sha256=dict(hub_sha256),
@@ -164,6 +184,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_text(path: Path) -> str:
+    """A text of other people's, whatever it is; empty when there is none."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
     """``(repo_id, commit)`` of a snapshot folder of a Hub cache, else nothing."""
     if folder.parent.name == "snapshots" and (match := _CACHE.match(folder.parent.parent.name)):
@@ -171,52 +199,10 @@ def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _fetch(
-    repo_id: str, revision: str | None, listener: Listener
-) -> tuple[Path, str, dict[str, str]]:
-    """Download what a conversion needs; ``(folder, commit, SHA-256 by file name)``.
-
-    The revision is resolved to a commit first, so that every file is of one tree.
-    The hub client compares sizes only; the digests returned here are checked in the
-    conversion's own read.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-
-    listener(Event("fetch", message=f"asking the Hub for {repo_id}"))
-    try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
-        commit, digests = str(info.sha), _lfs_digests(info.siblings or [])
-        names = [each.rfilename for each in info.siblings or []]
-        folder = snapshot_download(repo_id, revision=commit, allow_patterns=_wanted(names))
-    except Exception as error:  # the client passes on whatever its HTTP library raises
-        found = _cached(repo_id, revision, error)
-        listener(Event("fetch", message=f"the Hub did not give it; using the cached {found[1]}"))
-        return found
-    return Path(folder), commit, digests
-
-
-def _cached(repo_id: str, revision: str | None, why: Exception) -> tuple[Path, str, dict[str, str]]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        reason = str(why).splitlines()[0] if str(why) else type(why).__name__
-        raise SourceError(
-            f"source {repo_id}: no such folder here, not in the local Hub cache, and the Hub "
-            f"did not give it ({reason}); check the name, the network and the token"
-        ) from why
-    return folder, folder.name, {}
-
-
-def _lfs_digests(siblings: list[Any]) -> dict[str, str]:
-    return {each.rfilename: str(each.lfs.sha256) for each in siblings if getattr(each, "lfs", None)}
-
-
-def _wanted(names: list[str]) -> list[str]:
+def wanted_files(names: list[str], container: Container | None = None) -> list[str]:
     """The files a conversion needs: one container's weights and the small files."""
-    suffix = ".safetensors" if any(n.endswith(".safetensors") for n in names) else ".bin"
+    has_safetensors = any("/" not in n and n.endswith(".safetensors") for n in names)
+    suffix = ".safetensors" if has_safetensors and container != "torch" else ".bin"
     weights = [n for n in names if "/" not in n and n.endswith((suffix, f"{suffix}.index.json"))]
     small = {"config.json", "generation_config.json", "README.md"}
     small.update(TOKENIZER_FILES, COMPANION_FILES)

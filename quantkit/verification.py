@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from quantkit.checkpoint.stream import stream_checkpoint
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, UnlistedError, WithdrawnError
+from quantkit.fetching import discard
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import TOKENIZER_FILES, Source
@@ -93,11 +94,29 @@ def _check_hub(source: Source, files: Sequence[FileDigest]) -> None:
     for file in files:
         listed = source.hub_sha256.get(file.name)
         if listed is not None and listed != file.sha256:
+            path = source.folder / file.name
+            if path.is_symlink():  # into a Hub cache, whose blobs are named by their digests
+                discard(path)
             raise MismatchError(
                 f"{file.name}: the Hub lists SHA-256 {listed} for {source.repo_id} at "
-                f"{source.revision}, got {file.sha256}; the download is damaged, delete "
-                f"{source.folder / file.name} and run again"
+                f"{source.revision}, got {file.sha256}; the download was damaged and is "
+                f"{f'to be deleted ({path})' if path.exists() else 'removed'}: run again"
             )
+
+
+def prove(source: Source, listener: Listener = silent) -> Source:
+    """Hold a source's weights to the Hub's digests, for those who will not digest them.
+
+    Raises:
+        MismatchError: one is damaged.
+    """
+    done = 0
+    for name in source.checkpoint.files:
+        if name in source.hub_sha256:
+            _check_hub(source, [digest_file(source.folder / name, name, is_weight=True)])
+        done += source.checkpoint.file_bytes[name]
+        listener(Event("verify", done, source.weight_bytes))
+    return source
 
 
 def enforce(what: str, verdict: Verdict, policy: Policy) -> None:

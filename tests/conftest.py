@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub.loopback import TOKEN, Loopback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -70,3 +73,24 @@ def _converted(source: Path, recipe: str, factory: pytest.TempPathFactory) -> Co
 
     out, text = factory.mktemp("converted") / recipe, source / "heldout.txt"
     return Converted(out, source, text, recipe, quantkit.convert(source, recipe, out, text=text))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    """A hub on this machine, with huggingface_hub pointed at it and its waits cut short."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http, disable_progress_bars
+
+    disable_progress_bars()
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
+    monkeypatch.setattr(time, "sleep", lambda seconds, real=time.sleep: real(min(seconds, 0.01)))
+    with Loopback() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield running
+    _http.close_session()

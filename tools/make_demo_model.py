@@ -417,6 +417,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def readme(args: argparse.Namespace, score: float, tokens: int, params: int) -> str:
     """What the folder is, in a few lines; the figures are the ones just measured."""
     return (
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n- ja\n---\n\n"
         f"The demo model of quantkit: a GPT-NeoX of {params:,} parameters with its own "
         f"sentencepiece tokenizer, trained from nothing by `{command(args)}` "
         f"(one CPU thread, torch {torch.__version__}).\n"

@@ -19,7 +19,14 @@ executes any of it: headers are parsed by hand into
     names.py               what may be a tensor's name, and how it is quoted
 """
 
-from quantkit.checkpoint.folder import CheckpointIndex, open_checkpoint
+from quantkit.checkpoint.folder import CheckpointIndex, Container, open_checkpoint
 from quantkit.checkpoint.reading import open_weights, read_range, read_tensor
 
-__all__ = ["CheckpointIndex", "open_checkpoint", "open_weights", "read_range", "read_tensor"]
+__all__ = [
+    "CheckpointIndex",
+    "Container",
+    "open_checkpoint",
+    "open_weights",
+    "read_range",
+    "read_tensor",
+]

@@ -63,9 +63,12 @@ class CheckpointIndex:
     metadata: Mapping[str, str]
 
 
-def open_checkpoint(folder: Path) -> CheckpointIndex:
-    """Read the headers of the checkpoint in ``folder``; no tensor bytes are read."""
-    name, container = _choose(folder)
+def open_checkpoint(folder: Path, wanted: Container | None = None) -> CheckpointIndex:
+    """Read the headers of the checkpoint in ``folder``; no tensor bytes are read.
+
+    Where it holds both containers, safetensors are taken unless the other is ``wanted``.
+    """
+    name, container = _choose(folder, wanted)
     if not name.endswith(".index.json"):
         return _collect(folder, {name: None}, container)
     weight_map = _read_weight_map(folder / name, container)
@@ -75,10 +78,12 @@ def open_checkpoint(folder: Path) -> CheckpointIndex:
     return _collect(folder, by_shard, container)
 
 
-def _choose(folder: Path) -> tuple[str, Container]:
+def _choose(folder: Path, wanted: Container | None) -> tuple[str, Container]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder with a checkpoint, got none")
     for name, container in CANDIDATES:
+        if wanted not in (None, container):
+            continue
         # lexists: a dangling link is a broken download, not an absent file.
         if os.path.lexists(folder / name):
             return name, container

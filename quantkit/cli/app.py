@@ -29,6 +29,7 @@ from quantkit.cli.options import (
     Source,
     Texts,
 )
+from quantkit.cli.publication import publish
 from quantkit.cli.session import INTERRUPTED, session
 from quantkit.errors import GateError
 
@@ -150,7 +151,7 @@ def verify(
 @app.command()
 def check(
     dir: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A quantized folder, whoever made it.")
+        str, typer.Argument(metavar="DIR", help="A quantized folder or Hub id, whoever made it.")
     ],
     against: Against,
     recipe: Annotated[
@@ -204,7 +205,8 @@ def check_tokenizer(
 @app.command()
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Quantized folders of one source.")
+        list[str],
+        typer.Argument(metavar="DIR...", help="Quantized folders or Hub ids, of one source."),
     ],
     against: Against,
     recipe: Annotated[
@@ -255,6 +257,9 @@ def demo(
     """Do the main job on a small model that the project made; nothing is downloaded."""
     with session(as_json=as_json) as display:
         display.demonstrated(quantkit.demo(out, listener=display.listener))
+
+
+app.command()(publish)
 
 
 def main() -> None:

@@ -83,6 +83,19 @@ class Display:
         self._stop()
         print(f"quantkit: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
+    def say(self, message: str) -> None:
+        """On standard error, progress out of the way."""
+        self._stop()
+        self._say(message)
+
+    def shown(self, title: str, rows: Sequence[tuple[str, str]], value: Mapping[str, Any]) -> None:
+        """A verb's result: ``rows`` as a table, or ``value`` as JSON."""
+        self._stop()
+        if self._as_json:
+            self._json(value)
+        else:
+            self._table(title, rows)
+
     def converted(self, source: str, out: Path, manifest: Mapping[str, Any]) -> None:
         self._stop()
         if self._as_json:

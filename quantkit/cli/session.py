@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -17,6 +19,8 @@ INTERRUPTED = 130
 @contextmanager
 def session(*, as_json: bool) -> Iterator[Display]:
     """The one place that turns errors into text and an exit code."""
+    if not sys.stderr.isatty():  # the hub client's own bars are for people
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     display = Display(as_json=as_json)
     signal.signal(signal.SIGINT, display.interrupt)
     try:

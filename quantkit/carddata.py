@@ -1,0 +1,126 @@
+"""manifest -> the metadata on top of the card, in the keys that the Hub understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.frontmatter import read_card
+
+#: What is carried on from the source's own metadata.
+_CARRIED = ("language", "datasets")
+
+#: Measures of the gate as a model-index names them: type, name, where in the gate.
+_METRICS = (
+    ("perplexity", "perplexity, quantized", ("perplexity", "quantized")),
+    ("perplexity", "perplexity, source", ("perplexity", "reference")),
+    ("perplexity_ratio", "perplexity, quantized / source", ("perplexity", "ratio")),
+    ("kl_divergence", "KL divergence from the source, mean, nats", ("kl_divergence", "mean")),
+    ("top1_agreement", "top-1 agreement with the source", ("top1_agreement",)),
+)
+
+
+def identity(manifest: Mapping[str, Any]) -> str | None:
+    """The repository that the source is: proven by its digests, or where it was fetched."""
+    source = manifest["source"]
+    if source["status"] in ("verified", "superseded", "withdrawn"):
+        return str(source["verdict"]["repository"])
+    return str(source["repo_id"]) if source["repo_id"] else None
+
+
+def title(manifest: Mapping[str, Any]) -> str:
+    return f"{identity(manifest) or manifest['source']['name']}, {method_words(manifest)}"
+
+
+def method_words(manifest: Mapping[str, Any]) -> str:
+    """What was done to the weights, e.g. ``4-bit NF4 (bitsandbytes)``."""
+    method = manifest["recipe"]["method"]
+    if method["format"] == "gptq":
+        size = method["group_size"]
+        groups = "one group a row" if size == -1 else f"groups of {size}"
+        return f"{method['bits']}-bit GPTQ, {groups}"
+    if method["format"] == "bnb":
+        if method["quant_type"] == "int8":
+            return "8-bit LLM.int8 (bitsandbytes)"
+        double = ", double quantization" if method["double_quant"] else ""
+        return f"4-bit {method['quant_type'].upper()} (bitsandbytes){double}"
+    return str(manifest["plan"]["dtype"])
+
+
+def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The front matter as a mapping."""
+    source, publication = manifest["source"], manifest["publication"]
+    stated = read_card(source["card"]).metadata
+    found: dict[str, Any] = {}
+    licence = (publication and publication["licence"]) or source["licence"]
+    if licence["id"]:
+        found["license"] = licence["id"]
+        if licence["id"] == "other":
+            found["license_name"] = licence["name"] or "source-licence"
+        if licence["link"]:
+            found["license_link"] = _absolute(licence["link"], source)
+    for key in _CARRIED:
+        if values := _names(stated.get(key)):
+            found[key] = values
+    base = identity(manifest)
+    own = manifest["recipe"]["card"]["languages"]
+    if "language" not in found and own and base == manifest["recipe"]["source"]["repo"]:
+        found["language"] = list(own)
+    if base:
+        found |= {"base_model": base, "base_model_relation": "quantized"}
+    found |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    found["tags"] = _tags(manifest, stated.get("tags"))
+    if publication:
+        found["quantized_by"] = publication["repo_id"].partition("/")[0]
+    if results := _results(manifest):
+        found["model-index"] = [{"name": title(manifest), "results": results}]
+    return found
+
+
+def _absolute(link: str, source: Mapping[str, Any]) -> str:
+    """A licence's link; one inside the source's repository leads there."""
+    if "://" in link or not source["repo_id"]:
+        return link
+    at = f"blob/{source['revision'] or 'main'}"
+    return f"https://huggingface.co/{source['repo_id']}/{at}/{link.removeprefix('./')}"
+
+
+def _names(value: object) -> list[str]:
+    """One name or several; anything else is nothing."""
+    given = value if isinstance(value, list) else [value]
+    return [each for each in given if isinstance(each, str) and each.strip()]
+
+
+def _tags(manifest: Mapping[str, Any], stated: object) -> list[str]:
+    method = manifest["recipe"]["method"]
+    ours = ["quantkit"]
+    if method["format"] == "bnb":
+        bits = 8 if method["quant_type"] == "int8" else 4
+        ours += ["bitsandbytes", method["quant_type"], f"{bits}-bit"]
+    elif method["format"] == "gptq":
+        ours += ["gptq", f"{method['bits']}-bit"]
+    return list(dict.fromkeys([*ours, *_names(stated)]))
+
+
+def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the gate measured, as a model-index has it."""
+    gate = manifest["gate"]
+    if not gate["perplexity"]:
+        return []
+    metrics = []
+    for kind, name, path in _METRICS:
+        value: Any = gate
+        for key in path:
+            value = value[key]
+        if isinstance(value, float):  # an infinity stands in the manifest as a text
+            metrics.append({"type": kind, "name": name, "value": value})
+    text = str(gate["perplexity"]["text"])
+    return [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"type": text, "name": text},
+            "metrics": metrics,
+            "source": {"name": f"quantkit {manifest['tool']['version']}, the saved files reopened",
+                       "url": "report/report.html"},
+        }
+    ] if metrics else []  # fmt: skip

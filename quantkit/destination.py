@@ -1,0 +1,117 @@
+"""What is asked for, and what is there already where it is to be published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.card import NAME as CARD
+from quantkit.errors import HubError, UsageError
+from quantkit.hub import RemoteFile, explained, list_files, reason
+from quantkit.remote import HUBS_OWN, LocalFile
+from quantkit.staging import MANIFEST
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class Push:
+    """What is asked for."""
+
+    repo_id: str
+    branch: str
+    pr: bool
+    public: bool
+    overwrite: bool
+    quick: bool
+    files: tuple[LocalFile, ...]
+
+
+@dataclass(frozen=True)
+class Destination:
+    """``head`` is the commit that was looked at, ``published`` what an earlier quantkit put."""
+
+    exists: bool = False
+    has_branch: bool = False
+    private: bool = True
+    head: str = ""
+    files: Sequence[RemoteFile] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+    def extra(self, asked: Push) -> tuple[str, ...]:
+        """Files there that will go.
+
+        Raises:
+            UsageError: others put some of them there, and they may not be removed.
+        """
+        ours = {each.name for each in asked.files}
+        there = [each.name for each in self.files if each.name not in HUBS_OWN]
+        names = [each for each in there if each not in ours]
+        # a repository that was made on the Hub's page has a card that says nothing yet
+        own = self.published or (CARD,)
+        foreign = [each for each in (names if self.published else there) if each not in own]
+        if foreign and not asked.overwrite:
+            raise UsageError(
+                f"publish {asked.repo_id}: holds files that quantkit did not put there "
+                f"({', '.join(sorted(foreign)[:5])}); choose another repository, or --overwrite "
+                "to remove them"
+            )
+        return tuple(names)
+
+
+def look(
+    client: HfApi, repo_id: str, branch: str, *, public: bool, offline_is_fine: bool = False
+) -> Destination | None:
+    """Who asks, and what is there; ``None`` where the Hub need not and does not answer.
+
+    Raises:
+        HubError: no token, or the Hub does not answer.
+        UsageError: it is public, and ``public`` was not asked for.
+    """
+    from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+
+    try:
+        client.whoami()
+        try:
+            info = client.model_info(repo_id)
+        except RepositoryNotFoundError:
+            return Destination(private=not public)
+        found = _found(client, repo_id, branch, str(info.sha), bool(info.private))
+    except LocalTokenNotFoundError as error:
+        if offline_is_fine:
+            return None
+        raise HubError(f"publish {repo_id}: {reason(error)}") from error
+    except Exception as error:
+        if offline_is_fine:
+            return None
+        raise explained(f"publish {repo_id}", error) from error
+    if not found.private and not public:
+        raise UsageError(
+            f"publish {repo_id}: exists and is public; say --public to publish there, or choose "
+            "another repository"
+        )
+    return found
+
+
+def _found(client: HfApi, repo_id: str, branch: str, main: str, private: bool) -> Destination:
+    branches = {each.name: each.target_commit for each in client.list_repo_refs(repo_id).branches}
+    head = branches.get(branch, main)
+    files = list_files(client, repo_id, head)
+    published: dict[str, Any] = {}
+    if any(each.name == MANIFEST for each in files):
+        path = Path(client.hf_hub_download(repo_id, MANIFEST, revision=head))
+        published = _listed(path)
+    return Destination(True, branch in branches, private, head, files, published)
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """Names in a manifest that may be anybody's."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["output"]["files"]
+        return {MANIFEST: None, **{str(each["name"]): each["sha256"] for each in files}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,173 @@
+"""``publish``: a passed folder -> a repository on the Hub whose bytes have been read back.
+
+Nothing is committed to the branch that people see before the Hub has shown that it holds
+the very bytes: they are sent to a branch of their own (or to the pull request), downloaded
+again and digested; only then one commit, bound to the parent that was looked at, puts them
+in place. So a branch has all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import UndefinedError
+
+from quantkit.card import NAME as CARD
+from quantkit.destination import Destination, Push, look
+from quantkit.errors import HubError, SourceError, UsageError
+from quantkit.hub import HUB_ID, api, explained, large_file_route
+from quantkit.licences import Licence
+from quantkit.pushing import push
+from quantkit.readiness import Kind, described, refusals, refuse
+from quantkit.records import manifest_text, read_manifest
+from quantkit.registry import checksums as read_checksums
+from quantkit.remote import LocalFile
+from quantkit.staging import MANIFEST
+from quantkit.types import Event, Listener, silent
+
+
+def agreed(offer: Mapping[str, Any]) -> bool:
+    """The answer of those who call from Python: calling is agreeing."""
+    return True
+
+
+def publish(
+    dir: str | Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    branch: str = "main",
+    pr: bool = False,
+    collection: str | None = None,
+    licence: str | None = None,
+    allow_unjudged: bool = False,
+    allow_changed: bool = False,
+    allow_withdrawn: bool = False,
+    allow_licence: bool = False,
+    overwrite: bool = False,
+    quick: bool = False,
+    dry_run: bool = False,
+    checksums: Sequence[str | Path] = (),
+    confirm: Callable[[Mapping[str, Any]], bool] = agreed,
+    listener: Listener = silent,
+) -> dict[str, Any]:
+    """Push the finished folder ``dir`` to ``repo_id`` and verify what lies there.
+
+    The card and the manifest are written anew for that repository, in the folder too, so
+    that both are the same bytes. The token is the client's own affair (``HF_TOKEN``,
+    ``hf auth login``). ``confirm`` sees what will be pushed before anything is.
+
+    ``licence`` states what the source's card does not. The ``allow_`` options override one
+    refusal each, and the card says so. ``overwrite`` removes what others put there. With
+    ``quick`` weights are not read back, only compared with what the Hub lists.
+
+    Raises:
+        UsageError: no folder that quantkit made, or no repository's name.
+        GateError, MismatchError, WithdrawnError, LicenceError: not to be published.
+        HubError: the Hub says no, or breaks off; the branch is as it was.
+        RemoteError: what the Hub holds is not what was sent; the branch is as it was.
+    """
+    folder = _folder(dir, repo_id)
+    options = {
+        "unjudged": allow_unjudged,
+        "changed": allow_changed,
+        "withdrawn": allow_withdrawn,
+        "licence": allow_licence,
+    }
+    allowed: list[Kind] = [kind for kind in ("unjudged", "changed", "withdrawn", "licence")
+                           if options[kind]]  # fmt: skip
+    registry = read_checksums([Path(each) for each in checksums])
+    manifest = read_manifest(folder)
+    try:
+        stated = _licence(manifest, licence)
+        against = refusals(folder, manifest, registry, stated)
+        said = refuse(folder, against, allowed)
+        made, card = described(folder, manifest, repo_id, stated, said)
+        files = _files(folder, made)
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        raise SourceError(
+            f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
+        ) from error
+    client = api()
+    there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
+    asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
+    offer = _offer(asked, there, said)
+    if dry_run:
+        return offer
+    if not confirm(offer):
+        raise UsageError(f"publish {repo_id}: not confirmed; nothing was pushed")
+    (folder / CARD).write_bytes(card)
+    (folder / MANIFEST).write_text(manifest_text(made), encoding="utf-8")
+    with large_file_route():
+        done = push(client, asked, there or Destination(), folder.resolve().parent, listener)
+    if collection is not None:
+        _collect(repo_id, collection, done["url"])
+    listener(Event("publish", message=f"published and verified: {done['url']}"))
+    return {**offer, **done, "status": "published", "collection": collection}
+
+
+def _folder(dir: str | Path, repo_id: str) -> Path:
+    folder = Path(dir).expanduser()
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"
+        )
+    if not HUB_ID.match(repo_id) or ".." in repo_id or "--" in repo_id:
+        raise UsageError(f"publish {repo_id}: not a repository's name; give OWNER/NAME")
+    return folder
+
+
+def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:
+    known = Licence(**manifest["source"]["licence"])
+    if stated is None:
+        return known
+    if not known.id:
+        return Licence(stated.lower(), stated_by="whoever published this")
+    if known.id != stated.lower():
+        raise UsageError(
+            f"--licence {stated}: {known.stated_by} states {known.id}; a licence is stated only "
+            "where the source states none"
+        )
+    return known
+
+
+def _files(folder: Path, manifest: Mapping[str, Any]) -> tuple[LocalFile, ...]:
+    """What will be pushed: what the manifest lists, and the manifest."""
+    own = manifest_text(manifest).encode("utf-8")
+    listed = [
+        LocalFile(
+            each["name"], folder / each["name"], each["bytes"], each["sha256"], each["is_weight"]
+        )
+        for each in manifest["output"]["files"]
+    ]
+    digest = hashlib.sha256(own).hexdigest()
+    return (*listed, LocalFile(MANIFEST, folder / MANIFEST, len(own), digest))
+
+
+def _offer(asked: Push, there: Destination | None, said: Sequence[str]) -> dict[str, Any]:
+    """What is about to happen, for whoever is asked."""
+    return {
+        "kind": "publish",
+        "status": "offered",
+        "repo_id": asked.repo_id,
+        "branch": asked.branch,
+        "private": there.private if there and there.exists else not asked.public,
+        "exists": there.exists if there else None,
+        "pull_request": asked.pr,
+        "overrides": list(said),
+        "removes": list(there.extra(asked)) if there else [],
+        "files": [
+            {"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in asked.files
+        ],
+    }
+
+
+def _collect(repo_id: str, collection: str, url: str) -> None:
+    try:
+        api().add_collection_item(collection, repo_id, "model", exists_ok=True)
+    except Exception as error:
+        said = explained(f"collection {collection}", error)
+        raise HubError(f"{said}; the repository itself is published and verified: {url}") from error

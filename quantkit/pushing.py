@@ -1,0 +1,216 @@
+"""The push itself: send, read back, and only then commit where people look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.destination import Destination, Push
+from quantkit.errors import HubError, RemoteError
+from quantkit.hub import explained, list_files
+from quantkit.remote import (
+    DamagedError,
+    LocalFile,
+    listing_differences,
+    remove_objects,
+    verify_remote,
+)
+from quantkit.types import Event, Listener
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+#: Where files wait until they have been read back.
+WAITING = "quantkit-upload"
+
+#: Holds a commit to the files; the bytes read back.
+Verify = Callable[[str], int]
+
+_TITLE = "Publish with quantkit"
+_AGAIN = "run again, what has arrived is not sent twice; the branch is as it was"
+
+
+def push(
+    client: HfApi, asked: Push, there: Destination, room: Path, listener: Listener
+) -> dict[str, Any]:
+    """Send what is not there, verify it, and commit. ``room``: see :func:`verify_remote`.
+
+    Raises:
+        HubError: the Hub says no, or breaks off.
+        RemoteError: what it holds is not what was sent.
+    """
+    removed = there.extra(asked)
+    with _explaining(asked):
+        there = _ready(client, asked, there)
+    listed = {each.name: each for each in there.files}
+    sent = [
+        each for each in asked.files
+        if each.name not in listed or not each.is_like(listed[each.name])
+    ]  # fmt: skip
+    size = sum(each.bytes for each in sent)
+    listener(Event("push", message=f"sending {len(sent)} files, {size:,} bytes"))
+
+    def verify(commit: str) -> int:
+        return verify_remote(
+            client, asked.repo_id, commit, asked.files,
+            quick=asked.quick, room=room, listener=listener,
+        )  # fmt: skip
+
+    request = None
+    if not sent and not removed:
+        commit, read = there.head, verify(there.head)
+    elif asked.pr:
+        commit, request, read = _propose(client, asked, sent, removed, verify)
+    else:
+        with _waiting(client, asked, there.head):
+            read = _try(client, asked, sent, removed, verify)
+            commit = _commit(client, asked, there, sent, removed)
+    return {
+        "commit": commit,
+        "url": request or f"{client.endpoint}/{asked.repo_id}",
+        "pull_request": request,
+        "private": there.private,
+        "sent": [each.name for each in sent],
+        "removed": list(removed),
+        "sent_bytes": size,
+        "read_back_bytes": read,
+    }
+
+
+@contextmanager
+def _explaining(asked: Push) -> Iterator[None]:
+    """The client's errors in our words."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:  # the client passes on whatever its HTTP library raises
+        raise explained(f"publish {asked.repo_id}", error, _AGAIN) from error
+
+
+def _ready(client: HfApi, asked: Push, there: Destination) -> Destination:
+    """Create the repository and the branch where they are missing."""
+    if not there.exists:
+        client.create_repo(asked.repo_id, private=not asked.public, exist_ok=True)
+        info = client.model_info(asked.repo_id)
+        head = str(info.sha)
+        files = list_files(client, asked.repo_id, head)
+        there = Destination(True, asked.branch == "main", bool(info.private), head, files)
+    if not there.has_branch:
+        client.create_branch(asked.repo_id, branch=asked.branch, revision=there.head, exist_ok=True)
+    return there
+
+
+def _operations(
+    sent: Sequence[LocalFile], removed: Sequence[str]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    return [
+        *(CommitOperationAdd(each.name, str(each.path)) for each in sent),
+        *(CommitOperationDelete(name) for name in removed),
+    ]
+
+
+@contextmanager
+def _waiting(client: HfApi, asked: Push, head: str) -> Iterator[None]:
+    """A branch of its own to send to; gone afterwards, whatever happens."""
+    with suppress(Exception):  # one that an interrupted run left
+        client.delete_branch(asked.repo_id, branch=WAITING)
+    try:
+        with _explaining(asked):
+            client.create_branch(asked.repo_id, branch=WAITING, revision=head)
+        yield
+    finally:
+        with suppress(Exception):
+            client.delete_branch(asked.repo_id, branch=WAITING)
+
+
+def _try(
+    client: HfApi, asked: Push, sent: Sequence[LocalFile], removed: Sequence[str], verify: Verify
+) -> int:
+    """Send to the waiting branch and read it back; the bytes read."""
+    with _explaining(asked):
+        made = client.create_commit(
+            asked.repo_id,
+            _operations(sent, removed),
+            commit_message=f"{_TITLE} (being verified)",
+            revision=WAITING,
+        )
+    try:
+        return verify(str(made.oid))
+    except DamagedError as error:
+        raise _without_damage(client, asked, error) from error
+
+
+def _without_damage(client: HfApi, asked: Push, error: DamagedError) -> RemoteError:
+    """The same error, after the damaged objects were removed where the Hub lets us."""
+    digests = [each.sha256 for each in asked.files if each.name in error.names]
+    if remove_objects(client, asked.repo_id, digests):
+        return RemoteError(f"{error}; the damaged copy was removed there, run again")
+    return RemoteError(
+        f"{error}; run again, and where it stays so, delete the file under the repository's "
+        "Settings, Storage"
+    )
+
+
+def _propose(
+    client: HfApi, asked: Push, sent: Sequence[LocalFile], removed: Sequence[str], verify: Verify
+) -> tuple[str, str, int]:
+    """A pull request, verified before anyone merges it; closed where it does not hold."""
+    with _explaining(asked):
+        made = client.create_commit(
+            asked.repo_id,
+            _operations(sent, removed),
+            commit_message=_TITLE,
+            revision=asked.branch,
+            create_pr=True,
+        )
+    request = str(made.pr_url)
+    try:
+        return str(made.oid), request, verify(str(made.oid))
+    except HubError as error:
+        with suppress(Exception):
+            number = int(request.rstrip("/").rpartition("/")[2])
+            client.change_discussion_status(asked.repo_id, number, "closed", comment=str(error))
+        raise
+
+
+def _commit(
+    client: HfApi,
+    asked: Push,
+    there: Destination,
+    sent: Sequence[LocalFile],
+    removed: Sequence[str],
+) -> str:
+    """Put what has been verified in place: no byte of a large file is sent for it."""
+    try:
+        made: CommitInfo = client.create_commit(
+            asked.repo_id,
+            _operations(sent, removed),
+            commit_message=_TITLE,
+            revision=asked.branch,
+            parent_commit=there.head,
+        )
+        commit = str(made.oid)
+    except Exception as error:
+        # the answer may be what got lost, not the commit
+        commit = _landed(client, asked)
+        if not commit:
+            raise explained(f"publish {asked.repo_id}", error, _AGAIN) from error
+    with _explaining(asked):
+        wrong = listing_differences(asked.files, list_files(client, asked.repo_id, commit))
+    if wrong:
+        raise RemoteError(f"{asked.repo_id} at {commit[:12]}: {'; '.join(wrong)}; run again")
+    return commit
+
+
+def _landed(client: HfApi, asked: Push) -> str:
+    """The branch's commit, if it holds exactly what was to be committed; else nothing."""
+    with suppress(Exception):
+        head = str(client.model_info(asked.repo_id, revision=asked.branch).sha)
+        if not listing_differences(asked.files, list_files(client, asked.repo_id, head)):
+            return head
+    return ""

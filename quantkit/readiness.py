@@ -1,0 +1,124 @@
+"""Whether a finished folder may be published: every reason against it, each with its override."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quantkit.card import NAME as CARD
+from quantkit.card import render_card
+from quantkit.digests import digest_file
+from quantkit.errors import (
+    GateError,
+    LicenceError,
+    MismatchError,
+    QuantkitError,
+    WithdrawnError,
+)
+from quantkit.licences import Licence, licence_json
+from quantkit.lineage import differing, judge_source
+from quantkit.registry import Registry
+from quantkit.staging import MANIFEST
+from quantkit.types import FileDigest, silent
+
+Kind = Literal["unjudged", "changed", "withdrawn", "licence"]
+
+_ERRORS: Mapping[Kind, type[QuantkitError]] = {
+    "unjudged": GateError,
+    "changed": MismatchError,
+    "withdrawn": WithdrawnError,
+    "licence": LicenceError,
+}
+
+#: What to do about each, beside the override.
+_ADVICE: Mapping[Kind, str] = {
+    "unjudged": "convert again with the gate",
+    "changed": "convert again; own words for the card belong into the recipe's [card]",
+    "withdrawn": "use another release",
+    "licence": "where you know it, state it (--licence)",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One reason against publishing. ``--allow-KIND`` overrides it, and the card says so."""
+
+    kind: Kind
+    said: str
+
+
+def refusals(
+    folder: Path, manifest: Mapping[str, Any], registry: Registry, licence: Licence
+) -> tuple[Refusal, ...]:
+    """Everything that speaks against it, not the first."""
+    found = []
+    if (status := manifest["gate"]["status"]) != "passed":
+        found.append(Refusal("unjudged", f"its gate is {status.replace('_', ' ')}"))
+    if changed := differing(folder, manifest, silent):
+        found.append(Refusal("changed", f"it is not as it was judged: {'; '.join(changed)}"))
+    source = manifest["source"]
+    verdict = judge_source(source, registry)
+    if "withdrawn" in (verdict.status, source["status"]):
+        why = verdict.reason or source["verdict"]["reason"]
+        found.append(Refusal("withdrawn", f"its source was withdrawn: {why}"))
+    if licence.forbids:
+        found.append(Refusal("licence", licence.forbids))
+    return tuple(found)
+
+
+def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> tuple[str, ...]:
+    """Stop unless everything in ``found`` is allowed; what was allowed, for the card.
+
+    Raises:
+        GateError, MismatchError, WithdrawnError, LicenceError: by the first that is not.
+    """
+    against = [each for each in found if each.kind not in allowed]
+    if against:
+        said = "; ".join(
+            f"{each.said} ({_ADVICE[each.kind]}, or --allow-{each.kind} and the card will say so)"
+            for each in against
+        )
+        raise _ERRORS[against[0].kind](f"{folder}: not to be published: {said}")
+    return tuple(f"{each.said} (--allow-{each.kind})" for each in found)
+
+
+def described(
+    folder: Path, manifest: Mapping[str, Any], repo_id: str, licence: Licence, said: Sequence[str]
+) -> tuple[dict[str, Any], bytes]:
+    """The manifest and the card for ``repo_id``. The same each time: a rerun changes nothing."""
+    made = dict(manifest)
+    made["publication"] = {
+        "repo_id": repo_id,
+        "licence": licence_json(licence),
+        "overrides": list(said),
+    }
+    files = [each for each in manifest["output"]["files"] if each["name"] != CARD]
+    if any("--allow-changed" in each for each in said):
+        weights = {each["name"] for each in files if each["is_weight"]}
+        files = [
+            asdict(digest_file(folder / name, name, is_weight=name in weights))
+            for name in _present(folder)
+        ]
+    made["output"] = {**manifest["output"], "files": files}
+    card = render_card(made).encode("utf-8")
+    made["output"]["files"] = [*files, _digest(card)]
+    return made, card
+
+
+def _digest(card: bytes) -> dict[str, Any]:
+    import hashlib
+
+    return asdict(FileDigest(CARD, len(card), hashlib.sha256(card).hexdigest()))
+
+
+def _present(folder: Path) -> list[str]:
+    """Files that are there now, of those that may be published: nothing hidden, no links."""
+    paths = (each.relative_to(folder) for each in sorted(folder.rglob("*")) if each.is_file())
+    return [
+        each.as_posix()
+        for each in paths
+        if not any(part.startswith(".") for part in each.parts)
+        and each.as_posix() not in (MANIFEST, CARD)
+    ]

@@ -1,0 +1,124 @@
+"""The source's own card, fit to stand folded on another page.
+
+Relative links and pictures point to the source's repository at its commit; where that is
+not known they lose their target. Code is left alone. Nothing in the text can end the fold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+#: Where a repository's pages are, whatever endpoint this machine talks to.
+SITE = "https://huggingface.co"
+
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
+# Every repeat below has an end: a hostile card must not keep a reader busy.
+_INLINE_CODE = re.compile(r"(?<!`)(`{1,50})(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)")
+_TARGET = (
+    r"(?:<(?P<angled>[^<>\n]{0,2000})>"
+    r"|(?P<target>[^\s()<>]{0,2000}(?:\([^\s()]{0,500}\)[^\s()<>]{0,500}){0,5}))"
+)
+_LINK = re.compile(
+    r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]{0,500}\](?:\([^()]{0,500}\))?){0,1000})\]"
+    rf"\(\s{{0,20}}{_TARGET}(?P<title>\s{{1,20}}(?:\"[^\"]{{0,500}}\"|'[^']{{0,500}}'))?\s{{0,20}}\)"
+)
+_REFERENCE = re.compile(r"(?m)^( {0,3}\[[^\]\n]{1,200}\]:[ \t]{0,20})(\S{1,2000})")
+_ATTRIBUTE = re.compile(
+    r"(?i)(<(img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})([\"'])"
+    r"([^\"'<>]{0,2000})\3"
+)
+_FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
+_SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
+_HARMLESS = ("http:", "https:", "mailto:", "//")
+
+
+def folded(body: str, repo_id: str | None, revision: str | None) -> str:
+    """``body`` with its links resolved, its code blocks closed, and no way out of a fold."""
+    resolve = _resolver(repo_id, revision)
+    unbalanced = _tags(body, "<details") != _tags(body, "</details")
+    pieces = []
+    for text, is_code in _pieces(body):
+        if is_code:
+            pieces.append(text)
+            continue
+        piece = _resolve_links(text, resolve)
+        pieces.append(_FOLD_TAG.sub("&lt;", piece) if unbalanced else piece)
+    return "".join(pieces).strip()
+
+
+def _tags(body: str, tag: str) -> int:
+    return sum(text.lower().count(tag) for text, is_code in _pieces(body) if not is_code)
+
+
+def _pieces(body: str) -> Iterator[tuple[str, bool]]:
+    """``(text, whether it is code)``; a fence that nobody closed is closed."""
+    held: list[str] = []
+    fence = ""
+    for line in body.splitlines(keepends=True):
+        found = _FENCE.match(line)
+        if not fence and found:
+            yield from _inline("".join(held))
+            held, fence = [line], found[1]
+        elif fence and found and found[1].startswith(fence) and not line.strip(" \n`~"):
+            yield "".join([*held, line]), True
+            held, fence = [], ""
+        else:
+            held.append(line)
+    if fence:
+        text = "".join(held)
+        yield f"{text}{'' if text.endswith(chr(10)) else chr(10)}{fence}\n", True
+    else:
+        yield from _inline("".join(held))
+
+
+def _inline(text: str) -> Iterator[tuple[str, bool]]:
+    at = 0
+    for found in _INLINE_CODE.finditer(text):
+        yield text[at : found.start()], False
+        yield found[0], True
+        at = found.end()
+    yield text[at:], False
+
+
+def _resolve_links(text: str, resolve: Callable[[str, bool], str | None]) -> str:
+    def link(found: re.Match[str]) -> str:
+        image = bool(found["image"])
+        inner = _resolve_links(found["text"], resolve) if "](" in found["text"] else found["text"]
+        address = resolve(found["angled"] or found["target"] or "", image)
+        if address is None:
+            return inner
+        return f"{found['image']}[{inner}]({address}{found['title'] or ''})"
+
+    def attribute(found: re.Match[str]) -> str:
+        address = resolve(found[4], found[2].lower() != "a")
+        return f"{found[1]}{found[3]}{address or '#'}{found[3]}"
+
+    def reference(found: re.Match[str]) -> str:
+        return f"{found[1]}{resolve(found[2], _looks_like_a_picture(found[2])) or '#'}"
+
+    return _ATTRIBUTE.sub(attribute, _REFERENCE.sub(reference, _LINK.sub(link, text)))
+
+
+def _looks_like_a_picture(target: str) -> bool:
+    return target.lower().endswith((".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"))
+
+
+def _resolver(repo_id: str | None, revision: str | None) -> Callable[[str, bool], str | None]:
+    """Target -> address; ``None`` where it leads nowhere or runs something."""
+
+    def resolve(target: str, is_file: bool) -> str | None:
+        if target.startswith("#"):
+            return target
+        if _SCHEME.match(target):
+            return target if target.lower().startswith(_HARMLESS) else None
+        if repo_id is None:
+            return None
+        if target.startswith("/"):
+            return f"{SITE}{target}"
+        kind, path = "resolve" if is_file else "blob", target.removeprefix("./")
+        path = quote(path, safe="/%#?=&+:@,;~!$'*")
+        return f"{SITE}/{repo_id}/{kind}/{revision or 'main'}/{path}"
+
+    return resolve

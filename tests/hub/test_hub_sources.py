@@ -1,0 +1,206 @@
+"""Sources on a hub: one commit, only what is needed, nothing damaged, and clear refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Converted
+from hub.loopback import Fault, Loopback
+from huggingface_hub import constants
+from tiny import write_source
+
+import quantkit
+from quantkit.errors import MismatchError, SourceError
+
+REPO = "quantkit/demo"
+WEIGHTS = "pytorch_model.bin"
+
+
+def large(path: Path) -> str:
+    """The download of a large file, as the hub sees it."""
+    return f"GET /cdn/.*{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def served(hub: Loopback, demo: Path) -> Loopback:
+    hub.add(REPO, files_of(demo) | {"flax_model.msgpack": b"x" * 1000, "sub/other.bin": b"\0y"})
+    return hub
+
+
+def fetched(hub: Loopback) -> set[str]:
+    got = hub.lines("(GET|HEAD) /.*/resolve/")
+    return {line.rpartition("/")[2] for line in got}
+
+
+def test_convert_from_a_hub_id_writes_the_same_bytes_and_names_the_commit(
+    served: Loopback, demo_nf4: Converted, tmp_path: Path
+) -> None:
+    manifest = quantkit.convert(REPO, "bnb-nf4", tmp_path / "out", no_gate=True)
+    commit = served.repositories[REPO].branches["main"]
+    assert manifest["source"]["revision"] == commit
+    assert manifest["source"]["repo_id"] == REPO
+    assert manifest["source"]["status"] == "verified"
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (demo_nf4.folder / name).read_bytes()
+    assert fetched(served) == {
+        WEIGHTS, "config.json", "README.md", "spiece.model", "tokenizer_config.json"
+    }  # fmt: skip
+
+
+def test_a_branch_that_moves_meanwhile_changes_nothing(served: Loopback) -> None:
+    repository = served.repositories[REPO]
+    first = repository.branches["main"]
+    moved = Fault("GET /.*/tree/", before=lambda: repository.add({"config.json": b"{}"}))
+    served.faults.append(moved)
+    found = quantkit.verify(REPO)
+    assert found["revision"] == first
+    assert found["status"] == "verified"
+    assert repository.branches["main"] != first
+
+
+def test_a_revision_is_taken_by_branch_and_by_commit(served: Loopback, demo: Path) -> None:
+    repository = served.repositories[REPO]
+    first = repository.branches["main"]
+    repository.add({"config.json": b"{}"})
+    repository.branches["old"] = first
+    assert quantkit.verify(REPO, revision="old")["revision"] == first
+    assert quantkit.verify(REPO, revision=first)["revision"] == first
+    with pytest.raises(SourceError, match="check the revision"):
+        quantkit.verify(REPO, revision="nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "spiece.model", WEIGHTS])
+def test_a_bit_flipped_once_on_the_way_is_found(served: Loopback, demo: Path, name: str) -> None:
+    """Small files are fetched once more; weights stop the run, and a rerun fetches them anew."""
+    on = f"GET .*{name}" if name == "config.json" else large(demo / name)
+    served.faults.append(Fault(on, flip=100))
+    if name == WEIGHTS:
+        with pytest.raises(SourceError, match=r"not the bytes that the Hub lists.*run again"):
+            quantkit.verify(REPO)
+    assert quantkit.verify(REPO)["status"] == "verified"
+    assert served.faults[0].times == 0, "the fault happened"
+
+
+@pytest.mark.parametrize("verb", ["plan", "convert", "verify", "check"])
+@pytest.mark.parametrize("at", [5000, 2_000_000], ids=["header", "tensor"])
+def test_weights_that_are_always_damaged_are_never_used(
+    served: Loopback, demo_nf4: Converted, tmp_path: Path, verb: str, at: int
+) -> None:
+    repository = served.repositories[REPO]
+    entry = repository.commits[repository.branches["main"]].files[WEIGHTS]
+    good = repository.objects[entry.oid]
+    repository.objects[entry.oid] = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+    act = {
+        "plan": lambda: quantkit.plan(REPO, "bnb-nf4"),
+        "convert": lambda: quantkit.convert(REPO, "bnb-nf4", tmp_path / "out", no_gate=True),
+        "verify": lambda: quantkit.verify(REPO),
+        "check": lambda: quantkit.check(demo_nf4.folder, REPO),
+    }[verb]
+    with pytest.raises((MismatchError, SourceError), match=r"the Hub lists.*run again"):
+        act()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_small_file_that_is_always_damaged_is_refused(served: Loopback) -> None:
+    served.faults.append(Fault("GET .*config.json", times=9, flip=3))
+    with pytest.raises(SourceError, match=r"config.json: not the bytes that the Hub lists"):
+        quantkit.plan(REPO, "bnb-nf4")
+
+
+def test_a_broken_download_goes_on_where_it_stopped(
+    served: Loopback, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    served.faults.append(Fault(large(demo / WEIGHTS), drop_after=3_000_000))
+    assert quantkit.verify(REPO)["status"] == "verified"
+    asked = [each for each in served.seen if each.line.startswith("GET /cdn/")]
+    assert [each.headers["range"] for each in asked if "range" in each.headers] == [
+        "bytes=3000000-"
+    ]
+
+
+def test_a_rerun_fetches_only_files_that_did_not_arrive_whole(served: Loopback, demo: Path) -> None:
+    """The client keeps no part of a file from one process to the next."""
+    served.faults.append(Fault(large(demo / WEIGHTS), drop_after=0, times=99))
+    with pytest.raises(SourceError, match="connection broke"):
+        quantkit.verify(REPO)
+    served.faults.clear()
+    before = len(served.seen)
+    assert quantkit.verify(REPO)["status"] == "verified"
+    got = [each.line for each in served.seen[before:] if each.sent > 10_000]
+    assert [bool(re.match(large(demo / WEIGHTS), each)) for each in got] == [True]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda hub: hub.repositories.clear(), "no such repository"),
+        (lambda hub: setattr(hub.repositories[REPO], "gated", True), "ask for access"),
+        (lambda hub: hub.faults.append(Fault("GET", 99, 401, "Invalid credentials in "
+                                             "Authorization header")), "log in anew"),
+        (lambda hub: hub.faults.append(Fault("GET", 99, 429)), "wait a few minutes"),
+        (lambda hub: hub.faults.append(Fault("GET", 99, 500)), "error of its own"),
+        (lambda hub: hub.faults.append(Fault("GET", 99, drop_after=0)), "connection broke"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses_is_explained(served: Loopback, change: object, words: str) -> None:
+    change(served)  # type: ignore[operator]
+    with pytest.raises(SourceError, match=words) as caught:
+        quantkit.plan(REPO, "bnb-nf4")
+    assert REPO in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_private_repository_needs_a_token(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.repositories[REPO].private = True
+    assert quantkit.verify(REPO)["status"] == "verified"
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(SourceError, match="private one that the token"):
+        quantkit.verify(REPO, revision="main")
+
+
+def test_offline_the_cache_serves_and_its_bytes_are_checked(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(quantkit.verify(REPO)["files"] and constants.HF_HUB_CACHE)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(served.seen)
+    assert quantkit.verify(REPO)["status"] == "verified"
+    assert len(served.seen) == before
+    with pytest.raises(SourceError, match="offline mode is on"):
+        quantkit.verify("quantkit/other")
+    config = next(folder.glob("*/snapshots/*/config.json"))
+    config.write_bytes(config.read_bytes().replace(b"128", b"129"))
+    with pytest.raises(SourceError, match=r"config.json: not the bytes"):
+        quantkit.verify(REPO)
+
+
+def test_check_and_verify_take_a_published_folder_by_its_id(
+    served: Loopback, demo_nf4: Converted
+) -> None:
+    served.add("me/demo-nf4", files_of(demo_nf4.folder))
+    found = quantkit.verify("me/demo-nf4")
+    assert (found["kind"], found["status"]) == ("output", "verified")
+    quick = ["evaluation.max_windows=1", "evaluation.new_tokens=1"]
+    checked = quantkit.check("me/demo-nf4", REPO, text=demo_nf4.text, set=quick)
+    assert checked["gate"]["status"] == "passed"
+    served.repositories["me/demo-nf4"].add({"extra.py": b"import os"})
+    with pytest.raises(MismatchError, match=r"extra.py is not in the manifest"):
+        quantkit.verify("me/demo-nf4")
+
+
+def test_a_source_without_weights_says_so(hub: Loopback, tmp_path: Path) -> None:
+    files = files_of(write_source(tmp_path / "source"))
+    hub.add("me/bare", {"config.json": files["config.json"]})
+    with pytest.raises(SourceError, match=r"bare.*point to the folder"):
+        quantkit.plan("me/bare", "bnb-nf4")

@@ -1,0 +1,443 @@
+"""publish: refusals, the push, what is verified, and every way it can break."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from commanding import refused, succeeded
+from conftest import Converted
+from hub.loopback import READ_TOKEN, TOKEN, Fault, Loopback
+
+import quantkit
+from quantkit.digests import digest_file
+from quantkit.errors import (
+    GateError,
+    HubError,
+    LicenceError,
+    MismatchError,
+    QuantkitError,
+    RemoteError,
+    UsageError,
+    WithdrawnError,
+)
+from quantkit.manifest import read_manifest
+
+REPO = "me/demo-nf4"
+
+
+@pytest.fixture(scope="module")
+def small(demo_nf4: Converted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's folder with its largest files cut, to be pushed about many times."""
+    folder = shutil.copytree(demo_nf4.folder, tmp_path_factory.mktemp("small") / "demo-nf4")
+    names = ("model.safetensors", "tokenizer.json", "spiece.model", "report/report.html")
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:20_000])
+
+    def listed(manifest: dict) -> None:  # type: ignore[type-arg]
+        for each in manifest["output"]["files"]:
+            if each["name"] in names:
+                each |= asdict(digest_file(folder / each["name"], each["name"],
+                                           is_weight=each["is_weight"]))  # fmt: skip
+
+    edit(folder, listed)
+    return folder
+
+
+@pytest.fixture
+def folder(small: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small, tmp_path / "demo-nf4")
+
+
+def here(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def there(hub: Loopback, repo: str = REPO) -> dict[str, bytes | None]:
+    return {k: v for k, v in hub.repositories[repo].files.items() if k != ".gitattributes"}
+
+
+def edit(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    path = folder / "quantkit-manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+# a push that goes well
+
+
+def test_a_folder_is_published_private_and_whole(hub: Loopback, folder: Path) -> None:
+    done = quantkit.publish(folder, REPO)
+    repository = hub.repositories[REPO]
+    assert there(hub) == here(folder)
+    assert repository.private
+    assert list(repository.branches) == ["main"], "nothing is left waiting"
+    assert repository.log == ["Publish with quantkit", "initial commit"]
+    assert done["commit"] == repository.branches["main"]
+    assert done["url"] == f"{hub.url}/{REPO}"
+    assert done["sent_bytes"] == done["read_back_bytes"] == sum(map(len, here(folder).values()))
+    assert quantkit.verify(folder)["status"] == "verified"
+    assert quantkit.verify(REPO)["status"] == "verified"
+
+
+def test_large_files_take_the_tested_route(hub: Loopback, folder: Path) -> None:
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    quantkit.publish(folder, REPO)
+    large = [each for each in here(folder) if each.endswith((".safetensors", ".model", ".png"))]
+    assert len(hub.lines("PUT /lfs/")) == len(large)
+    assert hub.lines("POST /lfs-verify/")
+    assert before == constants.HF_HUB_DISABLE_XET
+
+
+def test_a_rerun_sends_nothing_and_commits_nothing(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO)
+    head, before = hub.repositories[REPO].branches["main"], len(hub.seen)
+    done = quantkit.publish(folder, REPO)
+    assert (done["sent"], done["sent_bytes"], done["commit"]) == ([], 0, head)
+    assert sum(each.received for each in hub.seen[before:]) == 0
+
+
+def test_a_changed_file_is_all_that_is_sent(hub: Loopback, folder: Path, tmp_path: Path) -> None:
+    quantkit.publish(folder, REPO)
+    edit(folder, lambda manifest: manifest.update(created="2026-01-01T00:00:00+00:00"))
+    before = len(hub.seen)
+    done = quantkit.publish(folder, REPO)
+    assert sorted(done["sent"]) == ["README.md", "quantkit-manifest.json"]
+    assert not [each for each in hub.seen[before:] if each.line.startswith("PUT")]
+    assert there(hub) == here(folder)
+
+
+def test_files_of_an_earlier_publication_go_and_others_files_stay_unless_overwritten(
+    hub: Loopback, folder: Path
+) -> None:
+    quantkit.publish(folder, REPO)
+    edit(folder, lambda m: m["output"]["files"].remove(
+        next(each for each in m["output"]["files"] if each["name"] == "report/size.png")
+    ))  # fmt: skip
+    edit(folder, lambda m: m["report"].remove("report/size.png"))
+    (folder / "report" / "size.png").unlink()
+    assert quantkit.publish(folder, REPO)["removed"] == ["report/size.png"]
+    hub.repositories[REPO].add({"mine.txt": b"keep me"})
+    with pytest.raises(UsageError, match=r"mine\.txt.*--overwrite"):
+        quantkit.publish(folder, REPO)
+    quantkit.publish(folder, REPO, overwrite=True)
+    assert there(hub) == here(folder)
+
+
+def test_a_branch_a_pull_request_and_a_collection(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO, branch="v2")
+    repository = hub.repositories[REPO]
+    assert repository.log == ["initial commit"]
+    assert set(repository.branches) == {"main", "v2"}
+    hub.collections["me/mine-1"] = []
+    done = quantkit.publish(folder, REPO, pr=True, collection="me/mine-1")
+    assert repository.log == ["initial commit"]
+    assert repository.requests == {1: "open"}
+    assert done["url"] == f"{hub.url}/{REPO}/discussions/1"
+    files = repository.commits[repository.branches["refs/pr/1"]].files
+    assert files.keys() - {".gitattributes"} == here(folder).keys()
+    assert hub.collections["me/mine-1"] == [REPO]
+    with pytest.raises(HubError, match=r"me/none-1.*itself is published and verified"):
+        quantkit.publish(folder, REPO, branch="v2", collection="me/none-1")
+
+
+def test_large_files_go_in_parts(hub: Loopback, folder: Path) -> None:
+    hub.part_bytes = 3_000
+    quantkit.publish(folder, REPO)
+    assert len(hub.lines("PUT /lfs/.*/part/")) > 4
+    assert there(hub) == here(folder)
+
+
+# asking first
+
+
+def test_it_shows_what_it_will_push_and_asks(hub: Loopback, folder: Path, tmp_path: Path) -> None:
+    before = here(folder)
+    shown = json.loads(succeeded("publish", folder, REPO, "--dry-run", "--json"))
+    assert shown["private"] is True
+    assert {each["name"] for each in shown["files"]} == before.keys()
+    assert "nobody is there to answer" in refused(2, "publish", folder, REPO)
+    with pytest.raises(UsageError, match="nothing was pushed"):
+        quantkit.publish(folder, REPO, confirm=lambda offer: False)
+    assert hub.repositories == {}
+    assert here(folder) == before, "looking changes nothing"
+    said = json.loads(succeeded("publish", folder, REPO, "--yes", "--json"))
+    assert said["commit"] == hub.repositories[REPO].branches["main"]
+
+
+def test_a_public_repository_is_not_published_to_by_accident(hub: Loopback, folder: Path) -> None:
+    hub.add(REPO, {"README.md": b"mine"}, private=False)
+    with pytest.raises(UsageError, match="say --public"):
+        quantkit.publish(folder, REPO)
+    quantkit.publish(folder, REPO, public=True)
+    assert there(hub) == here(folder)
+
+
+# what is refused, and said on the card where it is allowed
+
+
+def test_a_folder_without_a_passed_gate(hub: Loopback, demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "unjudged"
+    quantkit.convert(demo, "bnb-nf4", out, no_gate=True)
+    with pytest.raises(GateError, match=r"gate is not run.*--allow-unjudged"):
+        quantkit.publish(out, REPO)
+    assert hub.repositories == {}
+    quantkit.publish(out, REPO, allow_unjudged=True)
+    card = (there(hub)["README.md"] or b"").decode()
+    first = card.partition("\n# ")[2][:700]
+    assert "**Not judged.**" in first
+    assert "its gate is not run (--allow-unjudged)" in first
+
+
+def test_a_folder_that_changed_since_it_was_judged(hub: Loopback, folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(MismatchError, match=r"model\.safetensors has changed.*--allow-changed"):
+        quantkit.publish(folder, REPO)
+    quantkit.publish(folder, REPO, allow_changed=True)
+    assert there(hub) == here(folder)
+    assert b"model.safetensors has changed (--allow-changed)" in (there(hub)["README.md"] or b"")
+    assert quantkit.verify(REPO)["status"] == "verified"
+
+
+def test_a_source_that_was_withdrawn_since(hub: Loopback, folder: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(folder)
+    digest = next(each["sha256"] for each in manifest["source"]["files"] if each["is_weight"])
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    (registry / "withdrawn.toml").write_text(
+        'repository = "quantkit/demo"\n[[releases]]\ndate = "2026-01-01"\nstatus = "withdrawn"\n'
+        'reason = "a test says so"\nstated_at = "nowhere"\n[[releases.files]]\n'
+        f'name = "pytorch_model.bin"\nsha256 = "{digest}"\n'
+    )
+    with pytest.raises(WithdrawnError, match=r"a test says so.*--allow-withdrawn"):
+        quantkit.publish(folder, REPO, checksums=[registry])
+    assert hub.repositories == {}
+    quantkit.publish(folder, REPO, checksums=[registry], allow_withdrawn=True)
+    assert b"a test says so (--allow-withdrawn)" in (there(hub)["README.md"] or b"")
+
+
+def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -> None:
+    def stated(licence: str) -> None:
+        edit(folder, lambda m: m["source"]["licence"].update(id=licence))
+
+    stated("cc-by-nc-nd-4.0")
+    with pytest.raises(LicenceError, match=r"lets no derivative be shared.*--allow-licence"):
+        quantkit.publish(folder, REPO)
+    with pytest.raises(UsageError, match="states cc-by-nc-nd"):
+        quantkit.publish(folder, REPO, licence="mit")
+    stated("")
+    with pytest.raises(LicenceError, match=r"states no licence.*--licence"):
+        quantkit.publish(folder, REPO)
+    quantkit.publish(folder, REPO, licence="MIT")
+    card = (there(hub)["README.md"] or b"").decode()
+    assert card.startswith("---\nlicense: mit\n")
+    assert "as whoever published this states" in card
+
+
+@pytest.mark.parametrize("missing", ["request", "source", "gate", "publication", "output"])
+def test_a_manifest_that_is_not_whole(folder: Path, missing: str) -> None:
+    edit(folder, lambda m: m.pop(missing))
+    assert "not a whole manifest" in refused(1, "publish", folder, REPO, "--yes")
+
+
+def test_all_reasons_are_named_at_once(folder: Path) -> None:
+    edit(folder, lambda m: m["source"]["licence"].update(id=""))
+    edit(folder, lambda m: m["gate"].update(status="not_run"))
+    said = refused(4, "publish", folder, REPO, "--yes")
+    assert "--allow-unjudged" in said
+    assert "--allow-licence" in said
+
+
+@pytest.mark.parametrize("name", ["nobody", "a/b/c", "../x", "me/a..b", "me/a--b", ""])
+def test_a_name_that_is_none(folder: Path, name: str) -> None:
+    assert "OWNER/NAME" in refused(2, "publish", folder, name, "--yes")
+
+
+def test_a_folder_that_quantkit_did_not_make(tmp_path: Path) -> None:
+    assert "quantkit-manifest.json" in refused(2, "publish", tmp_path, REPO, "--yes")
+
+
+# what can break: a clear message, and the branch has all of it or nothing
+
+WEIGHTS = "PUT /lfs/"
+FAULTS = {
+    "401": (Fault("POST /api/repos", 9, 401, "Invalid credentials in Authorization header"),
+            "does not accept the token"),
+    "403": (Fault("POST /api/repos", 9, 403, "no rights here"), "no rights here"),
+    "403 commit": (Fault("POST /api/models/.*/commit", 9, 403, "no rights here"), "no rights"),
+    "409": (Fault("POST /api/models/.*/commit", 9, 409, "locked"), "busy with another"),
+    "412": (Fault("POST /api/models/.*/commit/main", 9, 412, "has happened"), "somebody else"),
+    "429": (Fault("POST /api/models/.*/preupload", 99, 429), "wait a few minutes"),
+    "429 batch": (Fault(r"POST .*\.git/info/lfs", 99, 429), "wait a few minutes"),
+    "500 batch": (Fault(r"POST .*\.git/info/lfs", 99, 500), "error of its own"),
+    "500 put": (Fault(WEIGHTS, 99, 500), "error of its own"),
+    "500 commit": (Fault("POST /api/models/.*/commit/main", 9, 500), "error of its own"),
+    "507": (Fault(WEIGHTS, 99, 507), "no room left"),
+    "dropped up": (Fault(WEIGHTS, 99, drop_after=1000), "connection broke"),
+    "dropped commit": (Fault("POST /api/models/.*/commit/main", 9, drop_after=10), "broke"),
+    "flipped up": (Fault(WEIGHTS, 1, flip=1000), "what the Hub gives is not what was sent"),
+    "flipped small": (Fault("POST /api/models/.*/commit/quantkit", 1, flip=900),
+                      "not what was sent|error of its own|connection broke"),
+    "flipped down": (Fault("GET /cdn/", 99, flip=1000), "what the Hub gives is not what was sent"),
+    "flipped small down": (Fault("GET /.*/config.json", 99, flip=10), "what the Hub gives is not"),
+    "dropped down": (Fault("GET /cdn/", 99, drop_after=0), "connection broke"),
+    "verify": (Fault("POST /lfs-verify", 9, 422, "the object is not there"), "not there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_breaks_is_said_and_leaves_the_branch_alone(
+    hub: Loopback, folder: Path, fault: str
+) -> None:
+    broken, words = FAULTS[fault]
+    hub.faults.append(Fault(**vars(broken)))
+    with pytest.raises(HubError, match=words) as caught:
+        quantkit.publish(folder, REPO)
+    assert REPO in str(caught.value)
+    assert "\n" not in str(caught.value)
+    nothing_but_the_start(hub)
+    hub.faults.clear()
+    quantkit.publish(folder, REPO)  # a rerun puts it right
+    assert there(hub) == here(folder)
+    assert list(hub.repositories[REPO].branches) == ["main"]
+
+
+def nothing_but_the_start(hub: Loopback) -> None:
+    if REPO in hub.repositories:
+        assert hub.repositories[REPO].log == ["initial commit"]
+        assert list(hub.repositories[REPO].branches) == ["main"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(WEIGHTS, 2, 500),
+        Fault(WEIGHTS, 2, drop_after=5000),
+        Fault("GET /cdn/", 1, flip=1000),
+        Fault("GET /cdn/", 2, drop_after=1000),
+        Fault(".*", 30, slow=0.05),
+        Fault("POST /api/models/.*/commit/main", 1, deaf=True),
+        Fault(r"POST .*\.git/info/lfs", 1, 429),
+    ],
+    ids=lambda each: f"{each.on} {each.status or each.drop_after or each.flip or each.slow}",
+)
+def test_what_mends_itself_is_got_over(hub: Loopback, folder: Path, fault: Fault) -> None:
+    hub.faults.append(Fault(**vars(fault)))
+    quantkit.publish(folder, REPO)
+    assert there(hub) == here(folder)
+    assert hub.repositories[REPO].log == ["Publish with quantkit", "initial commit"]
+
+
+def test_a_store_that_hashes_refuses_the_flipped_bit_itself(hub: Loopback, folder: Path) -> None:
+    hub.hashing = True
+    hub.faults.append(Fault(WEIGHTS, 1, flip=7))
+    with pytest.raises(HubError, match="publish me/demo-nf4"):
+        quantkit.publish(folder, REPO)
+    nothing_but_the_start(hub)
+
+
+def test_a_damaged_upload_is_removed_so_that_a_rerun_sends_it_anew(
+    hub: Loopback, folder: Path
+) -> None:
+    hub.faults.append(Fault(WEIGHTS, 1, flip=1000))
+    with pytest.raises(RemoteError, match="the damaged copy was removed there, run again"):
+        quantkit.publish(folder, REPO)
+    hub.seen.clear()
+    quantkit.publish(folder, REPO)
+    assert len(hub.lines("PUT /lfs/")) == 1, "one was damaged, the others are there"
+
+
+def test_quota_is_named(hub: Loopback, folder: Path) -> None:
+    hub.quota = 30_000
+    with pytest.raises(HubError, match=r"no room left.*quota"):
+        quantkit.publish(folder, REPO)
+    nothing_but_the_start(hub)
+
+
+def test_an_upload_that_broke_off_is_resumed(hub: Loopback, folder: Path) -> None:
+    """What the first run got across is not sent again."""
+    hub.faults.append(Fault(WEIGHTS, 99, drop_after=10, after=2))
+    with pytest.raises(HubError, match="what has arrived is not sent twice"):
+        quantkit.publish(folder, REPO)
+    arrived = dict(hub.repositories[REPO].objects)
+    assert arrived
+    hub.faults.clear()
+    before = len(hub.seen)
+    quantkit.publish(folder, REPO)
+    put = [each for each in hub.seen[before:] if each.line.startswith("PUT")]
+    assert not [each for each in put if each.line.rpartition("/")[2] in arrived]
+    large = sum(map(len, hub.repositories[REPO].objects.values()))
+    assert sum(each.received for each in put) == large - sum(map(len, arrived.values()))
+
+
+def test_a_race_fails_and_the_other_commit_stays(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO)
+    edit(folder, lambda manifest: manifest.update(created="2026-01-01T00:00:00+00:00"))
+    repository = hub.repositories[REPO]
+    race = Fault("GET /.*README.md", before=lambda: repository.add({"other.txt": b"x"}, "theirs"))
+    hub.faults.append(race)
+    with pytest.raises(HubError, match="somebody else committed"):
+        quantkit.publish(folder, REPO)
+    assert repository.log[0] == "theirs"
+
+
+def test_a_pull_request_that_does_not_hold_is_closed(hub: Loopback, folder: Path) -> None:
+    hub.faults.append(Fault("GET /cdn/", 99, flip=1000))
+    with pytest.raises(RemoteError):
+        quantkit.publish(folder, REPO, pr=True)
+    assert hub.repositories[REPO].requests == {1: "closed"}
+
+
+# the token
+
+
+def test_no_token_and_a_token_that_may_only_read(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    with pytest.raises(HubError, match="write permission"):
+        quantkit.publish(folder, REPO)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match="hf auth login"):
+        quantkit.publish(folder, REPO)
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("fault", ["500 put", "429 batch", "flipped up", "dropped up", "401", ""])
+def test_no_token_and_no_signed_address_is_ever_seen(
+    hub: Loopback, folder: Path, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
+    heard: list[str] = []
+    log = logging.StreamHandler(stream := io.StringIO())
+    root = logging.getLogger("huggingface_hub")
+    root.addHandler(log)
+    if fault:
+        hub.faults.append(Fault(**vars(FAULTS[fault][0])))
+    try:
+        quantkit.publish(folder, REPO, listener=lambda event: heard.append(repr(event)))
+    except QuantkitError as error:
+        heard.append(str(error))
+    finally:
+        root.removeHandler(log)
+    captured = capfd.readouterr()
+    texts = [*heard, captured.out, captured.err, stream.getvalue()]
+    texts += [each.decode("utf-8", "replace") for each in here(folder).values()]
+    texts += [(each or b"").decode("utf-8", "replace") for r in hub.repositories.values()
+              for each in r.files.values()]  # fmt: skip
+    for text in texts:
+        assert TOKEN not in text
+        assert "SIGNEDsecret" not in text
+    assert any(each.headers.get("authorization") == f"Bearer {TOKEN}" for each in hub.seen)
