@@ -1,0 +1,227 @@
+"""Which normalization rules a normalizer of ``tokenizers`` gives, and what is left over.
+
+The rules of NFKC and its relatives list, for every composed character, every sequence
+that decomposes it: some 220,000. ``tokenizers``' own NFKC says the same of all but a few,
+whose Unicode version is another (U+32FF) or whose writers thought otherwise (nmt_nfkc
+keeps U+FF5E). So every rule, and every character without one, is tried against
+``tokenizers`` itself; what comes out otherwise is an *exception*.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tokenizers import Regex
+from tokenizers.normalizers import NFC, NFKC, Normalizer, Precompiled, Replace
+
+from quantkit.errors import SourceError
+from quantkit.tokenization.charsmap import Charsmap
+from quantkit.tokenization.patterns import CLUSTERS_BEFORE, GAP, JOINS_BEFORE, MARK, OURS
+
+#: Each stands in three regular expressions.
+MAX_EXCEPTIONS = 64
+
+# From cheap to dear.
+_BASES = (
+    (),
+    ("NFKC",),
+    ("NFC",),
+    ("Precompiled",),
+    ("NFKC", "Precompiled"),
+    ("NFKC", "Precompiled", "NFC"),
+)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Where ``text`` stands, the base makes ``found`` of it, but it must be ``value``."""
+
+    text: str
+    found: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A base, and what it leaves over."""
+
+    base: tuple[str, ...]
+    keys: frozenset[str]
+    """Rules for several characters that the base gives."""
+    exceptions: tuple[Leftover, ...]
+    """The longest first."""
+    deleted: frozenset[str]
+    """ASCII characters whose rule is to vanish, and which the base leaves alone."""
+    spaces: frozenset[str]
+    """The same for those that become a space."""
+    joining: frozenset[str]
+    """Characters that join the one before them by these rules, beside those of Unicode."""
+
+
+def normalizers_of(base: tuple[str, ...], blob: bytes) -> list[Normalizer]:
+    """The steps of a base; ``blob`` is the model's own charsmap."""
+    made: dict[str, Callable[[], list[Normalizer]]] = {
+        "NFC": lambda: [NFC()],
+        "NFKC": lambda: [NFKC()],
+        "Precompiled": lambda: _one_by_one(blob),
+    }
+    return [each for name in base for each in made[name]()]
+
+
+def _one_by_one(blob: bytes) -> list[Normalizer]:
+    """The model's own rules. ``Precompiled`` reads them by grapheme cluster, and of a cluster
+    shorter than six bytes it replaces the whole by its *shortest* rule; alone on one character
+    it is exact."""
+    joins = f"[{JOINS_BEFORE}{CLUSTERS_BEFORE}&&[^{OURS}]]"
+    return [
+        Replace(Regex(f"(?<=[^{OURS}])(?={joins})"), GAP),
+        Precompiled(blob),
+        Replace(Regex(f"(?<!{MARK}){GAP}"), ""),
+    ]
+
+
+@lru_cache(maxsize=4)
+def find_coverage(
+    rules: Charsmap, blob: bytes, copied: tuple[str, ...], *, spaced: bool
+) -> Coverage:
+    """The cheapest base that leaves few exceptions.
+
+    ``copied`` texts no rule may change; ``spaced`` says that a space and U+2581 end as one.
+
+    Raises:
+        SourceError: every base leaves too many, or some that cannot be told apart.
+    """
+    fewest = sys.maxsize
+    for base in _BASES:
+        if not base and len(rules.several) > MAX_EXCEPTIONS:
+            continue
+        trial = _Trial(rules, blob, copied, spaced, base)
+        if len(trial.exceptions) <= MAX_EXCEPTIONS:
+            return trial.coverage()
+        fewest = min(fewest, len(trial.exceptions))
+    raise SourceError(
+        f"{fewest} normalization rules that no normalizer of tokenizers gives (a rule file of "
+        f"one's own, or user-defined pieces that the rules change): at most {MAX_EXCEPTIONS}"
+    )
+
+
+class _Trial:
+    """What one base makes of every character, every rule's key and every copied text."""
+
+    def __init__(
+        self,
+        rules: Charsmap,
+        blob: bytes,
+        copied: tuple[str, ...],
+        spaced: bool,
+        base: tuple[str, ...],
+    ) -> None:
+        self._base, self._spaced = base, spaced
+        self._wanted = dict(zip(_characters(), _characters(), strict=True)) | rules.single
+        # sentencepiece never comes to a key that begins with a copied text
+        several = rules.several.items()
+        self._wanted |= {key: value for key, value in several if not key.startswith(copied)}
+        self._wanted |= {text: text for text in copied}
+        self._found = _based(base, blob, tuple(self._wanted))
+        fixed = {char for text in (*copied, *rules.rules.values()) for char in text}
+        plain = {
+            char: value
+            for char, value in rules.single.items()
+            if char.isascii() and char not in fixed and self._found[char] == char
+        }
+        self._deleted = frozenset(char for char, value in plain.items() if value == "")
+        self._spaces = frozenset(char for char, value in plain.items() if value == " ")
+        self._classes = str.maketrans(
+            dict.fromkeys(self._deleted, "") | dict.fromkeys(self._spaces, " ")
+        )
+        pairs = zip(self._wanted.items(), self._found.values(), strict=True)
+        self.exceptions = {
+            text
+            for (text, value), found in pairs
+            if found != value and not self._same_end(found, value)
+        }
+
+    def _same_end(self, found: str, value: str) -> bool:
+        found = found.translate(self._classes)
+        if self._spaced:
+            found, value = found.replace(" ", "\u2581"), value.replace(" ", "\u2581")
+        return found == value
+
+    def coverage(self) -> Coverage:
+        keys = {text for text in self._wanted if len(text) > 1}
+        joining = self._joining(keys)
+        self._close(joining)
+        ordered = sorted(self.exceptions, key=lambda each: (-len(each), each))
+        exceptions = tuple(
+            Leftover(each, self._found[each], self._wanted[each]) for each in ordered
+        )
+        _tell_apart(exceptions)
+        return Coverage(
+            base=self._base,
+            keys=frozenset(keys - self.exceptions) if self._base else frozenset(),
+            exceptions=exceptions,
+            deleted=self._deleted,
+            spaces=self._spaces,
+            joining=joining if self._base else frozenset(),
+        )
+
+    def _joining(self, keys: Iterable[str]) -> frozenset[str]:
+        values = ((char, self._found[char]) for char in _characters())
+        found = {char for char, value in values if value != char and value and _joins(value[0])}
+        return frozenset(found | {char for key in keys for char in key[1:]})
+
+    def _close(self, joining: frozenset[str]) -> None:
+        """What joins the text before it gets a mark as an exception does, so it must not be
+        mistaken for one."""
+        more = set(self.exceptions)
+        while more:
+            heads = tuple(self._found[text] for text in more)
+            more = {
+                text
+                for text, found in self._found.items()
+                if found.startswith(heads) and (text[0] in joining or _joins(text[0]))
+            } - self.exceptions
+            self.exceptions |= more
+
+
+def _tell_apart(exceptions: tuple[Leftover, ...]) -> None:
+    """The base must not have made two of them look the same, or one like another's beginning."""
+    for one in exceptions:
+        if not one.found:
+            raise SourceError(
+                f"a user-defined piece {one.text!r} that the normalization rules delete: "
+                "not supported"
+            )
+        for other in exceptions:
+            same = one is not other and other.found.startswith(one.found)
+            if same and (one.found != one.text or other.found != other.text):
+                raise SourceError(
+                    f"normalization rules for {one.text!r} and {other.text!r}, which NFKC makes "
+                    "alike: not supported"
+                )
+
+
+def _joins(char: str) -> bool:
+    """Whether Unicode lets it join the character before it (see ``patterns.JOINS_BEFORE``)."""
+    category = unicodedata.category(char)
+    hangul = "\u1160" <= char <= "\u11ff" or "\ud7b0" <= char <= "\ud7ff"
+    return hangul or category[0] == "M" or category in ("Cf", "Cn")
+
+
+@lru_cache(maxsize=1)
+def _characters() -> tuple[str, ...]:
+    codes = range(1, sys.maxunicode + 1)
+    return tuple(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
+
+
+def _based(base: tuple[str, ...], blob: bytes, texts: tuple[str, ...]) -> dict[str, str]:
+    """What ``base`` makes of each text alone."""
+    # A NUL is a starter that composes with nothing and that rules cannot hold (it ends them).
+    found = "\0".join(texts)
+    for each in normalizers_of(base, blob):
+        found = each.normalize_str(found)
+    return dict(zip(texts, found.split("\0"), strict=True))
