@@ -20,20 +20,16 @@ from tokenizers.normalizers import NFC, NFKC, Normalizer, Precompiled, Replace
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.charsmap import Charsmap
-from quantkit.tokenization.patterns import CLUSTERS_BEFORE, GAP, JOINS_BEFORE, MARK, OURS
+from quantkit.tokenization.patterns import CLUSTERS_BEFORE, END, GAP, JOINS_BEFORE, MARK, OURS
 
 #: Each stands in three regular expressions.
 MAX_EXCEPTIONS = 64
 
 # From cheap to dear.
-_BASES = (
-    (),
-    ("NFKC",),
-    ("NFC",),
-    ("Precompiled",),
-    ("NFKC", "Precompiled"),
-    ("NFKC", "Precompiled", "NFC"),
-)
+_BASES = ((), ("NFKC",), ("NFC",), ("Precompiled",), ("NFKC", "Precompiled", "NFC"))
+
+# One key of so many is tried before all of them are.
+_SAMPLE = 97
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def _one_by_one(blob: bytes) -> list[Normalizer]:
     return [
         Replace(Regex(f"(?<=[^{OURS}])(?={joins})"), GAP),
         Precompiled(blob),
-        Replace(Regex(f"(?<!{MARK}){GAP}"), ""),
+        Replace(Regex(f"(?<!{MARK}{END}){GAP}"), ""),
     ]
 
 
@@ -95,22 +91,27 @@ def find_coverage(
     Raises:
         SourceError: every base leaves too many, or some that cannot be told apart.
     """
+    wanted = _wanted(rules, copied)
+    few = set(rules.single) | set(list(wanted)[::_SAMPLE])
+    sample = {text: value for text, value in wanted.items() if text in few}
     fewest = sys.maxsize
     for base in _BASES:
-        if not base and len(rules.several) > MAX_EXCEPTIONS:
-            continue
-        trial = _Trial(rules, blob, copied, spaced, base)
-        if len(trial.exceptions) <= MAX_EXCEPTIONS:
+        for texts in (sample, wanted):
+            trial = _Trial(rules, blob, copied, spaced, base, texts)
+            if len(trial.exceptions) > MAX_EXCEPTIONS:
+                fewest = min(fewest, len(trial.exceptions))
+                break
+        else:
             return trial.coverage()
-        fewest = min(fewest, len(trial.exceptions))
     raise SourceError(
-        f"{fewest} normalization rules that no normalizer of tokenizers gives (a rule file of "
-        f"one's own, or user-defined pieces that the rules change): at most {MAX_EXCEPTIONS}"
+        f"{fewest} or more normalization rules that no normalizer of tokenizers gives (a rule "
+        "file of one's own, or user-defined pieces that the rules change): at most "
+        f"{MAX_EXCEPTIONS}"
     )
 
 
 class _Trial:
-    """What one base makes of every character, every rule's key and every copied text."""
+    """What one base makes of each text, and which it makes something else of than wanted."""
 
     def __init__(
         self,
@@ -119,30 +120,21 @@ class _Trial:
         copied: tuple[str, ...],
         spaced: bool,
         base: tuple[str, ...],
+        wanted: dict[str, str],
     ) -> None:
-        self._base, self._spaced = base, spaced
-        self._wanted = dict(zip(_characters(), _characters(), strict=True)) | rules.single
-        # sentencepiece never comes to a key that begins with a copied text
-        several = rules.several.items()
-        self._wanted |= {key: value for key, value in several if not key.startswith(copied)}
-        self._wanted |= {text: text for text in copied}
-        self._found = _based(base, blob, tuple(self._wanted))
+        self._base, self._spaced, self._wanted = base, spaced, wanted
+        self._found = _based(base, blob, tuple(wanted))
         fixed = {char for text in (*copied, *rules.rules.values()) for char in text}
-        plain = {
-            char: value
-            for char, value in rules.single.items()
-            if char.isascii() and char not in fixed and self._found[char] == char
-        }
-        self._deleted = frozenset(char for char, value in plain.items() if value == "")
-        self._spaces = frozenset(char for char, value in plain.items() if value == " ")
+        ascii_rules = {char: value for char, value in rules.single.items() if char.isascii()}
+        plain = [char for char in ascii_rules if char not in fixed and self._found[char] == char]
+        self._deleted = frozenset(char for char in plain if ascii_rules[char] == "")
+        self._spaces = frozenset(char for char in plain if ascii_rules[char] == " ")
         self._classes = str.maketrans(
             dict.fromkeys(self._deleted, "") | dict.fromkeys(self._spaces, " ")
         )
-        pairs = zip(self._wanted.items(), self._found.values(), strict=True)
+        other = self._found.items() - self._wanted.items()
         self.exceptions = {
-            text
-            for (text, value), found in pairs
-            if found != value and not self._same_end(found, value)
+            text for text, found in other if not self._same_end(found, self._wanted[text])
         }
 
     def _same_end(self, found: str, value: str) -> bool:
@@ -154,6 +146,8 @@ class _Trial:
     def coverage(self) -> Coverage:
         keys = {text for text in self._wanted if len(text) > 1}
         joining = self._joining(keys)
+        if not all(self._found[text] for text in self.exceptions):
+            raise SourceError("user-defined pieces that the normalization rules delete")
         self._close(joining)
         ordered = sorted(self.exceptions, key=lambda each: (-len(each), each))
         exceptions = tuple(
@@ -170,14 +164,16 @@ class _Trial:
         )
 
     def _joining(self, keys: Iterable[str]) -> frozenset[str]:
-        values = ((char, self._found[char]) for char in _characters())
-        found = {char for char, value in values if value != char and value and _joins(value[0])}
+        changed = ((text, value) for text, value in self._found.items() if text != value)
+        found = {text for text, value in changed if len(text) == 1 and value and _joins(value[0])}
         return frozenset(found | {char for key in keys for char in key[1:]})
 
     def _close(self, joining: frozenset[str]) -> None:
         """What joins the text before it gets a mark as an exception does, so it must not be
         mistaken for one."""
         more = set(self.exceptions)
+        for text in sorted({self._found[text] for text in more} - self._found.keys()):
+            self._found[text] = self._wanted[text] = text  # as no rule names it
         while more:
             heads = tuple(self._found[text] for text in more)
             more = {
@@ -191,11 +187,6 @@ class _Trial:
 def _tell_apart(exceptions: tuple[Leftover, ...]) -> None:
     """The base must not have made two of them look the same, or one like another's beginning."""
     for one in exceptions:
-        if not one.found:
-            raise SourceError(
-                f"a user-defined piece {one.text!r} that the normalization rules delete: "
-                "not supported"
-            )
         for other in exceptions:
             same = one is not other and other.found.startswith(one.found)
             if same and (one.found != one.text or other.found != other.text):
@@ -212,10 +203,23 @@ def _joins(char: str) -> bool:
     return hangul or category[0] == "M" or category in ("Cf", "Cn")
 
 
+def _wanted(rules: Charsmap, copied: tuple[str, ...]) -> dict[str, str]:
+    """What sentencepiece makes of every text that can be a segment and that it, or some
+    normalizer, changes."""
+    wanted = {char: char for char in _changed_by_nfkc()} | rules.single
+    # It never comes to a key that begins with a copied text.
+    several = rules.several.items()
+    wanted |= {key: value for key, value in several if not key.startswith(copied)}
+    return wanted | {text: text for text in copied}
+
+
 @lru_cache(maxsize=1)
-def _characters() -> tuple[str, ...]:
-    codes = range(1, sys.maxunicode + 1)
-    return tuple(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
+def _changed_by_nfkc() -> tuple[str, ...]:
+    """NFC changes no others. Without the characters of ours, which no rule names."""
+    chars = map(chr, range(1, sys.maxunicode + 1))
+    real = [each for each in chars if not "\ud800" <= each <= "\udfff"]
+    found = _based(("NFKC",), b"", tuple(real))
+    return tuple(char for char, value in found.items() if char != value)
 
 
 def _based(base: tuple[str, ...], blob: bytes, texts: tuple[str, ...]) -> dict[str, str]:

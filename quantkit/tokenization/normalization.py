@@ -16,9 +16,9 @@ A step of ``tokenizers`` replaces by one fixed text, and each costs a walk over 
 text; so twenty exceptions by a list are ten times cheaper than by a replacement each. In
 an ordinary text the expressions match nowhere.
 
-The mark is a character that the rules delete anyway, else U+FFF0. U+FFF1 ends each value of
-the list. Where the text itself holds one of ours, it gets a mark as well, by which it is
-told from ours.
+A mark is U+FFF1 after a character that the rules delete anyway (else after U+FFF0); U+FFF1
+alone ends each value of the list. Where the text itself holds one of these, it gets a mark
+before it, by which it is told from ours.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ def _rules(coverage: Coverage, copied: tuple[str, ...], blob: bytes) -> list[Nor
         return [Replace(Regex(f"[{deleted}]"), "")] if deleted else []
     # ``Precompiled`` would delete such a character before its time.
     free = [] if "Precompiled" in coverage.base else sorted(coverage.deleted)
-    mark = free[0] if free else MARK
+    mark = (free[0] if free else MARK) + END
     values = list(dict.fromkeys(each.value for each in coverage.exceptions))
     return [
         Prepend(END),  # ``tokenizers`` cannot insert a mark at the very beginning
-        Replace(Regex(cut_pattern(coverage, copied, mark)), mark),
+        Replace(Regex(cut_pattern(coverage, copied)), mark),
         *normalizers_of(coverage.base, blob),
         *_listed(coverage, mark, values),
         Replace(Regex(_deletions(coverage, mark, values)), ""),
@@ -117,9 +117,7 @@ def _listed(coverage: Coverage, mark: str, values: list[str]) -> list[Normalizer
     if not values:
         return []
     found = longest_of(each.found for each in coverage.exceptions)
-    one = literal(mark)
-    # A mark of the text itself has one of ours before it: the last of an odd number is ours.
-    where = f"(?<!{one})(?:{one}{one})*{one}\\K(?={found})"
+    where = f"{literal(mark)}\\K(?={found})"
     return [Replace(Regex(where), END + _list(values))]
 
 
@@ -131,7 +129,7 @@ def _deletions(coverage: Coverage, mark: str, values: list[str]) -> str:
     """Each alternative deletes what it matches: the list up to the right value, the rest of
     the list and the exception, the marks, the deleted characters, the end set at the beginning.
 
-    In the text itself an end stands behind a mark, so two ends together are a list's.
+    An end of the text's own stands behind a mark, with none after it.
     """
     one, end = literal(mark), literal(END)
     before: list[str] = []
@@ -142,6 +140,4 @@ def _deletions(coverage: Coverage, mark: str, values: list[str]) -> str:
         before.append(f"{end}{literal(_list(values[:at]))}(?={literal(each.value)}{tail})")
         behind.append(f"(?<!{one}){tail}")
     deleted = [f"[{characters(coverage.deleted)}]"] if coverage.deleted else []
-    # Of two marks the second is the text's own: where nothing deletes it, it stays.
-    marks = [] if mark in coverage.deleted else [f"{one}\\K{one}|{one}"]
-    return "|".join([*before, *behind, *marks, *deleted, f"\\A{end}"])
+    return "|".join([*before, *behind, one, *deleted, f"\\A{end}"])

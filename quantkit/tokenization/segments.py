@@ -32,19 +32,18 @@ _CLUSTERS_AFTER = (
 )
 
 
-def cut_pattern(coverage: Coverage, copied: tuple[str, ...], mark: str) -> str:
-    """Matches, empty, where a mark belongs: before every exception, before ``mark`` itself
-    and the other characters of ours, and between segments that would join.
+def cut_pattern(coverage: Coverage, copied: tuple[str, ...]) -> str:
+    """Matches, empty, where a mark belongs: before every exception, before characters that
+    the normalizer's steps set (``OURS``), and between segments that would join.
 
     Never at the beginning of a text, whose first character must be one of ours.
     """
-    return _Segments(coverage, copied, mark).pattern()
+    return _Segments(coverage, copied).pattern()
 
 
 class _Segments:
-    def __init__(self, coverage: Coverage, copied: tuple[str, ...], mark: str) -> None:
+    def __init__(self, coverage: Coverage, copied: tuple[str, ...]) -> None:
         self._coverage, self._copied = coverage, copied
-        self._ours = f"{OURS}{literal(mark)}"
         self._texts = [each.text for each in coverage.exceptions]
         self._taken = [text for text in copied if text not in set(self._texts)]
         firsts = {text[0] for text in self._texts}
@@ -55,15 +54,15 @@ class _Segments:
         joins = self._set(self._joins(clusters)) if self._coverage.base else ""
         after = self._set(_CLUSTERS_AFTER) if clusters else ""
         firsts = {text[0] for text in (*self._texts, *self._taken)}
-        stops = f"[{self._ours}{characters(firsts)}{joins}{after}]"
-        starts = "|".join([*self._exceptions(), f"[{self._ours}]"])
+        stops = f"[{OURS}{characters(firsts)}{joins}{after}]"
+        starts = "|".join([*self._exceptions(), f"[{OURS}]"])
         first = [longest_of(self._taken), starts, after]
         unit = "|".join(filter(None, [*first, f".[^{stops}]*+{self._rest_of_key(joins)}"]))
         border = "|".join(filter(None, [joins, starts, self._behind(after)]))
         return f"(?m)\\G(?:(?>{unit})(?!{border}))*+(?>{unit})(?={border})\\K"
 
     def _set(self, inside: str) -> str:
-        return f"[{inside}&&[^{self._ours}]]"
+        return f"[{inside}&&[^{OURS}]]"
 
     def _joins(self, clusters: bool) -> str:
         found = JOINS_BEFORE + characters(self._coverage.joining)
