@@ -14,13 +14,21 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 from tokenizers import Regex
 from tokenizers.normalizers import NFC, NFKC, Normalizer, Precompiled, Replace
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.charsmap import Charsmap
-from quantkit.tokenization.patterns import CLUSTERS_BEFORE, END, GAP, JOINS_BEFORE, MARK, OURS
+from quantkit.tokenization.patterns import (
+    CLUSTERS_BEFORE,
+    END,
+    GAP,
+    JOINS_BEFORE,
+    MARK,
+    OURS,
+)
 
 #: Each stands in three regular expressions.
 MAX_EXCEPTIONS = 64
@@ -50,6 +58,9 @@ class Coverage:
     """Rules for several characters that the base gives."""
     exceptions: tuple[Leftover, ...]
     """The longest first."""
+    hidden: bool
+    """The base would make some of them alike, so it must not see them; each ``found`` is then
+    the text itself."""
     deleted: frozenset[str]
     """ASCII characters whose rule is to vanish, and which the base leaves alone."""
     spaces: frozenset[str]
@@ -146,18 +157,17 @@ class _Trial:
     def coverage(self) -> Coverage:
         keys = {text for text in self._wanted if len(text) > 1}
         joining = self._joining(keys)
-        if not all(self._found[text] for text in self.exceptions):
-            raise SourceError("user-defined pieces that the normalization rules delete")
-        self._close(joining)
+        hidden = _alike({text: self._found[text] for text in self.exceptions})
+        found = dict.fromkeys(self._wanted) if hidden else self._found
+        found = {text: value or text for text, value in found.items()}
+        self._close(joining, found)
         ordered = sorted(self.exceptions, key=lambda each: (-len(each), each))
-        exceptions = tuple(
-            Leftover(each, self._found[each], self._wanted[each]) for each in ordered
-        )
-        _tell_apart(exceptions)
+        exceptions = tuple(Leftover(text, found[text], self._wanted[text]) for text in ordered)
         return Coverage(
             base=self._base,
             keys=frozenset(keys - self.exceptions) if self._base else frozenset(),
             exceptions=exceptions,
+            hidden=hidden,
             deleted=self._deleted,
             spaces=self._spaces,
             joining=joining if self._base else frozenset(),
@@ -168,32 +178,28 @@ class _Trial:
         found = {text for text, value in changed if len(text) == 1 and value and _joins(value[0])}
         return frozenset(found | {char for key in keys for char in key[1:]})
 
-    def _close(self, joining: frozenset[str]) -> None:
+    def _close(self, joining: frozenset[str], found: dict[str, str]) -> None:
         """What joins the text before it gets a mark as an exception does, so it must not be
         mistaken for one."""
         more = set(self.exceptions)
-        for text in sorted({self._found[text] for text in more} - self._found.keys()):
-            self._found[text] = self._wanted[text] = text  # as no rule names it
+        for text in sorted({found[text] for text in more} - found.keys()):
+            found[text] = self._wanted[text] = text  # as no rule names it
         while more:
-            heads = tuple(self._found[text] for text in more)
+            heads = tuple(found[text] for text in more)
             more = {
                 text
-                for text, found in self._found.items()
-                if found.startswith(heads) and (text[0] in joining or _joins(text[0]))
+                for text, value in found.items()
+                if value.startswith(heads) and (text[0] in joining or _joins(text[0]))
             } - self.exceptions
             self.exceptions |= more
 
 
-def _tell_apart(exceptions: tuple[Leftover, ...]) -> None:
-    """The base must not have made two of them look the same, or one like another's beginning."""
-    for one in exceptions:
-        for other in exceptions:
-            same = one is not other and other.found.startswith(one.found)
-            if same and (one.found != one.text or other.found != other.text):
-                raise SourceError(
-                    f"normalization rules for {one.text!r} and {other.text!r}, which NFKC makes "
-                    "alike: not supported"
-                )
+def _alike(found: dict[str, str]) -> bool:
+    """Whether two texts look the same afterwards, or one like the other's beginning."""
+    return not all(found.values()) or any(
+        found[other].startswith(found[one]) and (found[one] != one or found[other] != other)
+        for one, other in permutations(found, 2)
+    )
 
 
 def _joins(char: str) -> bool:

@@ -16,6 +16,9 @@ A step of ``tokenizers`` replaces by one fixed text, and each costs a walk over 
 text; so twenty exceptions by a list are ten times cheaper than by a replacement each. In
 an ordinary text the expressions match nowhere.
 
+Where the normalizer would make two exceptions alike, each becomes a name of its own before
+step 2, by a list of names in the same way.
+
 A mark is U+FFF1 after a character that the rules delete anyway (else after U+FFF0); U+FFF1
 alone ends each value of the list. Where the text itself holds one of these, it gets a mark
 before it, by which it is told from ours.
@@ -29,7 +32,16 @@ from tokenizers.normalizers import Normalizer, Prepend, Replace, Sequence
 from quantkit.errors import SourceError
 from quantkit.tokenization.charsmap import Charsmap
 from quantkit.tokenization.coverage import Coverage, find_coverage, normalizers_of
-from quantkit.tokenization.patterns import END, GAP, MARK, characters, literal, longest_of
+from quantkit.tokenization.patterns import (
+    END,
+    GAP,
+    MARK,
+    ONE,
+    ZERO,
+    characters,
+    literal,
+    longest_of,
+)
 from quantkit.tokenization.proto import PieceType, SentencePieceModel
 from quantkit.tokenization.segments import cut_pattern
 
@@ -89,55 +101,68 @@ def _dummy(model: SentencePieceModel) -> Normalizer:
 
 def _check(rules: Charsmap) -> None:
     touched = {char for text in rules.rules.items() for part in text for char in part}
-    if touched & {MARK, END, GAP}:
-        raise SourceError("normalization rules with U+FFF0 to U+FFF2 are not supported")
+    if touched & {MARK, END, GAP, ZERO, ONE}:
+        raise SourceError("normalization rules with U+FFF0 to U+FFF4 are not supported")
     if any("  " in value for value in rules.rules.values()):
         raise SourceError("normalization rules that give two spaces are not supported")
 
 
 def _rules(coverage: Coverage, copied: tuple[str, ...], blob: bytes) -> list[Normalizer]:
     """Steps 1 to 4."""
+    deleted = [f"[{characters(coverage.deleted)}]"] if coverage.deleted else []
     if not coverage.base and not coverage.exceptions:
-        deleted = characters(coverage.deleted)
-        return [Replace(Regex(f"[{deleted}]"), "")] if deleted else []
+        return [Replace(Regex(each), "") for each in deleted]
     # ``Precompiled`` would delete such a character before its time.
     free = [] if "Precompiled" in coverage.base else sorted(coverage.deleted)
     mark = (free[0] if free else MARK) + END
-    values = list(dict.fromkeys(each.value for each in coverage.exceptions))
-    return [
+    steps: list[Normalizer] = [
         Prepend(END),  # ``tokenizers`` cannot insert a mark at the very beginning
         Replace(Regex(cut_pattern(coverage, copied)), mark),
-        *normalizers_of(coverage.base, blob),
-        *_listed(coverage, mark, values),
-        Replace(Regex(_deletions(coverage, mark, values)), ""),
     ]
+    left = [(each.found, each.value) for each in coverage.exceptions]
+    if coverage.hidden:
+        names = [_name(number) for number in range(len(left))]
+        shown = [(found, name) for (found, _), name in zip(left, names, strict=True)]
+        steps += [_listed(shown, mark), Replace(Regex("|".join(_chosen(shown, mark))), "")]
+        left = [(name, value) for (_, value), name in zip(left, names, strict=True)]
+    steps += normalizers_of(coverage.base, blob)
+    if left:
+        steps.append(_listed(left, mark))
+    last = [*_chosen(left, mark), literal(mark), *deleted, f"\\A{literal(END)}"]
+    return [*steps, Replace(Regex("|".join(last)), "")]
 
 
-def _listed(coverage: Coverage, mark: str, values: list[str]) -> list[Normalizer]:
-    if not values:
-        return []
-    found = longest_of(each.found for each in coverage.exceptions)
-    where = f"{literal(mark)}\\K(?={found})"
-    return [Replace(Regex(where), END + _list(values))]
+def _name(number: int) -> str:
+    """Of an exception that the base must not see; none is the beginning of another."""
+    return f"{number:08b}".replace("0", ZERO).replace("1", ONE)
+
+
+def _listed(left: list[tuple[str, str]], mark: str) -> Normalizer:
+    """A list of all values between the mark and what was found."""
+    found = longest_of(each for each, _ in left)
+    return Replace(Regex(f"{literal(mark)}\\K(?={found})"), END + _list(_values(left)))
+
+
+def _values(left: list[tuple[str, str]]) -> list[str]:
+    return list(dict.fromkeys(value for _, value in left))
 
 
 def _list(values: list[str]) -> str:
     return END + "".join(value + END for value in values)
 
 
-def _deletions(coverage: Coverage, mark: str, values: list[str]) -> str:
-    """Each alternative deletes what it matches: the list up to the right value, the rest of
-    the list and the exception, the marks, the deleted characters, the end set at the beginning.
+def _chosen(left: list[tuple[str, str]], mark: str) -> list[str]:
+    """Expressions for what is to be deleted: the list up to the right value, the rest of the
+    list and what was found.
 
     An end of the text's own stands behind a mark, with none after it.
     """
-    one, end = literal(mark), literal(END)
+    values = _values(left)
     before: list[str] = []
     behind: list[str] = []
-    for each in coverage.exceptions:
-        at = values.index(each.value)
-        tail = literal(_list(values[at + 1 :]) + each.found)
-        before.append(f"{end}{literal(_list(values[:at]))}(?={literal(each.value)}{tail})")
-        behind.append(f"(?<!{one}){tail}")
-    deleted = [f"[{characters(coverage.deleted)}]"] if coverage.deleted else []
-    return "|".join([*before, *behind, one, *deleted, f"\\A{end}"])
+    for found, value in left:
+        at = values.index(value)
+        tail = literal(_list(values[at + 1 :]) + found)
+        before.append(f"{literal(END + _list(values[:at]))}(?={literal(value)}{tail})")
+        behind.append(f"(?<!{literal(mark)}){tail}")
+    return [*before, *behind]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 #: Characters that the normalizer's steps set. Unassigned, so that no rule names them, and of
 #: the grapheme class Control, which nothing joins.
-MARK, END, GAP = "\ufff0", "\ufff1", "\ufff2"
-OURS = f"{MARK}-{GAP}"
+MARK, END, GAP, ZERO, ONE = "\ufff0", "\ufff1", "\ufff2", "\ufff3", "\ufff4"
+OURS = f"{MARK}-{ONE}"
 
 #: What may join the character before it by NFC (UAX #15); unassigned ones because a later
 #: Unicode may say so.
