@@ -155,7 +155,8 @@ def _chosen(left: list[tuple[str, str]], mark: str) -> list[str]:
     """Expressions for what is to be deleted: the list up to the right value, the rest of the
     list and what was found.
 
-    An end of the text's own stands behind a mark, with none after it.
+    An end of the text's own stands behind a mark, with none after it; the one set at the very
+    beginning may stand before what looks like an exception.
     """
     values = _values(left)
     before: list[str] = []
@@ -164,5 +165,5 @@ def _chosen(left: list[tuple[str, str]], mark: str) -> list[str]:
         at = values.index(value)
         tail = literal(_list(values[at + 1 :]) + found)
         before.append(f"{literal(END + _list(values[:at]))}(?={literal(value)}{tail})")
-        behind.append(f"(?<!{literal(mark)}){tail}")
+        behind.append(f"(?!\\A)(?<!{literal(mark)}){tail}")
     return [*before, *behind]

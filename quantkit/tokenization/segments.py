@@ -31,6 +31,9 @@ _CLUSTERS_AFTER = (
     r"\x{11a84}-\x{11a89}\x{11d46}\x{11f02}"
 )
 
+# Most of what is written, in few ranges.
+_USUAL = r"\n\x{20}-\x{7e}\x{400}-\x{45f}\x{3041}-\x{30ff}\x{4e00}-\x{9fff}\x{ac00}-\x{d7a3}"
+
 
 def cut_pattern(coverage: Coverage, copied: tuple[str, ...]) -> str:
     """Matches, empty, where a mark belongs: before every exception, before characters that
@@ -57,7 +60,9 @@ class _Segments:
         stops = f"[{OURS}{characters(firsts)}{joins}{after}]"
         starts = "|".join([*self._exceptions(), f"[{OURS}]"])
         first = [longest_of(self._taken), starts, after]
-        unit = "|".join(filter(None, [*first, f".[^{stops}]*+{self._rest_of_key(joins)}"]))
+        # the usual ones first: the class of all stops has a thousand ranges to look through
+        run = f"(?:[{_USUAL}&&[^{stops}]]++|[^{stops}])*+"
+        unit = "|".join(filter(None, [*first, f".{run}{self._rest_of_key(joins)}"]))
         border = "|".join(filter(None, [joins, starts, self._behind(after)]))
         return f"(?m)\\G(?:(?>{unit})(?!{border}))*+(?>{unit})(?={border})\\K"
 
