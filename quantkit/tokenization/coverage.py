@@ -158,8 +158,7 @@ class _Trial:
         keys = {text for text in self._wanted if len(text) > 1}
         joining = self._joining(keys)
         hidden = _alike({text: self._found[text] for text in self.exceptions})
-        found = dict.fromkeys(self._wanted) if hidden else self._found
-        found = {text: value or text for text, value in found.items()}
+        found = {text: text if hidden else self._found[text] or text for text in self._wanted}
         self._close(joining, found)
         ordered = sorted(self.exceptions, key=lambda each: (-len(each), each))
         exceptions = tuple(Leftover(text, found[text], self._wanted[text]) for text in ordered)
