@@ -36,6 +36,9 @@ MAX_EXCEPTIONS = 64
 # From cheap to dear.
 _BASES = ((), ("NFKC",), ("NFC",), ("Precompiled",), ("NFKC", "Precompiled", "NFC"))
 
+# No character of a later plane has a decomposition.
+_PLANES = 0x30000
+
 # One key of so many is tried before all of them are.
 _SAMPLE = 97
 
@@ -221,7 +224,7 @@ def _wanted(rules: Charsmap, copied: tuple[str, ...]) -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _changed_by_nfkc() -> tuple[str, ...]:
     """NFC changes no others. Without the characters of ours, which no rule names."""
-    chars = map(chr, range(1, sys.maxunicode + 1))
+    chars = map(chr, range(1, _PLANES))
     real = [each for each in chars if not "\ud800" <= each <= "\udfff"]
     found = _based(("NFKC",), b"", tuple(real))
     return tuple(char for char, value in found.items() if char != value)
