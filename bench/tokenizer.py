@@ -2,7 +2,7 @@
 
     python bench/tokenizer.py SOURCE TEXT
 
-SOURCE is a folder with a spiece.model. Seconds for the whole text at once and line by
+SOURCE is a folder with a spiece.model. CPU seconds for the whole text at once and line by
 line; ids that differ from sentencepiece's are counted, as a faster wrong answer is none.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
             "",
             f"{machine()}; transformers {version('transformers')}, "
             f"tokenizers {version('tokenizers')}, sentencepiece {version('sentencepiece')}; "
-            f"medians of {args.runs} rounds in turn.",
+            f"CPU seconds, medians of {args.runs} rounds in turn.",
             "",
             "| encoder | whole s | by line s | lines with other ids |",
             "| --- | --- | --- | --- |",
@@ -81,14 +81,14 @@ def encoders(source: Path, model: Path) -> dict[str, Encode]:
 
 
 def timed(sides: dict[str, Encode], texts: list[str], runs: int) -> dict[str, float]:
-    """Median seconds of each side, which take turns so that a slow moment meets all of them."""
+    """Median CPU seconds of each side; they take turns, so that a slow moment meets all."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, encode in sides.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for each in texts:
                 encode(each)
-            found[name].append(time.perf_counter() - start)
+            found[name].append(time.process_time() - start)
     return {name: statistics.median(each) for name, each in found.items()}
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from spm_training import LINES, RULES, TEXT, proto, report_of, train
+from tokenizers import Tokenizer
 
 from quantkit.errors import SourceError
+from quantkit.prompts import restore_newlines
+from quantkit.recipe import load_recipe
 from quantkit.tokenization import build_tokenizer_json, limits, parse_model
 from quantkit.tokenization.corpus import piece_strings, random_strings, written
 
@@ -132,6 +135,15 @@ def test_65536_pieces(tmp_path: Path) -> None:
     texts = [*written(), *piece_strings(model, 2000), *random_strings(500), *lines[:200], TEXT]
     report = report_of(data, tmp_path, texts=texts)
     assert report.passed, report.first
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("\n\t  \n").tokens == ["\n", "\t", "\u2581", "\u2581", "\n"]
+    prompt = load_recipe("rinna-4b-sft-nf4").prompt
+    assert prompt is not None
+    form = prompt.render("次の三つを訳してください。\n\n一、\tdog\n二、  cat")
+    assert form.startswith("ユーザー: 次の三つを")
+    assert form.endswith("  cat\nシステム: ")
+    back = tokenizer.decode(tokenizer.encode(form).ids, skip_special_tokens=False)
+    assert restore_newlines(prompt, back) == form
 
 
 # Every option with every other, the slowest to prepare outermost.
