@@ -76,7 +76,12 @@ def read_calibration(
                 f"calibration {given}: the recipe {recipe.name} calibrates nothing; leave it out"
             )
         return None
-    tokenizer = material.tokenizer if material else open_tokenizer(source.folder)
+    split = recipe.tokenizer.split_special_tokens
+    tokenizer = (
+        material.tokenizer
+        if material
+        else open_tokenizer(source.folder, split_special_tokens=split)
+    )
     path = given or _find(section)
     try:
         raw = path.read_bytes()

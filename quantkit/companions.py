@@ -11,7 +11,7 @@ from quantkit.plans import Plan
 from quantkit.prompts import CHAT_TEMPLATE
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source, read_object
 from quantkit.tokenization import make_files
-from quantkit.tokenizer import SENTENCEPIECE_FILES
+from quantkit.tokenizer import numbers_as, sentencepiece_file
 
 
 def write_companions(plan: Plan, source: Source, folder: Path) -> str:
@@ -23,29 +23,35 @@ def write_companions(plan: Plan, source: Source, folder: Path) -> str:
         _write_json(folder / "quantize_config.json", quantization)
     for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
         (folder / name).write_bytes((source.folder / name).read_bytes())
-    route = _write_tokenizer(source, folder)
+    split = plan.split_special_tokens
+    route = _write_tokenizer(source, folder, split_special_tokens=split)
     if plan.chat_template is not None:
         (folder / CHAT_TEMPLATE).write_text(plan.chat_template, encoding="utf-8")
     return route
 
 
-def _write_tokenizer(source: Source, folder: Path) -> str:
-    """A faithful tokenizer.json, where the source has a sentencepiece model and none of its own.
+def _write_tokenizer(source: Source, folder: Path, *, split_special_tokens: bool) -> str:
+    """A faithful tokenizer.json, where the source has a sentencepiece model; also in the place
+    of one that the source brings, which may encode otherwise.
 
     A model that cannot be expressed keeps the source's files; the gate judges those.
     """
-    models = source.present(SENTENCEPIECE_FILES)
-    if not models or source.present(("tokenizer.json",)):
+    path = sentencepiece_file(source.folder)
+    if path is None:
         return "copied from the source"
     config = read_object(source.folder / "tokenizer_config.json")
     try:
-        files = make_files(source.folder / models[0], config)
+        if not numbers_as(path):
+            return f"copied from the source: its class gives other ids than {path.name}"
+        files = make_files(path, config, split_special_tokens=split_special_tokens)
     except SourceError as error:
         return f"copied from the source: {error}"
     files.write(folder)
-    # it would override what tokenizer_config.json says
-    (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    return f"built from {models[0]}; a default call gives: {files.adds}"
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        # they would override what tokenizer_config.json says
+        (folder / name).unlink(missing_ok=True)
+    kept = f"; with its added tokens {' '.join(files.keeps)}" if files.keeps else ""
+    return f"built from {path.name}{kept}; a default call gives: {files.adds}"
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -87,7 +87,8 @@ def read_material(folder: Path, recipe: Recipe, texts: Sequence[Path] = ()) -> M
         UsageError: a text cannot be read, or holds too little.
         SourceError: the tokenizer's files cannot be read.
     """
-    tokenizer = open_tokenizer(folder)
+    split = recipe.tokenizer.split_special_tokens
+    tokenizer = open_tokenizer(folder, split_special_tokens=split)
     read = [read_evaluation_text(each, tokenizer) for each in texts or (None,)]
     evaluated = tuple(each for each in read if each is not None)
     prompts = read_prompts(recipe, tokenizer, evaluated[0] if evaluated else None)

@@ -10,16 +10,20 @@ from typing import Any
 
 from quantkit.errors import SourceError, UsageError
 from quantkit.fetching import fetch
-from quantkit.gate.tokens import check_tokenizer_level
+from quantkit.gate.tokens import Ways, check_tokenizer_level
 from quantkit.lineage import verify_output
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
 from quantkit.scrutiny import check_config
 from quantkit.source import is_hub_id, open_source, read_object, wanted_files
 from quantkit.staging import MANIFEST
-from quantkit.tokenizer import SENTENCEPIECE_FILES
+from quantkit.tokenization import read_model
+from quantkit.tokenizer import SENTENCEPIECE_FILES, has_library_files, sentencepiece_file
 from quantkit.types import Event, Listener, silent
 from quantkit.verification import Policy, digest_source, settle
+
+#: Where transformers finds which tokenizer a folder has.
+_SAYS_HOW = ("tokenizer_config.json", "tokenizer.json", "config.json")
 
 
 def verify(
@@ -82,18 +86,12 @@ def check_tokenizer(
     ``tokenizer.model``: the built-in corpus, every piece, and ``text`` (or the default text).
 
     Raises:
-        SourceError: the folder has no sentencepiece model.
+        SourceError: the folder has no sentencepiece model, or a file of its tokenizer is broken.
         UsageError: no such folder, or ``text`` cannot be read.
     """
 
     folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    if not any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
-        raise SourceError(
-            f"{folder}: no sentencepiece model ({' or '.join(SENTENCEPIECE_FILES)}), so there is "
-            "nothing to hold its tokenizer to"
-        )
+    _with_model(folder)
     config = read_object(folder / "config.json")
     check_config(config, f"{folder}/config.json")
     chosen = Path(text) if text is not None else evaluation_text()
@@ -107,7 +105,7 @@ def check_tokenizer(
         folder,
         strings,
         config,
-        allow_ties=True,
+        Ways(allow_ties=True),
         progress=lambda done: listener(Event("tokenizer", done, len(strings), "texts")),
     )
     return {
@@ -117,3 +115,25 @@ def check_tokenizer(
         "failures": [str(each) for each in level.failures],
         **level.measures,
     }
+
+
+def _with_model(folder: Path) -> None:
+    """There is a folder whose tokenizer can be read, and a model in it to hold that to."""
+    if not folder.is_dir():
+        hint = "a file; give the folder that holds it" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {hint}")
+    model, names = sentencepiece_file(folder), " or ".join(SENTENCEPIECE_FILES)
+    if model is None and has_library_files(folder):
+        raise SourceError(
+            f"{folder}: no sentencepiece model ({names}), so its tokenizer (byte-level BPE or the "
+            "like) has nothing to be held to but itself"
+        )
+    if model is None:
+        raise SourceError(f"{folder}: no sentencepiece model ({names}) and no other tokenizer")
+    read_model(model)
+    said = [read_object(folder / name) for name in _SAYS_HOW]
+    if not any(said):
+        raise SourceError(
+            f"{folder}: {model.name} alone: transformers looks in {', '.join(_SAYS_HOW)} for how "
+            "to read it; give a checkpoint's folder"
+        )

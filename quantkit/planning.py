@@ -17,7 +17,9 @@ from quantkit.plans import Plan, TensorPlan
 from quantkit.prompts import chat_template
 from quantkit.recipe import Recipe
 from quantkit.settings import generation_defaults, output_config
-from quantkit.source import Source
+from quantkit.source import Source, read_object
+from quantkit.tokenization import check_hidden
+from quantkit.tokenizer import sentencepiece_file
 from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
 
 #: Begins the reason of a module whose shape the loaders cannot take.
@@ -32,7 +34,8 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
 
     Raises:
         UnsupportedModelError: the architecture is refused by name.
-        SourceError: a tensor is left over, missing, or of another shape than the model's.
+        SourceError: a tensor is left over, missing, or of another shape than the model's; the
+            recipe's tokenizer would take added tokens apart.
     """
     records = source.checkpoint.tensors
     architecture = read_architecture(
@@ -51,6 +54,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
             "format's library replaces, or the recipe ignores them all; use fp16 or bf16"
         )
     _refuse_mostly_skipped(tensors, architecture, recipe)
+    _refuse_hidden_tokens(source, recipe)
     return Plan(
         model_type=architecture.model_type,
         class_name=architecture.class_name,
@@ -61,9 +65,16 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         config=output_config(source, architecture, form, recipe, tensors),
         generation=generation_defaults(source, recipe),
         chat_template=chat_template(recipe.prompt) if recipe.prompt else None,
+        split_special_tokens=recipe.tokenizer.split_special_tokens,
         max_positions=architecture.max_positions,
         warnings=tuple(_warnings(source, architecture, recipe, tensors)),
     )
+
+
+def _refuse_hidden_tokens(source: Source, recipe: Recipe) -> None:
+    path = sentencepiece_file(source.folder)
+    if path is not None and recipe.tokenizer.split_special_tokens:
+        check_hidden(path, read_object(source.folder / "tokenizer_config.json"))
 
 
 def _stored_dtype(records: Sequence[TensorRecord]) -> str:

@@ -58,6 +58,7 @@ class Plan:
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     chat_template: str | None
+    split_special_tokens: bool
     max_positions: int | None
     warnings: tuple[str, ...]
 

@@ -79,6 +79,16 @@ class GateSection(Strict):
     max_degenerate: Annotated[float, Field(ge=0, le=1)] = 0.25
 
 
+class TokenizerSection(Strict):
+    """How the written tokenizer reads a text.
+
+    ``split_special_tokens``: ``</s>`` in a text stays text, as sentencepiece has it. False lets
+    it become the token, which a checkpoint that added special tokens of its own needs.
+    """
+
+    split_special_tokens: bool
+
+
 class Prompt(Strict):
     """A model's conversation form, as plain data.
 
@@ -144,6 +154,7 @@ class Recipe(Strict):
     gate: GateSection
     calibration: CalibrationSection | None = None
     source: SourceSection = SourceSection()
+    tokenizer: TokenizerSection = TokenizerSection(split_special_tokens=True)
     prompt: Prompt | None = None
     generation: Generation | None = None
     card: CardSection = CardSection()
@@ -250,6 +261,7 @@ def _known_keys(section: list[str], loc: tuple[Any, ...]) -> list[str]:
         "source": SourceSection,
         "evaluation": Evaluation,
         "gate": GateSection,
+        "tokenizer": TokenizerSection,
         "prompt": Prompt,
         "generation": Generation,
         "calibration": CalibrationSection,

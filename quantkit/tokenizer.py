@@ -3,65 +3,65 @@
 Where a checkpoint brings its sentencepiece model, the sentencepiece library encodes:
 it is what the model was trained with, and transformers 5 encodes some of these models
 otherwise without a word (a leading ``▁``, collapsed spaces, unknown characters as
-``<s>``). Elsewhere the checkpoint's own tokenizer files are read by transformers.
+``<s>``). Where the checkpoint added tokens that sentencepiece does not know, the
+tokenizer.json that quantkit writes for it encodes, which the gate holds to sentencepiece.
+Elsewhere the checkpoint's own tokenizer files are read by transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import SourceError, first_line
 from quantkit.quiet import quiet_libraries
+from quantkit.tokenization import make_files, read_extras, read_model
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 
 _LIBRARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 
-Route = Literal["sentencepiece", "transformers"]
+Route = Literal["sentencepiece", "built from sentencepiece", "transformers"]
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Encodes and decodes without special tokens, by ``route``."""
+    """Encodes and decodes without special tokens, by ``route``.
+
+    ``special`` are the ids that stand for no text: controls and the like.
+    """
 
     route: Route
-    _library: Any
-
-    def encode(self, text: str) -> list[int]:
-        if self.route == "sentencepiece":
-            return [int(each) for each in self._library.encode(text, out_type=int)]
-        return [int(each) for each in self._library.encode(text, add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        if self.route == "sentencepiece":
-            known = self._library.get_piece_size()
-            return str(self._library.decode([each for each in ids if each < known]))
-        return str(self._library.decode(list(ids)))
-
-    def special_ids(self) -> tuple[int, ...]:
-        """Ids that stand for no text: controls and the like."""
-        if self.route == "sentencepiece":
-            pieces = range(self._library.get_piece_size())
-            return tuple(each for each in pieces if self._library.is_control(each))
-        return tuple(int(each) for each in self._library.all_special_ids)
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    special: tuple[int, ...]
 
 
-def open_tokenizer(folder: Path) -> Tokenizer | None:
+def open_tokenizer(folder: Path, *, split_special_tokens: bool = True) -> Tokenizer | None:
     """The tokenizer of a checkpoint's folder; ``None`` when it brings none.
+
+    ``split_special_tokens`` is the recipe's: whether ``</s>`` in a text stays text.
 
     Raises:
         SourceError: its files cannot be read.
     """
-    for name in SENTENCEPIECE_FILES:
-        path = folder / name
-        if path.is_file() and (opened := _sentencepiece(path)) is not None:
-            return opened
+    path = sentencepiece_file(folder)
+    if path is not None and numbers_as(path):
+        if not split_special_tokens or read_extras(folder, read_model(path)):
+            return _built(path, split_special_tokens)
+        return _sentencepiece(path)
     if has_library_files(folder):
-        return Tokenizer("transformers", library_tokenizer(folder))
+        return _transformers(library_tokenizer(folder))
     return None
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """The sentencepiece model in ``folder``, if there is one."""
+    paths = (folder / name for name in SENTENCEPIECE_FILES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def has_library_files(folder: Path) -> bool:
@@ -69,24 +69,66 @@ def has_library_files(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _LIBRARY_FILES)
 
 
-def _sentencepiece(path: Path) -> Tokenizer | None:
-    """The model, unless the checkpoint's own tokenizer numbers its pieces otherwise."""
+def _sentencepiece(path: Path) -> Tokenizer:
+    model = _processor(path)
+    size = model.get_piece_size()
+    return Tokenizer(
+        "sentencepiece",
+        lambda text: [int(each) for each in model.encode(text, out_type=int)],
+        lambda ids: str(model.decode([each for each in ids if each < size])),
+        tuple(each for each in range(size) if model.is_control(each)),
+    )
+
+
+def _built(path: Path, split_special_tokens: bool) -> Tokenizer:
+    from tokenizers import Tokenizer as Library
+
+    config = path.with_name("tokenizer_config.json")
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except ValueError as error:
+        raise SourceError(f"{config}: cannot be read as JSON: {error}") from error
+    files = make_files(path, settings, split_special_tokens=split_special_tokens)
+    library = Library.from_str(files.tokenizer_json)
+    added = library.get_added_tokens_decoder()
+    return Tokenizer(
+        "built from sentencepiece",
+        lambda text: list(library.encode(text, add_special_tokens=False).ids),
+        lambda ids: str(library.decode(list(ids), skip_special_tokens=False)),
+        tuple(sorted(each for each, token in added.items() if token.special)),
+    )
+
+
+def _transformers(library: Any) -> Tokenizer:
+    return Tokenizer(
+        "transformers",
+        lambda text: [int(each) for each in library.encode(text, add_special_tokens=False)],
+        lambda ids: str(library.decode(list(ids))),
+        tuple(int(each) for each in library.all_special_ids),
+    )
+
+
+def _processor(path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:
-        model = SentencePieceProcessor(model_file=str(path))
+        return SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise SourceError(f"{path}: not a sentencepiece model: {error}") from error
-    return Tokenizer("sentencepiece", model) if _same_numbers(model, path.parent) else None
 
 
-def _same_numbers(model: Any, folder: Path) -> bool:
-    """Some tokenizer classes (XGLM's) shift every id of the sentencepiece model.
+def numbers_as(path: Path) -> bool:
+    """Whether the checkpoint's own tokenizer numbers the pieces as the sentencepiece model
+    in ``path`` does; some classes (XGLM's) shift every id.
 
     A class that cannot be loaded says nothing against the model's own numbers.
+
+    Raises:
+        SourceError: no sentencepiece model.
     """
+    model = _processor(path)
     try:
-        library = library_tokenizer(folder)
+        library = library_tokenizer(path.parent)
     except SourceError:
         return True
     size = model.get_piece_size()

@@ -25,7 +25,8 @@ def render(prompt: Prompt, messages: list[dict[str, str]], *, opening: bool = Tr
 
 
 @pytest.mark.parametrize(
-    ("recipe", "line"), [("rinna-3.6b-ppo-nf4", "<NL>"), ("rinna-4b-sft-nf4", "\n")]
+    ("recipe", "line"),
+    [("rinna-3.6b-ppo-nf4", "<NL>"), ("rinna-3.6b-ppo-gptq", "<NL>"), ("rinna-4b-sft-nf4", "\n")],
 )
 def test_the_cards_example_to_the_letter(recipe: str, line: str) -> None:
     prompt = load_recipe(recipe).prompt

@@ -73,7 +73,7 @@ def _special(reference: Any, tokenizer: Tokenizer | None) -> frozenset[int]:
     """Ids that no reader sees: the config's special ones, and the tokenizer's."""
     named = (getattr(reference.config, f"{each}_token_id", None) for each in ("bos", "eos", "pad"))
     found = {id for each in named for id in (each if isinstance(each, list) else [each])}
-    known = tokenizer.special_ids() if tokenizer else ()
+    known = tokenizer.special if tokenizer else ()
     return frozenset({int(each) for each in found if each is not None} | set(known))
 
 

@@ -19,7 +19,7 @@ from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judge
 from quantkit.gate.runners import Whole
 from quantkit.gate.scoring import Candidate, score
 from quantkit.gate.structure import check_structure
-from quantkit.gate.tokens import check_tokenizer_level
+from quantkit.gate.tokens import Ways, check_tokenizer_level
 from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
@@ -144,12 +144,13 @@ def _judge(case: Case) -> Sequence[Level]:
             if unknown is not None:
                 later = not_run("generation", "the perplexity level failed")
                 return tokens, reload, unknown, later
-            perplexity = _attempt("perplexity", lambda: _perplexity(case, opened))
             return (
                 tokens,
                 reload,
-                perplexity,
-                _attempt("generation", lambda: _generation(case, opened)),
+                _unproven("perplexity", case, tokens)
+                or _attempt("perplexity", lambda: _perplexity(case, opened)),
+                _unproven("generation", case, tokens)
+                or _attempt("generation", lambda: _generation(case, opened)),
             )
     except UnsupportedModelError as error:
         return _rest(first_line(error), case)
@@ -213,14 +214,35 @@ def _reload(case: Case, opened: Field) -> Level:
 
 
 def _tokenizer(case: Case) -> Level:
+    recipe = case.recipe
     return check_tokenizer_level(
         case.saved.folder,
         case.original.folder,
         case.material.strings,
         case.original.config,
-        allow_ties=case.recipe.gate.allow_tokenizer_ties,
+        Ways(
+            recipe.gate.allow_tokenizer_ties,
+            recipe.tokenizer.split_special_tokens,
+            case.material.tokenizer,
+        ),
         progress=_counter(case, "tokenizer", len(case.material.strings), "texts"),
     )
+
+
+def _unproven(name: str, case: Case, tokens: Level) -> Level | None:
+    """A level that would measure on ids which the tokenizer level did not prove.
+
+    Ids that were given, and sentencepiece's own, are right whatever the folder's tokenizer
+    makes of a text.
+    """
+    tokenizer = case.material.tokenizer
+    prompts = {tokenizer.route} if tokenizer else set()
+    used = {each.route for each in case.material.texts} if name == "perplexity" else prompts
+    doubtful = used - {"ids", "sentencepiece"}
+    if tokens.outcome != "failed" or not doubtful:
+        return None
+    why = f"the tokenizer level failed, and with it the ids ({', '.join(sorted(doubtful))})"
+    return not_run(name, why)
 
 
 def _perplexity(case: Case, opened: Field) -> Level:

@@ -1,21 +1,34 @@
 """Level ``tokenizer``: a plain ``AutoTokenizer`` on the folder gives sentencepiece's ids.
 
 What is judged is what a user gets, with no option set: transformers, on the saved files.
-Where the source brings no sentencepiece model there is nothing to hold it to but the
-source's own files, which it must equal through the library.
+Where the source brings no sentencepiece model, or one whose ids its class does not use, there
+is nothing to hold it to but the source's own files, which it must equal through the library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError
 from quantkit.gate.report import Failure, Level, judged, not_run
 from quantkit.quiet import quiet_libraries
-from quantkit.tokenization import FidelityReport, compare, corpus, read_model
-from quantkit.tokenizer import SENTENCEPIECE_FILES, has_library_files, library_tokenizer
+from quantkit.tokenization import (
+    Extra,
+    FidelityReport,
+    compare,
+    corpus,
+    read_extras,
+    read_model,
+)
+from quantkit.tokenizer import (
+    Tokenizer,
+    has_library_files,
+    library_tokenizer,
+    sentencepiece_file,
+)
 
 #: Random strings of assigned code points, beside every piece and the written stumbling blocks.
 _RANDOM = 1000
@@ -26,56 +39,116 @@ _STEP = 500
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How the level looks at a folder: the recipe's settings, and who encodes for the gate.
+
+    ``ids`` is the tokenizer whose ids are measured on; its ids and the folder's must be the
+    same on every text. A stranger's folder is judged without one.
+    """
+
+    allow_ties: bool
+    split_special_tokens: bool = True
+    ids: Tokenizer | None = None
+
+
 def check_tokenizer_level(
     folder: Path,
     source: Path,
     texts: Iterable[str],
     config: Mapping[str, Any],
-    *,
-    allow_ties: bool,
+    ways: Ways,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Level:
     """Judge the tokenizer files of ``folder`` over the built-in corpus and ``texts``.
 
     ``config`` is the model's: special ids that both name must be the same.
     """
-    names = [name for name in SENTENCEPIECE_FILES if (source / name).is_file()]
-    if not has_library_files(folder) and not any(
-        (folder / name).is_file() for name in SENTENCEPIECE_FILES
-    ):
-        return _without(source, names)
+    model = sentencepiece_file(source)
+    if not has_library_files(folder) and sentencepiece_file(folder) is None:
+        return _without(source, model)
     try:
         library = library_tokenizer(folder)
     except SourceError as error:
         failure = Failure("tokenizer", "AutoTokenizer", str(error), "opens")
         return judged("tokenizer", {}, [failure])
     wrong = list(_special_ids(library, config))
-    if not names:
-        return _against_source(library, source, texts, wrong)
-    report = fidelity(source / names[0], library, _counted(texts, progress))
-    return judged("tokenizer", measures(report), [*_failures(report, allow_ties), *wrong])
+    counted = _counted(texts, progress)
+    with quiet_libraries():  # it warns of texts longer than the model's positions
+        if model is None or (ways.ids is not None and ways.ids.route == "transformers"):
+            level = _against_source(library, source, counted)
+        else:
+            level = _against_model(library, source, model, counted, ways)
+    route = {"ids_by": ways.ids.route} if ways.ids else {}
+    return judged("tokenizer", {**level.measures, **route}, [*level.failures, *wrong])
 
 
-def _without(source: Path, names: Sequence[str]) -> Level:
+def _without(source: Path, model: Path | None) -> Level:
     """The folder brings no tokenizer; that is right only where the source brings none."""
-    if not names and not has_library_files(source):
+    if model is None and not has_library_files(source):
         return not_run("tokenizer", "the source has no tokenizer")
     failure = Failure("tokenizer", "tokenizer files", "missing", "the source's")
     return judged("tokenizer", {}, [failure])
 
 
+def _against_model(
+    library: Any, source: Path, model: Path, texts: Iterable[str], ways: Ways
+) -> Level:
+    """sentencepiece is the judge, but of texts with added tokens, of which it knows nothing."""
+    extras = read_extras(source, read_model(model))
+    apart = [each.text for each in extras]
+    if not ways.split_special_tokens:
+        apart += library.all_special_tokens
+    everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
+    aside: list[str] = []
+    report = fidelity(model, library, _without_any(apart, everything, aside))
+    wrong = [*_failures(report, ways.allow_ties), *_extra_ids(library, extras)]
+    found = measures(report)
+    if apart:
+        found |= {"added_tokens": [each.text for each in extras], "with_special": len(aside)}
+        wrong += _other_ids(library, aside, ways.ids)
+    return judged("tokenizer", found, wrong)
+
+
+def _without_any(apart: list[str], texts: Iterable[str], aside: list[str]) -> Iterator[str]:
+    """The texts that hold none of ``apart``; the others are put ``aside``."""
+    for text in texts:
+        if any(each in text for each in apart):
+            aside.append(text)
+        else:
+            yield text
+
+
+def _extra_ids(library: Any, extras: Sequence[Extra]) -> Iterator[Failure]:
+    """Every added token must be found in a text, under its own id."""
+    for each in extras:
+        ids = library.encode(f"a{each.text}a", add_special_tokens=False)
+        if each.id not in ids:
+            got = f"{ids} for 'a{each.text}a'"
+            yield Failure("tokenizer", f"added token {each.text!r}", got, f"id {each.id}")
+
+
+def _other_ids(library: Any, texts: list[str], ids: Tokenizer | None) -> list[Failure]:
+    """Where sentencepiece cannot judge: the ids that are measured on against the folder's."""
+    if ids is None:
+        return []
+    other = [
+        text for text in texts if library.encode(text, add_special_tokens=False) != ids.encode(text)
+    ]
+    if not other:
+        return []
+    count, first = str(len(other)), repr(other[0][:60])
+    return [Failure("tokenizer", "texts with other ids than measured on", count, "0", first)]
+
+
 def fidelity(spiece_model: Path, library: Any, texts: Iterable[str]) -> FidelityReport:
     """What transformers makes of every text, against the sentencepiece library."""
-    everything = (
-        text for part in (corpus(read_model(spiece_model), _RANDOM), texts) for text in part
+    return compare(
+        lambda text: library.encode(text, add_special_tokens=False),
+        library.decode,
+        spiece_model,
+        texts,
     )
-    with quiet_libraries():  # it warns of texts longer than the model's positions
-        return compare(
-            lambda text: library.encode(text, add_special_tokens=False),
-            library.decode,
-            spiece_model,
-            everything,
-        )
 
 
 def measures(report: FidelityReport) -> dict[str, Any]:
@@ -102,10 +175,8 @@ def _failures(report: FidelityReport, allow_ties: bool) -> Iterator[Failure]:
         yield Failure("tokenizer", "ties", str(report.ties), "0", str(report.first_ties[0]))
 
 
-def _against_source(
-    library: Any, source: Path, texts: Iterable[str], wrong: list[Failure]
-) -> Level:
-    """No sentencepiece model: the same files must give the same ids."""
+def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
+    """No sentencepiece model that numbers the ids: the same files must give the same ids."""
     original = library_tokenizer(source)
     compared, different = 0, []
     for text in texts:
@@ -113,10 +184,11 @@ def _against_source(
         if library.encode(text) != original.encode(text):
             different.append(text)
     found = {"oracle": "the source's own files", "compared": compared, "different": len(different)}
-    if different:
-        count, first = str(len(different)), repr(different[0][:60])
-        wrong = [Failure("tokenizer", "texts with other ids", count, "0", first), *wrong]
-    return judged("tokenizer", found, wrong)
+    if not different:
+        return judged("tokenizer", found, [])
+    count, first = str(len(different)), repr(different[0][:60])
+    failure = Failure("tokenizer", "texts with other ids", count, "0", first)
+    return judged("tokenizer", found, [failure])
 
 
 def _special_ids(library: Any, config: Mapping[str, Any]) -> Iterator[Failure]:

@@ -7,26 +7,30 @@
 
 from quantkit.tokenization.build import build_tokenizer_json, limits
 from quantkit.tokenization.corpus import corpus
+from quantkit.tokenization.extras import Extra, read_extras
 from quantkit.tokenization.fidelity import (
     Difference,
     FidelityReport,
     check_fidelity,
     compare,
 )
-from quantkit.tokenization.files import TokenizerFiles, make_files
+from quantkit.tokenization.files import TokenizerFiles, check_hidden, make_files
 from quantkit.tokenization.proto import SentencePieceModel, parse_model, read_model
 
 __all__ = [
     "Difference",
+    "Extra",
     "FidelityReport",
     "SentencePieceModel",
     "TokenizerFiles",
     "build_tokenizer_json",
     "check_fidelity",
+    "check_hidden",
     "compare",
     "corpus",
     "limits",
     "make_files",
     "parse_model",
+    "read_extras",
     "read_model",
 ]

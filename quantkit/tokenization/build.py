@@ -23,15 +23,13 @@ from quantkit.tokenization.normalization import SPACE, build_normalizer
 from quantkit.tokenization.patterns import literal, longest_of
 from quantkit.tokenization.proto import ModelType, PieceType, SentencePieceModel
 from quantkit.tokenization.reserved import (
+    MATCHED,
     RESERVED,
     Barriers,
     find_barriers,
     open_alphabet,
 )
 from quantkit.tokenization.scoring import lowest, score_of
-
-# Far below any sum that the pieces of one literal can reach.
-_NEVER = -1e5
 
 # Stands for the unknown piece while a text is decoded.
 _UNKNOWN = "\ufff0\ufff4"
@@ -82,10 +80,13 @@ def _unigram(model: SentencePieceModel, barriers: Barriers) -> Unigram:
     if not model.ids_of(PieceType.NORMAL):
         raise SourceError("the sentencepiece model has no normal pieces")
     bottom = lowest(model)
+    without = frozenset(barriers.without)
+    # Below any sum that the pieces of one such literal can reach.
+    never = min(bottom, 0.0) * max(map(len, without), default=0) - 1.0
     vocab: list[tuple[str, float]] = []
     for piece in model.pieces:
         if piece.type in RESERVED:
-            vocab.append((piece.text, _NEVER if piece.text in barriers.without else bottom))
+            vocab.append((piece.text, never if piece.text in without else bottom))
         elif piece.type is PieceType.UNUSED:
             vocab.append((_unmatchable(piece.text), bottom))
         else:
@@ -169,9 +170,23 @@ def _splitter(model: SentencePieceModel, barriers: Barriers) -> PreTokenizer | N
     # BPE's merges alone never make a reserved piece.
     if (unigram or own) and (parts := barriers.splitter()) is not None:
         steps.append(parts)
+    if (words := _words(model)) is not None:
+        steps.append(words)
     if len(steps) > 1:
         return Sequence(steps)
     return steps[0] if steps else None
+
+
+def _words(model: SentencePieceModel) -> PreTokenizer | None:
+    """A split at spaces, where no piece crosses one: ``tokenizers`` remembers short texts."""
+    texts = model.texts_of(*MATCHED)
+    if SPACE not in texts:
+        return None  # the unknown characters on both sides would be one token
+    if not any(SPACE in text[1:] for text in texts):
+        return Split(SPACE, "merged_with_next")
+    if not any(SPACE in text[:-1] for text in texts):
+        return Split(SPACE, "merged_with_previous")
+    return None
 
 
 def _decoder(model: SentencePieceModel) -> Decoder:

@@ -6,7 +6,9 @@ What makes plain ``AutoTokenizer.from_pretrained`` right, found by trying:
   5 (where it means ``TokenizersBackend``) both take as "load tokenizer.json as it is", also
   with ``use_fast=False``. The source's own class (``T5Tokenizer``) makes both rebuild a
   tokenizer of that class's own fixed form, whatever tokenizer.json says.
-* ``split_special_tokens: true`` keeps ``</s>`` in a text as text, as sentencepiece does.
+* ``split_special_tokens: true`` keeps ``</s>`` in a text as text, as sentencepiece does; but
+  it also hides special tokens that the checkpoint added (``<|im_start|>``), so a checkpoint
+  with such needs ``false``, which its recipe has to say.
 * What the source's class adds around a text (``</s>`` for T5) is tokenizer.json's
   post-processor; a key such as ``add_eos_token`` would make transformers 5 write its own.
 """
@@ -14,16 +16,17 @@ What makes plain ``AutoTokenizer.from_pretrained`` right, found by trying:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.build import build_tokenizer_json
+from quantkit.tokenization.extras import Extra, read_extras
 from quantkit.tokenization.proto import PieceType, SentencePieceModel, read_model
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -47,6 +50,7 @@ _ADDED_BY_CLASS = {
     "GemmaTokenizer": (True, False, True),
     "PreTrainedTokenizer": (False, False, False),
 }
+_AS_IT_IS = _ADDED_BY_CLASS["PreTrainedTokenizer"]
 
 # Keys of the source's config that are about use, not about encoding.
 _KEPT = ("model_max_length", "padding_side", "truncation_side", "chat_template")
@@ -54,11 +58,13 @@ _KEPT = ("model_max_length", "padding_side", "truncation_side", "chat_template")
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The contents of the two files, and what a default call adds around a text."""
+    """The contents of the two files, what a default call adds around a text, and which added
+    tokens they keep."""
 
     tokenizer_json: str
     tokenizer_config: str
     adds: str
+    keeps: tuple[str, ...]
 
     def write(self, folder: Path) -> list[Path]:
         """Write both into ``folder``; ``spiece.model`` itself is the caller's to copy."""
@@ -68,39 +74,82 @@ class TokenizerFiles:
         return written
 
 
-def make_files(spiece_model: Path, source_config: Mapping[str, Any]) -> TokenizerFiles:
+def make_files(
+    spiece_model: Path, source_config: Mapping[str, Any], *, split_special_tokens: bool = True
+) -> TokenizerFiles:
     """The files for a sentencepiece model whose source has this tokenizer_config.json.
 
+    What the files beside the model list as added tokens is kept, with its ids.
+    ``split_special_tokens`` false lets ``</s>`` in a text become the token.
+
     Raises:
-        SourceError: the model, or what its class adds, cannot be expressed; it says what.
+        SourceError: the model, its added tokens, or what its class adds, cannot be expressed;
+            it says what.
     """
     model = read_model(spiece_model)
+    extras = read_extras(spiece_model.parent, model)
+    known = {piece.text for piece in model.pieces} | {each.text for each in extras}
+    named = _named(model, source_config, known)
+    special = _also_special(source_config, named, known)
+    if split_special_tokens:
+        _refuse_hidden(extras, [*named.values(), *special])
     tokenizer = build_tokenizer_json(model)
-    named = _named(model, source_config)
-    before, after = _added(source_config, named)
+    tokenizer.add_tokens([each.added() for each in extras])
+    if not split_special_tokens:  # so that readers of this one file find them as well
+        tokenizer.add_tokens([_special(each) for each in (*named.values(), *special)])
+    before, after = _added(source_config, named, spiece_model.with_name(TOKENIZER_JSON))
     if before or after:
         tokenizer.post_processor = _template(tokenizer, before, after)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
-        "split_special_tokens": True,
+        "split_special_tokens": split_special_tokens,
         "clean_up_tokenization_spaces": False,
         # The class's default also makes token_type_ids, which decoders' generate() rejects.
         "model_input_names": ["input_ids", "attention_mask"],
         **{key: source_config[key] for key in _KEPT if key in source_config},
     }
-    if extra := [each for each in _extra(source_config) if each not in named.values()]:
-        config["additional_special_tokens"] = extra
+    if special:
+        config["additional_special_tokens"] = special
     return TokenizerFiles(
         tokenizer_json=tokenizer.to_str(pretty=True),
         tokenizer_config=json.dumps(config, ensure_ascii=False, indent=2) + "\n",
         adds=f"{' '.join(before)} text {' '.join(after)}".strip(),
+        keeps=tuple(each.text for each in extras),
     )
 
 
-def _named(model: SentencePieceModel, config: Mapping[str, Any]) -> dict[str, str]:
+def check_hidden(spiece_model: Path, source_config: Mapping[str, Any]) -> None:
+    """Whether ``split_special_tokens`` would take added tokens of the checkpoint apart.
+
+    Raises:
+        SourceError: it would; the message names them and what to set.
+    """
+    try:
+        extras = read_extras(spiece_model.parent, read_model(spiece_model))
+    except SourceError:
+        return  # whoever makes the files meets the same
+    named = [_content(source_config[name]) for name in _NAMED if name in source_config]
+    _refuse_hidden(extras, [*named, *_listed(source_config)])
+
+
+def _refuse_hidden(extras: Sequence[Extra], special: Container[str | None]) -> None:
+    hidden = [each.text for each in extras if each.special or each.text in special]
+    if hidden:
+        raise SourceError(
+            f"special tokens beyond the sentencepiece model's pieces ({', '.join(hidden)}) would "
+            "be taken apart in a text: set tokenizer.split_special_tokens = false in the recipe"
+        )
+
+
+def _special(text: str) -> AddedToken:
+    return AddedToken(text, special=True, normalized=False)
+
+
+def _named(
+    model: SentencePieceModel, config: Mapping[str, Any], known: Container[str]
+) -> dict[str, str]:
     """Special tokens by name: the source's own word, else what the model file says."""
-    known = {piece.text for piece in model.pieces}
     trainer = model.trainer
     controls = set(model.texts_of(PieceType.CONTROL))
     found = {"unk_token": model.pieces[model.unk_id].text}
@@ -119,13 +168,30 @@ def _named(model: SentencePieceModel, config: Mapping[str, Any]) -> dict[str, st
             found.pop(name, None)
             continue
         if token not in known:
-            raise SourceError(f"{name} {token!r} is no piece of the sentencepiece model")
+            raise SourceError(
+                f"{name} {token!r} is no piece of the sentencepiece model and no added token"
+            )
         found[name] = token
     return {name: found[name] for name in _NAMED if name in found}
 
 
-def _extra(config: Mapping[str, Any]) -> list[str]:
+def _also_special(
+    config: Mapping[str, Any], named: Mapping[str, str], known: Container[str]
+) -> list[str]:
+    """Special tokens without a name."""
+    texts = _listed(config)
+    if unknown := [text for text in texts if text not in known]:
+        raise SourceError(
+            f"special tokens without an id: {', '.join(unknown)} (no pieces of the sentencepiece "
+            "model, and no file lists them as added tokens)"
+        )
+    return [text for text in texts if text not in named.values()]
+
+
+def _listed(config: Mapping[str, Any]) -> list[str]:
     tokens = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    if isinstance(tokens, Mapping):  # transformers 5: names of one's own
+        tokens = list(tokens.values())
     return [text for text in map(_content, tokens) if text is not None]
 
 
@@ -137,10 +203,13 @@ def _content(token: Any) -> str | None:
 
 
 def _added(
-    config: Mapping[str, Any], named: Mapping[str, str]
+    config: Mapping[str, Any], named: Mapping[str, str], own: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the source's tokenizer class puts before and after a text."""
+    """What the source's tokenizer class puts before and after a text; ``own`` is the source's
+    tokenizer.json, which says it for the classes that load it as it is."""
     name = str(config.get("tokenizer_class", "PreTrainedTokenizer")).removesuffix("Fast")
+    if own.is_file() and _ADDED_BY_CLASS.get(name, _AS_IT_IS) == _AS_IT_IS:
+        return _added_by(own)
     if name not in _ADDED_BY_CLASS:
         known = ", ".join(_ADDED_BY_CLASS)
         raise SourceError(f"tokenizer_class {name!r}: what it adds to a text is known for {known}")
@@ -150,6 +219,16 @@ def _added(
     before = (named["bos_token"],) if bos and "bos_token" in named else ()
     after = (named["eos_token"],) if eos and "eos_token" in named else ()
     return before, after
+
+
+def _added_by(tokenizer_json: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        encoded = Tokenizer.from_file(str(tokenizer_json)).encode("a")
+    except Exception as error:  # tokenizers raises bare Exception
+        raise SourceError(f"{tokenizer_json}: not a tokenizer.json: {error}") from error
+    text = [at for at, added in enumerate(encoded.special_tokens_mask) if not added]
+    first, last = (text[0], text[-1] + 1) if text else (len(encoded.tokens),) * 2
+    return tuple(encoded.tokens[:first]), tuple(encoded.tokens[last:])
 
 
 def _template(

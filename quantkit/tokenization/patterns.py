@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+#: Characters that the normalizer's steps set. Unassigned, so that no rule names them, and of
+#: the grapheme class Control, which nothing joins.
+MARK, END, GAP, ZERO, ONE = "\ufff0", "\ufff1", "\ufff2", "\ufff3", "\ufff4"
+OURS = f"{MARK}-{ONE}"
+
+#: What may join the character before it by NFC (UAX #15); unassigned ones because a later
+#: Unicode may say so.
+JOINS_BEFORE = r"\p{M}\p{Cn}\x{1160}-\x{11ff}\x{d7b0}-\x{d7ff}"
+
+#: And in a grapheme cluster (UAX #29: Extend, SpacingMark, emoji modifiers).
+CLUSTERS_BEFORE = r"\p{Cf}\x{e33}\x{eb3}\x{ff9e}\x{ff9f}\x{1f3fb}-\x{1f3ff}"
+
 
 def character(char: str) -> str:
     return f"\\x{{{ord(char):x}}}"

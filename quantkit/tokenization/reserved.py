@@ -4,14 +4,18 @@ sentencepiece looks up normal and user-defined pieces only. ``tokenizers`` looks
 string of its vocabulary, so ``</s>`` or ``<0x41>`` written in a text would become the
 control or the byte. Two ways out, both exact:
 
+* A score so low that any other segmentation wins. It drags the score of an unknown
+  character down with it (the vocabulary's lowest, less ten, in both libraries), which
+  changes nothing so long as every character of a piece is a piece itself: then all
+  segmentations of a text hold the same unknown characters, and a literal of such
+  characters has another segmentation.
 * A *barrier*: two neighbouring characters of the literal that stand side by side in no
   piece. No segmentation of sentencepiece crosses it, so the text may be split there
   beforehand, and the literal is never seen whole. A character that no piece holds makes
   one on either side.
-* A score so low that any other segmentation wins. It drags the score of an unknown
-  character down with it (the vocabulary's lowest, less ten, in both libraries), which
-  changes nothing so long as every character of a piece is a piece itself: then all
-  segmentations of a text hold the same unknown characters.
+
+The first costs nothing while a text is encoded, and serves for unigram models with such an
+alphabet; the second is a walk over the text.
 """
 
 from __future__ import annotations
@@ -50,12 +54,17 @@ def find_barriers(model: SentencePieceModel) -> Barriers:
     Raises:
         SourceError: a reserved piece is one character, which nothing can part.
     """
-    inside = {pair for text in model.texts_of(*MATCHED) for pair in _pairs(text)}
+    unigram = model.trainer.model_type is ModelType.UNIGRAM
     alphabet = {char for text in model.texts_of(*MATCHED) for char in text}
+    scored = alphabet if unigram and not open_alphabet(model) else set()
+    inside = {pair for text in model.texts_of(*MATCHED) for pair in _pairs(text)}
     possible: dict[str, set[str]] = {}
     for text in model.texts_of(*RESERVED):
         if len(text) < 2:
             raise SourceError(f"a control piece of one character, {text!r}, is not supported")
+        if set(text) <= scored:
+            possible[text] = set()
+            continue
         possible[text] = {pair for pair in _pairs(text) if pair not in inside}
         if not model.trainer.byte_fallback:
             # Unknown characters side by side are one unknown token; a split would make two.

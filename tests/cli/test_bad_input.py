@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import torch
 from commanding import refused, refused_for_real, succeeded
 from safetensors.torch import load_file, save_file
 from tiny import source_state, write_source, write_state
+
+from quantkit.resources import demo_model
 
 MakeSource = Callable[..., Path]
 
@@ -413,3 +416,61 @@ def test_real_processes_say_the_same(source: Path, out: Path) -> None:
     cut(source / "model.safetensors")
     assert "model.safetensors" in refused_for_real(1, *convert(source, out))
     assert not out.exists()
+
+
+# check-tokenizer
+
+
+def tokenizer_folder(folder: Path, **files: str | None) -> Path:
+    """The demo's tokenizer files; each of ``files`` (dots as underscores) changed, or gone."""
+    folder.mkdir()
+    for name in ("config.json", "spiece.model", "tokenizer_config.json"):
+        shutil.copy(demo_model() / name, folder / name)
+    for key, text in files.items():
+        path = folder / re.sub(r"_(json|model|txt)$", r".\1", key)
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
+    return folder
+
+
+NO_TOKENIZERS: dict[str, tuple[dict[str, str | None], str]] = {
+    "nothing to hold it to": (
+        {"spiece_model": None, "vocab_json": "{}", "merges_txt": ""},
+        "no sentencepiece model (spiece.model or tokenizer.model), so its tokenizer (byte-level",
+    ),
+    "no tokenizer at all": (
+        {"spiece_model": None, "tokenizer_config_json": None},
+        "no sentencepiece model (spiece.model or tokenizer.model) and no other tokenizer",
+    ),
+    "the model alone": (
+        {"config_json": None, "tokenizer_config_json": None},
+        "spiece.model alone: transformers looks in",
+    ),
+    "no sentencepiece model": (
+        {"spiece_model": "version https://git-lfs.github.com/spec/v1\n"},
+        "spiece.model: not a sentencepiece model",
+    ),
+    "a cut tokenizer.json": (
+        {"tokenizer_json": '{"version": "1.0"'},
+        "tokenizer.json: cannot be read as JSON",
+    ),
+    "a cut tokenizer_config.json": (
+        {"tokenizer_config_json": "{"},
+        "tokenizer_config.json: cannot be read as JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_TOKENIZERS)
+def test_a_tokenizer_that_cannot_be_checked(tmp_path: Path, name: str) -> None:
+    files, said = NO_TOKENIZERS[name]
+    folder = tokenizer_folder(tmp_path / "folder", **files)
+    assert said in refused(1, "check-tokenizer", folder)
+
+
+def test_check_tokenizer_of_a_file_or_nothing(tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path / "folder")
+    assert "a file; give the folder" in refused(2, "check-tokenizer", folder / "spiece.model")
+    assert "no such folder" in refused(2, "check-tokenizer", tmp_path / "nowhere")

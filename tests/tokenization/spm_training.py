@@ -47,18 +47,18 @@ TRICKY = [
 ]
 
 
-def train(**options: Any) -> bytes:
+def train(lines: list[str] = LINES, **options: Any) -> bytes:
     """The model file's bytes."""
     options = {"vocab_size": 700, "character_coverage": 0.99, **options}
+    options.setdefault("hard_vocab_limit", False)
     if options.get("byte_fallback"):
         options["vocab_size"] += 256
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES),
+        sentence_iterator=iter(lines),
         model_writer=out,
         minloglevel=2,
         num_threads=1,
-        hard_vocab_limit=False,
         **options,
     )
     return out.getvalue()
@@ -70,12 +70,14 @@ def proto(data: bytes) -> Any:
     return message
 
 
-def report_of(data: bytes, folder: Path, count: int = 150):
-    """Build the tokenizer of a model and compare it on texts of every kind."""
+def report_of(data: bytes, folder: Path, count: int = 150, texts: list[str] | None = None):
+    """Build the tokenizer of a model and compare it on texts of every kind, or on ``texts``."""
     model = parse_model(data)
     spiece, built = folder / "spiece.model", folder / "tokenizer.json"
     spiece.write_bytes(data)
     build_tokenizer_json(model).save(str(built))
+    if texts is not None:
+        return check_fidelity(built, spiece, texts)
     tricky = [*TRICKY, *(one + two for one in TRICKY for two in TRICKY[:8])]
     texts = [*written(), *pieces(model), *random_strings(count), *tricky, *LINES[:40], TEXT]
     return check_fidelity(built, spiece, texts)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
 from spm_training import RULES, proto, train
+from tokenizers.normalizers import NFKC
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.charsmap import decode_charsmap
@@ -111,3 +113,9 @@ def test_a_trie_that_bites_its_tail_is_refused() -> None:
     blob = struct.pack("<III", 8, *units) + b"x\0"
     with pytest.raises(SourceError, match="circle"):
         decode_charsmap(blob)
+
+
+def test_no_character_of_the_later_planes_changes() -> None:
+    """Which is why they need not be tried one by one."""
+    later = "\0".join(map(chr, range(0x30000, sys.maxunicode + 1)))
+    assert NFKC().normalize_str(later) == later

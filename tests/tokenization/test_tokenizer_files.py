@@ -100,11 +100,11 @@ def test_a_llama_config_adds_bos(folder: Path, tmp_path: Path) -> None:
     assert library("cat").input_ids[0] == library.bos_token_id
 
 
-def test_unknown_class_or_token_is_refused(folder: Path) -> None:
+def test_unknown_class_or_token_is_refused() -> None:
     with pytest.raises(SourceError, match="XLMRobertaTokenizer"):
-        make_files(folder / "spiece.model", {"tokenizer_class": "XLMRobertaTokenizer"})
+        make_files(DEMO / "spiece.model", {"tokenizer_class": "XLMRobertaTokenizer"})
     with pytest.raises(SourceError, match="pad_token '<nowhere>'"):
-        make_files(folder / "spiece.model", {"pad_token": {"content": "<nowhere>"}})
+        make_files(DEMO / "spiece.model", {"pad_token": {"content": "<nowhere>"}})
 
 
 def test_the_files_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import random
 from itertools import product
 from pathlib import Path
 
 import pytest
-from spm_training import RULES, proto, report_of, train
+from spm_training import LINES, RULES, TEXT, proto, report_of, train
+from tokenizers import Tokenizer
 
 from quantkit.errors import SourceError
+from quantkit.prompts import restore_newlines
+from quantkit.recipe import load_recipe
 from quantkit.tokenization import build_tokenizer_json, limits, parse_model
+from quantkit.tokenization.corpus import piece_strings, random_strings, written
 
 OWN = ["<sep>", "ffi", "Ａ", "ｶﾞ", "<|x|>"]
 NEVER_MATCHED = ["<ctl>"]
@@ -104,6 +110,73 @@ def test_the_options_of_the_bilingual_4b(tmp_path: Path, kind: str, rule: str) -
     assert report.passed, report.first
     tokenizer = build_tokenizer_json(parse_model(data))
     assert tokenizer.encode("\n\t  ").tokens == ["\n", "\t", "\u2581", "\u2581"]
+
+
+def test_65536_pieces(tmp_path: Path) -> None:
+    """As many as the bilingual 4B has, with its options, and text made to hold them."""
+    chooser = random.Random(0)
+    letters = [*map(chr, range(ord("あ"), ord("そ"))), *"日月火水木金土山川田", *"abcdefghij"]
+    words = ["".join(chooser.choices(letters, k=chooser.randint(4, 7))) for _ in range(130_000)]
+    lines = [" ".join(words[at : at + 20]) for at in range(0, len(words), 20)]
+    data = train(
+        lines=[*LINES, *lines, *lines],
+        model_type="bpe",
+        vocab_size=65536 - 256,
+        hard_vocab_limit=True,
+        byte_fallback=True,
+        normalization_rule_name="nmt_nfkc",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\t", "\u2581"],
+    )
+    model = parse_model(data)
+    assert len(model.pieces) == 65536
+    assert not any("\u2581" in piece.text for piece in model.pieces if len(piece.text) > 1)
+    texts = [*written(), *piece_strings(model, 2000), *random_strings(500), *lines[:200], TEXT]
+    report = report_of(data, tmp_path, texts=texts)
+    assert report.passed, report.first
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("\n\t  \n").tokens == ["\n", "\t", "\u2581", "\u2581", "\n"]
+    prompt = load_recipe("rinna-4b-sft-nf4").prompt
+    assert prompt is not None
+    form = prompt.render("次の三つを訳してください。\n\n一、\tdog\n二、  cat")
+    assert form.startswith("ユーザー: 次の三つを")
+    assert form.endswith("  cat\nシステム: ")
+    back = tokenizer.decode(tokenizer.encode(form).ids, skip_special_tokens=False)
+    assert restore_newlines(prompt, back) == form
+
+
+# Every option with every other, the slowest to prepare outermost.
+CROSS = list(
+    product(
+        ["nmt_nfkc", "nfkc", "identity", "own"],  # normalization rules
+        [False, True],  # user-defined and control pieces
+        ["unigram", "bpe", "char"],
+        [True, False],  # byte fallback
+        [True, False],  # dummy prefix
+        [True, False],  # extra whitespace removed
+    )
+)
+# All of them take minutes: QUANTKIT_CROSS_STEP=1.
+STEP = int(os.environ.get("QUANTKIT_CROSS_STEP", "29"))
+
+
+@pytest.mark.parametrize("options", CROSS[::STEP])
+def test_options_together(tmp_path: Path, options: tuple[str | bool, ...]) -> None:
+    rule, own, kind, fallback, dummy, trim = options
+    rules = tmp_path / "rules.tsv"
+    rules.write_text(RULES)
+    named = {"normalization_rule_tsv": str(rules)} if rule == "own" else {}
+    data = train(
+        model_type=kind,
+        byte_fallback=fallback,
+        add_dummy_prefix=dummy,
+        remove_extra_whitespaces=trim,
+        **(named or {"normalization_rule_name": rule}),
+        **({"user_defined_symbols": OWN, "control_symbols": NEVER_MATCHED} if own else {}),
+    )
+    report = report_of(data, tmp_path)
+    assert report.passed, report.first
 
 
 def test_runs_of_spaces_as_pieces(tmp_path: Path) -> None:
