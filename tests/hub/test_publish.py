@@ -27,7 +27,7 @@ from quantkit.errors import (
     UsageError,
     WithdrawnError,
 )
-from quantkit.manifest import read_manifest
+from quantkit.records import read_manifest
 
 REPO = "me/demo-nf4"
 
