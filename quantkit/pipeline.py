@@ -106,6 +106,7 @@ def convert(
         if signer is not None:
             signer.sign(place.partial)
         listener(Event("save", message=f"saving {place.out}"))
+        opened.check_unchanged()
         check_free(place, opened.folder, overwrite=overwrite)
         commit(place)
     return manifest

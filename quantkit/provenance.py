@@ -2,8 +2,9 @@
 
 Specifications: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and
 https://slsa.dev/spec/v1.0/provenance. The statement says which files (``subject``) were
-built from which (``resolvedDependencies``), by what and how. It is unsigned by itself: the
-signature over the whole folder covers it.
+built from which (``resolvedDependencies``), by what and how. Two runs of one conversion write
+the same statement: it holds no times, and none of the files that do (the card, the report).
+It is unsigned by itself: the signature over the whole folder covers it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ PROVENANCE = "quantkit-provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 
+#: Files about the run and not of the model.
+_ABOUT = (PROVENANCE, "README.md", "report/")
+
 # URIs that name, not addresses that answer: the project has no site of its own.
 BUILD_TYPE = "urn:quantkit:convert:1"
 BUILDER = "urn:quantkit:local"
@@ -32,6 +36,7 @@ def statement(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "subject": [
             {"name": each["name"], "digest": {"sha256": each["sha256"]}}
             for each in manifest["output"]["files"]
+            if not each["name"].startswith(_ABOUT)
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
@@ -56,7 +61,6 @@ def statement(manifest: Mapping[str, Any]) -> dict[str, Any]:
                     "id": BUILDER,
                     "version": {tool["name"]: tool["version"], **manifest["versions"]},
                 },
-                "metadata": {"finishedOn": manifest["created"].replace("+00:00", "Z")},
             },
         },
     }

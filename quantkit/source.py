@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint import CheckpointIndex, Container, open_checkpoint
+from quantkit.checkpoint.reading import Stamp, stamp_of
 from quantkit.checkpoint.strict_json import too_many
 from quantkit.errors import CheckpointError, SourceError, UsageError
 from quantkit.fetching import cached_digests, fetch, refuse_damaged, sha256_only
@@ -52,7 +53,8 @@ class Source:
 
     ``repo_id`` and ``revision`` are what the source says it is (a Hub id or a cache
     path); they are claims, to be checked against digests. ``hub_sha256`` are the
-    digests that the Hub itself lists for its large files.
+    digests that the Hub itself lists for its large files. ``stamps`` are the files as they
+    were when they were opened.
     """
 
     given: str
@@ -63,6 +65,7 @@ class Source:
     repo_id: str | None = None
     revision: str | None = None
     hub_sha256: Mapping[str, str] = field(default_factory=dict)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -71,6 +74,24 @@ class Source:
     def present(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Which of ``names`` the folder holds."""
         return tuple(name for name in names if (self.folder / name).is_file())
+
+    def check_unchanged(self) -> None:
+        """See that every file is still the one that was opened.
+
+        Raises:
+            SourceError: one was written to, replaced, removed or added.
+        """
+        now = _stamps(self.folder) | {
+            name: stamp_of(self.folder / name)
+            for name in self.checkpoint.files
+            if (self.folder / name).exists()
+        }
+        then = {**self.stamps, **self.checkpoint.stamps}
+        if changed := sorted(n for n in now.keys() | then.keys() if now.get(n) != then.get(n)):
+            raise SourceError(
+                f"source {self.given}: {', '.join(changed)} changed while it was being used; see "
+                "that nothing writes to the folder, and run again"
+            )
 
 
 def open_source(
@@ -120,6 +141,7 @@ def _open_folder(
     hub_sha256: Mapping[str, str],
     container: Container | None,
 ) -> Source:
+    stamps = _stamps(folder)
     config = read_object(folder / "config.json")
     if not config:
         raise SourceError(
@@ -142,7 +164,14 @@ def _open_folder(
         repo_id=repo_id,
         revision=revision,
         hub_sha256=dict(hub_sha256),
+        stamps=stamps,
     )
+
+
+def _stamps(folder: Path) -> dict[str, Stamp]:
+    """The small files that a conversion reads or carries on, as they are now."""
+    names = ("config.json", "generation_config.json", *TOKENIZER_FILES, *COMPANION_FILES)
+    return {name: stamp_of(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _check_small_files(folder: Path) -> None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from quantkit.checkpoint.names import check_tensor_name, quoted
-from quantkit.checkpoint.reading import open_weights
+from quantkit.checkpoint.reading import Stamp, open_weights, stamp_of
 from quantkit.checkpoint.safetensors_header import read_safetensors_header
 from quantkit.checkpoint.strict_json import parse_object
 from quantkit.checkpoint.torch_pickle import read_torch_index
@@ -51,7 +51,8 @@ _NAMES_SHOWN = 10
 class CheckpointIndex:
     """All tensors of a checkpoint folder.
 
-    ``files`` are the weight files by name, ``file_bytes`` their sizes. ``tensors``
+    ``files`` are the weight files by name, ``file_bytes`` their sizes, ``stamps`` what they
+    were when their headers were read. ``tensors``
     have unique names and are ordered by file, then as in the file. ``metadata`` is
     the safetensors headers' ``__metadata__`` (the first file that has a key decides).
     """
@@ -61,6 +62,7 @@ class CheckpointIndex:
     tensors: tuple[TensorRecord, ...]
     file_bytes: Mapping[str, int]
     metadata: Mapping[str, str]
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
 
 
 def open_checkpoint(folder: Path, wanted: Container | None = None) -> CheckpointIndex:
@@ -138,8 +140,11 @@ def _collect(
     """Read each file and hold it to the names expected in it (``None``: any)."""
     tensors: list[TensorRecord] = []
     metadata: dict[str, str] = {}
+    stamps: dict[str, Stamp] = {}
     read = _READERS[container]
     for name, promised in expected.items():
+        if (folder / name).is_file():  # taken first, so that a change meanwhile is seen later
+            stamps[name] = stamp_of(folder / name)
         records, found_metadata = read(folder / name)
         if promised is not None:
             _check_promise({record.name for record in records}, promised, folder / name)
@@ -154,8 +159,9 @@ def _collect(
         files=tuple(expected),
         container=container,
         tensors=tuple(tensors),
-        file_bytes={name: (folder / name).stat().st_size for name in expected},
+        file_bytes={name: stamps[name].nbytes for name in expected},
         metadata=metadata,
+        stamps=stamps,
     )
 
 

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +21,26 @@ from quantkit.types import ITEM_BYTES, TensorRecord
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells a file from the one that was there before: its identity, size and last write."""
+
+    device: int
+    inode: int
+    nbytes: int
+    written_ns: int
+
+
+def stamp_of(file: int | Path) -> Stamp:
+    """The stamp of an open file, or of what a path leads to.
+
+    Raises:
+        OSError: there is nothing.
+    """
+    found = os.fstat(file) if isinstance(file, int) else file.stat()
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def leads_out(path: Path) -> bool:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from quantkit.checkpoint.fingerprint import TensorDigest, TensorDigests, fingerprint
 from quantkit.checkpoint.folder import CheckpointIndex
-from quantkit.checkpoint.reading import open_weights, read_range
+from quantkit.checkpoint.reading import Stamp, open_weights, read_range, stamp_of
 from quantkit.digests import StreamDigest
+from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, Digested, FileDigest, TensorRecord
 
 #: The size that segments aim at, in bytes: what is read, digested, quantized and written
@@ -87,12 +88,14 @@ def stream_file(
     segments: Iterable[Segment],
     *,
     md5: bool,
+    stamp: Stamp | None = None,
     tensors: TensorDigests | None = None,
     consume: Consumer | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> FileDigest:
     """Read ``segments`` of ``path`` in order, digesting and consuming them.
 
+    ``stamp`` is the file's from when its header was read: it must hold to the end.
     ``tensors`` is fed each tensor's bytes; ask it for their digests afterwards. ``consume``
     is called on a thread of its own, in order; the view it gets is valid until it returns.
     ``progress`` is told of bytes that everyone is done with.
@@ -108,6 +111,8 @@ def stream_file(
         ThreadPoolExecutor(1, "tensors") as second,
     ):
         pool = _Buffers()
+        stamp = stamp or stamp_of(file.fileno())
+        _check_unchanged(stamp, file.fileno(), path)
         flight: deque[tuple[bytearray, int, list[Future[None]]]] = deque()
         try:
             for segment in segments:
@@ -128,7 +133,21 @@ def stream_file(
             for thread in (worker, second):
                 thread.shutdown(wait=True, cancel_futures=True)
             raise
+        _check_unchanged(stamp, file.fileno(), path)
         return digest.result(path.name, is_weight=True)
+
+
+def _check_unchanged(stamp: Stamp, fd: int, path: Path) -> None:
+    """Neither the open file was written to, nor another put in its place."""
+    try:
+        unchanged = stamp_of(fd) == stamp == stamp_of(path)
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise CheckpointError(
+            f"{path}: it was changed, or replaced, while it was being read; see that nothing "
+            "writes to it, and run again"
+        )
 
 
 def stream_checkpoint(
@@ -159,6 +178,7 @@ def stream_checkpoint(
                 folder / name,
                 segments(records, size, unit),
                 md5=md5(name, size),
+                stamp=index.stamps.get(name),
                 tensors=digests,
                 consume=consume,
                 progress=progress,

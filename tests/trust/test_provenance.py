@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +118,6 @@ def manifest_of(saved: Path) -> dict[str, Any]:
 def test_it_is_valid(saved: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(written(saved), SCHEMA)
-    finished = written(saved)["predicate"]["runDetails"]["metadata"]["finishedOn"]
-    assert finished.endswith("Z")  # RFC 3339 in UTC, as the specification asks
-    assert datetime.fromisoformat(finished).isoformat() == manifest_of(saved)["created"]
 
 
 def test_the_in_toto_project_takes_it(saved: Path) -> None:
@@ -136,7 +132,8 @@ def test_the_in_toto_project_takes_it(saved: Path) -> None:
 def test_its_subjects_are_the_files_and_its_dependencies_the_sources(saved: Path) -> None:
     found, manifest = written(saved), manifest_of(saved)
     listed = {each["name"]: each["sha256"] for each in manifest["output"]["files"]}
-    listed.pop(PROVENANCE)
+    for about in (PROVENANCE, "README.md"):  # what tells of the run is no part of the model
+        listed.pop(about)
     assert {each["name"]: each["digest"]["sha256"] for each in found["subject"]} == listed
     inputs = found["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert {each["name"]: each["digest"]["sha256"] for each in inputs} == {
@@ -146,10 +143,12 @@ def test_its_subjects_are_the_files_and_its_dependencies_the_sources(saved: Path
 
 
 def test_it_follows_from_the_manifest(saved: Path) -> None:
-    manifest = manifest_of(saved)
-    files = manifest["output"]["files"]
-    manifest["output"]["files"] = [each for each in files if each["name"] != PROVENANCE]
-    assert statement(manifest) == written(saved)
+    assert statement(manifest_of(saved)) == written(saved)
+
+
+def test_two_runs_write_the_same(saved: Path, tmp_path: Path) -> None:
+    quantkit.convert(saved.parent / "source", "bnb-nf4", tmp_path / "out", no_gate=True)
+    assert (tmp_path / "out" / PROVENANCE).read_bytes() == (saved / PROVENANCE).read_bytes()
 
 
 def test_a_hub_source_has_its_address_and_a_calibration_its_digest(saved: Path) -> None:
