@@ -247,7 +247,7 @@ def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -
     assert "as whoever published this states" in card
 
 
-@pytest.mark.parametrize("missing", ["request", "source", "gate", "publication", "output"])
+@pytest.mark.parametrize("missing", ["request", "source", "gate", "output"])
 def test_a_manifest_that_is_not_whole(folder: Path, missing: str) -> None:
     edit(folder, lambda m: m.pop(missing))
     assert "not a whole manifest" in refused(1, "publish", folder, REPO, "--yes")
