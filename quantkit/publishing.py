@@ -83,6 +83,9 @@ def publish(
     ready = _ready(folder, repo_id, registry, licence, allowed)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
+    if there and there.exists and there.private and public:
+        said = "exists and is private; it stays private until you change that in its settings"
+        listener(Event("publish", message=f"{repo_id}: {said}"))
     asked = Push(repo_id, branch, pr, public, overwrite, quick, _files(folder, ready.manifest))
     offer = _offer(asked, there, ready.said)
     if dry_run:

@@ -93,13 +93,18 @@ def publish(
 def _ask(display: Display, offer: Mapping[str, Any], *, yes: bool, as_json: bool) -> bool:
     if yes:
         return True
-    if as_json or not sys.stdin.isatty():
+    if as_json or not someone_is_there():
         raise UsageError(
             "publish asks before it pushes, and nobody is there to answer; say --yes, or --dry-run "
             "to look only"
         )
     display.say(_text(offer))
     return typer.confirm("Push this?", err=True)
+
+
+def someone_is_there() -> bool:
+    """Whether a question would be answered."""
+    return sys.stdin.isatty()
 
 
 def _text(offer: Mapping[str, Any]) -> str:
