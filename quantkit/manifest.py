@@ -77,7 +77,6 @@ def build_manifest(
         "peak_rss_bytes": measured.peak_rss_bytes,
         "gate": report_json(report),
         "report": [],
-        "evaluation": [],
         "publication": None,
         "output": {"files": [asdict(each) for each in staged.outputs]},
     }

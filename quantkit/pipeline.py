@@ -77,8 +77,7 @@ def convert(
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
         StorageError: the disk is full, or will not hold the output.
     """
-    request = _request(locals())
-    clock = Clock()
+    request, clock = _request(locals()), Clock()
     chosen = load_recipe(recipe, set)
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)

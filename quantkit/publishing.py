@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import UndefinedError
 
@@ -23,6 +24,7 @@ from quantkit.licences import Licence
 from quantkit.pushing import push
 from quantkit.readiness import Kind, described, refusals, refuse
 from quantkit.records import manifest_text, read_manifest
+from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
 from quantkit.staging import MANIFEST
@@ -71,42 +73,61 @@ def publish(
         RemoteError: what the Hub holds is not what was sent; the branch is as it was.
     """
     folder = _folder(dir, repo_id)
-    options = {
-        "unjudged": allow_unjudged,
-        "changed": allow_changed,
-        "withdrawn": allow_withdrawn,
-        "licence": allow_licence,
-    }
-    allowed: list[Kind] = [kind for kind in ("unjudged", "changed", "withdrawn", "licence")
-                           if options[kind]]  # fmt: skip
+    allowed = _allowed(
+        unjudged=allow_unjudged,
+        changed=allow_changed,
+        withdrawn=allow_withdrawn,
+        licence=allow_licence,
+    )
     registry = read_checksums([Path(each) for each in checksums])
-    manifest = read_manifest(folder)
-    try:
-        stated = _licence(manifest, licence)
-        against = refusals(folder, manifest, registry, stated)
-        said = refuse(folder, against, allowed)
-        made, card = described(folder, manifest, repo_id, stated, said)
-        files = _files(folder, made)
-    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
-        raise SourceError(
-            f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
-        ) from error
+    ready = _ready(folder, repo_id, registry, licence, allowed)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
-    asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
-    offer = _offer(asked, there, said)
+    if there and there.exists and there.private and public:
+        said = "exists and is private; it stays private until you change that in its settings"
+        listener(Event("publish", message=f"{repo_id}: {said}"))
+    asked = Push(repo_id, branch, pr, public, overwrite, quick, _files(folder, ready.manifest))
+    offer = _offer(asked, there, ready.said)
     if dry_run:
         return offer
     if not confirm(offer):
         raise UsageError(f"publish {repo_id}: not confirmed; nothing was pushed")
-    (folder / CARD).write_bytes(card)
-    (folder / MANIFEST).write_text(manifest_text(made), encoding="utf-8")
+    (folder / CARD).write_bytes(ready.card)
+    (folder / MANIFEST).write_text(manifest_text(ready.manifest), encoding="utf-8")
     with large_file_route():
         done = push(client, asked, there or Destination(), folder.resolve().parent, listener)
     if collection is not None:
         _collect(repo_id, collection, done["url"])
     listener(Event("publish", message=f"published and verified: {done['url']}"))
     return {**offer, **done, "status": "published", "collection": collection}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A folder that may be published: its new manifest and card, and what was overridden."""
+
+    manifest: Mapping[str, Any]
+    card: bytes
+    said: tuple[str, ...]
+
+
+def _allowed(**kinds: bool) -> list[Kind]:
+    return [cast(Kind, kind) for kind, allowed in kinds.items() if allowed]
+
+
+def _ready(
+    folder: Path, repo_id: str, registry: Registry, licence: str | None, allowed: Sequence[Kind]
+) -> _Ready:
+    manifest = read_manifest(folder)
+    try:
+        stated = _licence(manifest, licence)
+        against = refusals(folder, manifest, registry, stated)
+        said = refuse(folder, against, allowed)
+        return _Ready(*described(folder, manifest, repo_id, stated, said), said)
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        raise SourceError(
+            f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
+        ) from error
 
 
 def _folder(dir: str | Path, repo_id: str) -> Path:

@@ -29,7 +29,7 @@ WAITING = "quantkit-upload"
 Verify = Callable[[str], int]
 
 _TITLE = "Publish with quantkit"
-_AGAIN = "run again, what has arrived is not sent twice; the branch is as it was"
+_AGAIN = "run again, files that have arrived are not sent twice; the branch is as it was"
 
 
 def push(

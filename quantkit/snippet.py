@@ -42,15 +42,23 @@ def snippet(manifest: Mapping[str, Any], languages: list[str]) -> str:
             ").to(model.device)",
         ]
     else:
-        lines.append(f'inputs = tokenizer("{said}", return_tensors="pt").to(model.device)')
+        plain = (
+            ", add_special_tokens=False" if _appends(manifest["conversion"]["tokenizer"]) else ""
+        )
+        lines.append(f'inputs = tokenizer("{said}"{plain}, return_tensors="pt").to(model.device)')
     lines += [
-        'inputs.pop("token_type_ids", None)',
         f"output = model.generate(**inputs, {settings})",
         'said = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], '
         "skip_special_tokens=True)",
         f"print({_restored(prompt)})",
     ]
     return "\n".join(lines)
+
+
+def _appends(tokenizer: str) -> bool:
+    """Whether a default call puts a token after the text, after which nothing goes on."""
+    _, gives, form = tokenizer.partition("a default call gives: ")
+    return bool(gives) and not form.rstrip().endswith("text")
 
 
 def _restored(prompt: Mapping[str, Any] | None) -> str:

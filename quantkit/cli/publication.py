@@ -4,70 +4,70 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import quantkit
+from quantkit.cli.display import Display
 from quantkit.cli.options import AsJson, Checksums
 from quantkit.cli.session import session
 from quantkit.errors import UsageError
 
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
+RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub.")]
+Public = Annotated[bool, typer.Option("--public", help="For all to see; otherwise private.")]
+Branch = Annotated[str, typer.Option("--branch", help="The branch to commit to.")]
+PullRequest = Annotated[bool, typer.Option("--pr", help="Open a pull request instead.")]
+Collection = Annotated[
+    str | None, typer.Option("--collection", help="A collection's slug, to be added to.")
+]
+Licence = Annotated[
+    str | None, typer.Option("--licence", help="The source's, where its card states none.")
+]
+Unjudged = Annotated[
+    bool, typer.Option("--allow-unjudged", help="Without a passed gate; the card says so.")
+]
+Changed = Annotated[
+    bool, typer.Option("--allow-changed", help="Files changed since; the card says so.")
+]
+Withdrawn = Annotated[
+    bool, typer.Option("--allow-withdrawn", help="A withdrawn source; the card says so.")
+]
+AgainstLicence = Annotated[
+    bool, typer.Option("--allow-licence", help="Against its licence; the card says so.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what others put there.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Do not read weights back; compare what is listed.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed; push nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
 
 def publish(
-    dir: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub.")],
-    public: Annotated[
-        bool, typer.Option("--public", help="For all to see; otherwise private.")
-    ] = False,
-    branch: Annotated[str, typer.Option("--branch", help="The branch to commit to.")] = "main",
-    pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead.")] = False,
-    collection: Annotated[
-        str | None, typer.Option("--collection", help="A collection's slug, to be added to.")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option("--licence", help="The source's, where its card states none.")
-    ] = None,
-    allow_unjudged: Annotated[
-        bool, typer.Option("--allow-unjudged", help="Without a passed gate; the card says so.")
-    ] = False,
-    allow_changed: Annotated[
-        bool, typer.Option("--allow-changed", help="Files changed since; the card says so.")
-    ] = False,
-    allow_withdrawn: Annotated[
-        bool, typer.Option("--allow-withdrawn", help="A withdrawn source; the card says so.")
-    ] = False,
-    allow_licence: Annotated[
-        bool, typer.Option("--allow-licence", help="Against its licence; the card says so.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove what others put there.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Do not read weights back; compare what is listed.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be pushed; push nothing.")
-    ] = False,
+    dir: Folder,
+    repo_id: RepoId,
+    public: Public = False,
+    branch: Branch = "main",
+    pr: PullRequest = False,
+    collection: Collection = None,
+    licence: Licence = None,
+    allow_unjudged: Unjudged = False,
+    allow_changed: Changed = False,
+    allow_withdrawn: Withdrawn = False,
+    allow_licence: AgainstLicence = False,
+    overwrite: Overwrite = False,
+    quick: Quick = False,
+    dry_run: DryRun = False,
     checksums: Checksums = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Push a finished folder to the Hub, read it back, and only then commit it."""
     with session(as_json=as_json) as display:
-
-        def confirm(offer: Mapping[str, Any]) -> bool:
-            if yes:
-                return True
-            if as_json or not sys.stdin.isatty():
-                raise UsageError(
-                    "publish asks before it pushes, and nobody is there to answer; say --yes, or "
-                    "--dry-run to look only"
-                )
-            display.say(_text(offer))
-            return typer.confirm("Push this?", err=True)
-
         found = quantkit.publish(
             dir,
             repo_id,
@@ -84,10 +84,27 @@ def publish(
             quick=quick,
             dry_run=dry_run,
             checksums=checksums or (),
-            confirm=confirm,
+            confirm=partial(_ask, display, yes=yes, as_json=as_json),
             listener=display.listener,
         )
         display.shown(str(found.get("url", repo_id)), _rows(found), found)
+
+
+def _ask(display: Display, offer: Mapping[str, Any], *, yes: bool, as_json: bool) -> bool:
+    if yes:
+        return True
+    if as_json or not someone_is_there():
+        raise UsageError(
+            "publish asks before it pushes, and nobody is there to answer; say --yes, or --dry-run "
+            "to look only"
+        )
+    display.say(_text(offer))
+    return typer.confirm("Push this?", err=True)
+
+
+def someone_is_there() -> bool:
+    """Whether a question would be answered."""
+    return sys.stdin.isatty()
 
 
 def _text(offer: Mapping[str, Any]) -> str:

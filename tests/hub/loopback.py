@@ -278,6 +278,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repositories[name] = new_repository(name, private=private)
         self._send(200, {"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
+    def delete(self, body: bytes) -> None:
+        self._may(write=True)
+        asked = json.loads(body)
+        name = f"{asked.get('organization') or USER}/{asked['name']}"
+        if self.hub.repositories.pop(name, None) is None:
+            raise Answer(404, "Repository not found", "RepoNotFound")
+        self._send(200, {})
+
     def validate_yaml(self, body: bytes) -> None:
         found = re.match(r"---\r?\n(.*?)\n---", json.loads(body)["content"], re.DOTALL)
         try:
@@ -532,6 +540,7 @@ _API = rf"/api/models/{_NAME}"
 ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
+    (r"DELETE /api/repos/delete", _Handler.delete),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
     (rf"GET {_API}", _Handler.info),
     (rf"GET {_API}/revision/(?P<revision>[^/]+)", _Handler.info),
@@ -553,3 +562,9 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"(?:GET|HEAD) /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
     (rf"(?:GET|HEAD) /cdn/{_NAME}/(?P<oid>\w+)", _Handler.cdn),
 ]
+
+
+if __name__ == "__main__":  # a hub to try things on: python -m hub.loopback, from tests/
+    with Loopback() as served:
+        print(f"HF_ENDPOINT={served.url} HF_TOKEN={TOKEN}", flush=True)
+        threading.Event().wait()

@@ -14,8 +14,10 @@ import pytest
 from commanding import refused, succeeded
 from conftest import Converted
 from hub.loopback import READ_TOKEN, TOKEN, Fault, Loopback
+from typer.testing import CliRunner
 
 import quantkit
+from quantkit.cli.app import app
 from quantkit.digests import digest_file
 from quantkit.errors import (
     GateError,
@@ -175,6 +177,25 @@ def test_it_shows_what_it_will_push_and_asks(hub: Loopback, folder: Path, tmp_pa
     assert said["commit"] == hub.repositories[REPO].branches["main"]
 
 
+@pytest.mark.parametrize(("answer", "pushed"), [("n\n", False), ("y\n", True), ("", False)])
+def test_a_person_is_asked_and_the_answer_counts(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, pushed: bool
+) -> None:
+    monkeypatch.setattr("quantkit.cli.publication.someone_is_there", lambda: True)
+    result = CliRunner().invoke(app, ["publish", str(folder), REPO], input=answer)
+    assert "model.safetensors" in result.stderr, "it was shown"
+    assert (result.exit_code == 0) is pushed
+    assert bool(hub.repositories) is pushed
+
+
+def test_a_repository_that_is_private_stays_so_and_says_so(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO)
+    heard: list[str] = []
+    quantkit.publish(folder, REPO, public=True, listener=lambda event: heard.append(event.message))
+    assert hub.repositories[REPO].private
+    assert any("stays private" in each for each in heard)
+
+
 def test_a_public_repository_is_not_published_to_by_accident(hub: Loopback, folder: Path) -> None:
     hub.add(REPO, {"README.md": b"mine"}, private=False)
     with pytest.raises(UsageError, match="say --public"):
@@ -247,7 +268,7 @@ def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -
     assert "as whoever published this states" in card
 
 
-@pytest.mark.parametrize("missing", ["request", "source", "gate", "publication", "output"])
+@pytest.mark.parametrize("missing", ["request", "source", "gate", "output"])
 def test_a_manifest_that_is_not_whole(folder: Path, missing: str) -> None:
     edit(folder, lambda m: m.pop(missing))
     assert "not a whole manifest" in refused(1, "publish", folder, REPO, "--yes")
@@ -370,7 +391,7 @@ def test_quota_is_named(hub: Loopback, folder: Path) -> None:
 def test_an_upload_that_broke_off_is_resumed(hub: Loopback, folder: Path) -> None:
     """What the first run got across is not sent again."""
     hub.faults.append(Fault(WEIGHTS, 99, drop_after=10, after=2))
-    with pytest.raises(HubError, match="what has arrived is not sent twice"):
+    with pytest.raises(HubError, match="files that have arrived are not sent twice"):
         quantkit.publish(folder, REPO)
     arrived = dict(hub.repositories[REPO].objects)
     assert arrived

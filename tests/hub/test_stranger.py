@@ -78,7 +78,9 @@ def test_the_demo_model_in_nf4(hub: Loopback, demo: Path, tmp_path: Path) -> Non
     found = as_a_stranger(hub, tmp_path, "me/published", text)
     assert found["ids"] == sentencepiece_ids(demo, text)
     assert "Linear4bit" in found["kinds"]  # type: ignore[operator]
+    assert found["said"], "it went on from the prompt"
     card = (out / "README.md").read_text()
+    assert "add_special_tokens=False" in snippet_of(card), "a default call ends the text"
     commit = hub.repositories["quantkit/demo"].branches["main"]
     assert f"quantkit convert quantkit/demo --recipe bnb-nf4 --revision {commit}" in card
 
