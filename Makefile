@@ -4,6 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# A process a core, one thread each; a file's tests stay together, for what they share.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 .PHONY: demo test oracle lint types check bench clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -16,10 +19,10 @@ demo: $(STAMP)  ## convert a small model that the project made itself; nothing i
 	$(BIN)/quantkit demo --out demo-output
 
 test: $(STAMP)  ## the default tests, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 oracle: $(STAMP)  ## tests against environments of other versions, built on the spot
-	$(BIN)/python -m pytest -m oracle
+	$(PYTEST) -m oracle
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from hub.loopback import TOKEN, Loopback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two would crawl
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["QUANTKIT_CACHE"] = tempfile.mkdtemp(prefix="quantkit-tests-")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
