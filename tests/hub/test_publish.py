@@ -29,7 +29,7 @@ from quantkit.errors import (
     UsageError,
     WithdrawnError,
 )
-from quantkit.records import read_manifest
+from quantkit.records import read_manifest, write_manifest
 
 REPO = "me/demo-nf4"
 
@@ -67,10 +67,9 @@ def there(hub: Loopback, repo: str = REPO) -> dict[str, bytes | None]:
 
 
 def edit(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
-    path = folder / "quantkit-manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_manifest(folder)
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    write_manifest(manifest, folder)
 
 
 # a push that goes well

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ def test_small_files_are_told_of_before_the_large_are_read(copy: Path) -> None:
     assert first < len(heard) - 1
 
 
-def test_small_files_are_told_of_in_two_seconds(copy: Path, tmp_path: Path) -> None:
+def test_small_files_are_told_of_while_the_large_are_read(copy: Path, tmp_path: Path) -> None:
     """A whole process, beside weights that take it longer: 6 GB of holes."""
     (copy / "tokenizer.json").write_text("{}")
     large = copy / "model.safetensors"
@@ -102,16 +101,14 @@ def test_small_files_are_told_of_in_two_seconds(copy: Path, tmp_path: Path) -> N
     write_manifest(manifest, copy)
     with large.open("r+b") as file:
         file.truncate(6 << 30)
-    start = time.monotonic()
     process = subprocess.Popen(command("verify", copy), stderr=subprocess.PIPE)
     assert process.stderr is not None
     line = process.stderr.readline()
-    took, ended = time.monotonic() - start, process.poll()
+    ended = process.poll()
     process.kill()
     process.wait()
     assert b"tokenizer.json is not in the manifest" in line
     assert ended is None, "it had read the weights before"
-    assert took < 2
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../b", "a\nb"])
