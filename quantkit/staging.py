@@ -212,7 +212,11 @@ def cleaned(staging: Staging) -> Iterator[None]:
     except VerificationError:
         discard(staging)
         raise
-    except BaseException:  # an interrupt, or a defect: nothing half-done stays but whole layers
+    except KeyboardInterrupt:  # what is whole stays, for a rerun to take up
+        if read_note(staging).get("state") != "staged":
+            discard(staging, {"state": "interrupted"} if _has_layers(staging) else None)
+        raise
+    except BaseException:  # a defect, or a source that is no good: nothing stays but whole layers
         discard(staging, {"state": "interrupted"} if _has_layers(staging) else None)
         raise
 

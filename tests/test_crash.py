@@ -156,16 +156,28 @@ def test_an_interrupt_while_writing_leaves_nothing(source: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_while_judging_leaves_nothing(demo: Path, tmp_path: Path) -> None:
-    words = command("convert", demo, "--recipe", "bnb-nf4", "--out", tmp_path / "out")
+def test_an_interrupt_while_judging_leaves_what_a_rerun_takes_up(
+    demo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = command("convert", demo, "--recipe", "bnb-nf4", "--out", out)
     process = subprocess.Popen(words, stderr=subprocess.PIPE)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith(b"reopening"):
             break
     time.sleep(1)
-    assert "interrupted" in the_error(interrupted(process))
-    assert list(tmp_path.iterdir()) == []
+    start = time.monotonic()
+    assert "run the same command again" in the_error(interrupted(process))
+    assert time.monotonic() - start < 2
+    assert list(tmp_path.iterdir()) == [partial(out)]
+    heard: list[str] = []
+    quantkit.convert(
+        demo, "bnb-nf4", out, no_gate=True, listener=lambda event: heard.append(event.message)
+    )
+    assert "judging the staged files again; not quantizing" in heard
+    quantkit.convert(demo, "bnb-nf4", tmp_path / "other", no_gate=True)
+    assert made(out) == made(tmp_path / "other")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

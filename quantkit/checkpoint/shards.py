@@ -110,7 +110,8 @@ class ShardWriter:
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._shard = shard
-        self._fd = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._path = folder / shard.name
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._at: dict[str, int] = {}
         self._variable = {each.name for each in shard.tensors if each.variable}
         self._texts: dict[str, bytes] = {}
@@ -132,7 +133,7 @@ class ShardWriter:
         if name in self._variable:
             self._texts[name] = raw.tobytes()
             return
-        write_all(self._fd, raw.data, self._at[name] + offset)
+        self._put(raw.data, self._at[name] + offset)
 
     def finish(self) -> None:
         """Append the texts, then the header."""
@@ -143,12 +144,18 @@ class ShardWriter:
         )
         for each in self._shard.tensors:
             if each.variable:
-                write_all(self._fd, memoryview(self._texts[each.name]), at)
+                self._put(memoryview(self._texts[each.name]), at)
                 at += lengths[each.name]
         os.ftruncate(self._fd, at)
         room = self._shard.header_bytes - 8
         header = _header(self._shard.tensors, lengths).ljust(room)
-        write_all(self._fd, memoryview(room.to_bytes(8, "little") + header), 0)
+        self._put(memoryview(room.to_bytes(8, "little") + header), 0)
+
+    def _put(self, data: memoryview, offset: int) -> None:
+        try:
+            write_all(self._fd, data, offset)
+        except OSError as error:  # by its descriptor the system cannot say which file it was
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 class WriteQueue:

@@ -15,6 +15,10 @@ from quantkit.errors import QuantkitError
 
 INTERRUPTED = 130
 
+_INTERRUPTED = (
+    "interrupted; nothing was saved: run the same command again, what is finished is taken up"
+)
+
 
 @contextmanager
 def session(*, as_json: bool) -> Iterator[Display]:
@@ -32,18 +36,18 @@ def session(*, as_json: bool) -> Iterator[Display]:
     except BrokenPipeError:  # whoever read us went away
         raise typer.Exit(QuantkitError.exit_code) from None
     except KeyboardInterrupt:
-        display.error("interrupted; nothing was saved")
+        display.error(_INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
     except MemoryError:
         display.error("out of memory; close other programs, or use a machine with more")
         raise typer.Exit(QuantkitError.exit_code) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        display.error(f"{where}{error.strerror or error}")
+        display.error(f"{where}{error.strerror or error}; check the disk, and run again")
         raise typer.Exit(QuantkitError.exit_code) from None
     except Exception:
         if not display.interrupted:
             raise
         # an import that was interrupted fails in its own ways
-        display.error("interrupted; nothing was saved")
+        display.error(_INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
