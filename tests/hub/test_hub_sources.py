@@ -31,7 +31,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def served(hub: Loopback, demo: Path) -> Loopback:
-    hub.add(REPO, files_of(demo) | {"flax_model.msgpack": b"x" * 1000, "sub/other.bin": b"\0y"})
+    others = ("flax_model.msgpack", "sub/pytorch_model.bin", "training_args.bin",
+              "consolidated.safetensors")  # fmt: skip
+    hub.add(REPO, files_of(demo) | {each: b"\0" + each.encode() for each in others})
     return hub
 
 

@@ -207,13 +207,14 @@ def test_a_public_repository_is_not_published_to_by_accident(hub: Loopback, fold
 # what is refused, and said on the card where it is allowed
 
 
-def test_a_folder_without_a_passed_gate(hub: Loopback, demo: Path, tmp_path: Path) -> None:
-    out = tmp_path / "unjudged"
-    quantkit.convert(demo, "bnb-nf4", out, no_gate=True)
+def test_a_folder_without_a_passed_gate(hub: Loopback, folder: Path) -> None:
+    measured = ("perplexity", "kl_divergence", "noise_floor", "generation", "tokenizer", "reload")
+    nothing = dict.fromkeys(measured) | {"by_text": [], "reasons": {"reload": "--no-gate"}}
+    edit(folder, lambda m: m["gate"].update(nothing, status="not_run"))
     with pytest.raises(GateError, match=r"gate is not run.*--allow-unjudged"):
-        quantkit.publish(out, REPO)
+        quantkit.publish(folder, REPO)
     assert hub.repositories == {}
-    quantkit.publish(out, REPO, allow_unjudged=True)
+    quantkit.publish(folder, REPO, allow_unjudged=True)
     card = (there(hub)["README.md"] or b"").decode()
     first = card.partition("\n# ")[2][:700]
     assert "**Not judged.**" in first
@@ -319,6 +320,10 @@ FAULTS = {
 }  # fmt: skip
 
 
+#: After these a rerun is seen to put it right.
+RERUN = ("500 put", "dropped up", "dropped commit", "flipped up", "flipped small", "429 batch")
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_breaks_is_said_and_leaves_the_branch_alone(
     hub: Loopback, folder: Path, fault: str
@@ -330,10 +335,11 @@ def test_what_breaks_is_said_and_leaves_the_branch_alone(
     assert REPO in str(caught.value)
     assert "\n" not in str(caught.value)
     nothing_but_the_start(hub)
-    hub.faults.clear()
-    quantkit.publish(folder, REPO)  # a rerun puts it right
-    assert there(hub) == here(folder)
-    assert list(hub.repositories[REPO].branches) == ["main"]
+    if fault in RERUN:
+        hub.faults.clear()
+        quantkit.publish(folder, REPO)
+        assert there(hub) == here(folder)
+        assert list(hub.repositories[REPO].branches) == ["main"]
 
 
 def nothing_but_the_start(hub: Loopback) -> None:
