@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Converted
 from hub.loopback import Fault, Loopback
 from huggingface_hub import constants
@@ -206,3 +207,17 @@ def test_a_source_without_weights_says_so(hub: Loopback, tmp_path: Path) -> None
     hub.add("me/bare", {"config.json": files["config.json"]})
     with pytest.raises(SourceError, match=r"bare.*point to the folder"):
         quantkit.plan("me/bare", "bnb-nf4")
+
+
+def test_a_recipe_may_ask_for_one_of_two_containers(served: Loopback, tmp_path: Path) -> None:
+    """Such as the one whose digests a registry knows; also where a cache holds both."""
+    from safetensors.torch import save_file
+
+    save_file({"nothing": torch.zeros(1)}, tmp_path / "model.safetensors")
+    served.repositories[REPO].add(
+        {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    )
+    with pytest.raises(SourceError):
+        quantkit.plan(REPO, "bnb-nf4")
+    plan = quantkit.plan(REPO, "bnb-nf4", set=["source.container=torch"])
+    assert {each.source.file for each in plan.tensors} == {WEIGHTS}
