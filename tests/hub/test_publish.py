@@ -90,6 +90,19 @@ def test_a_folder_is_published_private_and_whole(hub: Loopback, folder: Path) ->
     assert quantkit.verify(REPO)["status"] == "verified"
 
 
+def test_the_published_card_is_valid_and_says_who_and_where(hub: Loopback, folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    quantkit.publish(folder, REPO)
+    card = ModelCard((there(hub)["README.md"] or b"").decode())
+    assert card.data.to_dict()["quantized_by"] == "me"
+    assert card.data.license == "apache-2.0"
+    assert f'name = "{REPO}"' in card.text
+    assert {each.source_url for each in card.data.eval_results} == {
+        f"https://huggingface.co/{REPO}/blob/main/report/report.html"
+    }
+
+
 def test_large_files_take_the_tested_route(hub: Loopback, folder: Path) -> None:
     from huggingface_hub import constants
 
