@@ -30,6 +30,7 @@ from quantkit.errors import (
     WithdrawnError,
 )
 from quantkit.manifest import read_manifest
+from quantkit.types import Event
 
 REPO = "me/demo-nf4"
 
@@ -432,6 +433,18 @@ def test_a_race_fails_and_the_other_commit_stays(hub: Loopback, folder: Path) ->
     with pytest.raises(HubError, match="somebody else committed"):
         quantkit.publish(folder, REPO)
     assert repository.log[0] == "theirs"
+
+
+def test_an_interrupt_leaves_the_branch_alone_and_nothing_waiting(
+    hub: Loopback, folder: Path
+) -> None:
+    def interrupt(event: Event) -> None:
+        if event.stage == "read back":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantkit.publish(folder, REPO, listener=interrupt)
+    nothing_but_the_start(hub)
 
 
 def test_a_pull_request_that_does_not_hold_is_closed(hub: Loopback, folder: Path) -> None:
