@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from quantkit.carddata import identity, metadata, method_words, title
 from quantkit.frontmatter import dump, read_card
@@ -24,8 +25,8 @@ def write_card(manifest: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def render_card(manifest: Mapping[str, Any]) -> str:
-    """The card's text. A value that the manifest lacks is an error, never a blank."""
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("quantkit", "data"),
         undefined=StrictUndefined,
@@ -40,11 +41,16 @@ def render_card(manifest: Mapping[str, Any]) -> str:
     )
     environment.filters["cell"] = _cell
     environment.filters["code"] = _code
+    return environment.get_template("card.md.jinja")
+
+
+def render_card(manifest: Mapping[str, Any]) -> str:
+    """The card's text. A value that the manifest lacks is an error, never a blank."""
     source, data = manifest["source"], metadata(manifest)
     own = read_card(source["card"])
     name = identity(manifest)
     languages = data.get("language", [])
-    return environment.get_template("card.md.jinja").render(
+    return _template().render(
         manifest,
         front_matter=dump(data),
         title=title(manifest),

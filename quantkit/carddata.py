@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.frontmatter import read_card
+from quantkit.sourcecard import SITE
 
 #: What is carried on from the source's own metadata.
 _CARRIED = ("language", "datasets")
@@ -82,7 +83,7 @@ def _absolute(link: str, source: Mapping[str, Any]) -> str:
     if "://" in link or not source["repo_id"]:
         return link
     at = f"blob/{source['revision'] or 'main'}"
-    return f"https://huggingface.co/{source['repo_id']}/{at}/{link.removeprefix('./')}"
+    return f"{SITE}/{source['repo_id']}/{at}/{link.removeprefix('./')}"
 
 
 def _names(value: object) -> list[str]:
@@ -114,13 +115,16 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
             value = value[key]
         if isinstance(value, float):  # an infinity stands in the manifest as a text
             metrics.append({"type": kind, "name": name, "value": value})
+    if not metrics:
+        return []
     text = str(gate["perplexity"]["text"])
-    return [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"type": text, "name": text},
-            "metrics": metrics,
-            "source": {"name": f"quantkit {manifest['tool']['version']}, the saved files reopened",
-                       "url": "report/report.html"},
-        }
-    ] if metrics else []  # fmt: skip
+    found: dict[str, Any] = {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": text, "name": text},
+        "metrics": metrics,
+    }
+    if manifest["publication"] and manifest["report"]:  # the Hub takes whole addresses only
+        page = f"{SITE}/{manifest['publication']['repo_id']}/blob/main/report/report.html"
+        said = f"quantkit {manifest['tool']['version']}, the saved files reopened"
+        found["source"] = {"name": said, "url": page}
+    return [found]

@@ -230,9 +230,14 @@ def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
 
 def wanted_files(names: list[str], container: Container | None = None) -> list[str]:
     """The files a conversion needs: one container's weights and the small files."""
-    has_safetensors = any("/" not in n and n.endswith(".safetensors") for n in names)
-    suffix = ".safetensors" if has_safetensors and container != "torch" else ".bin"
-    weights = [n for n in names if "/" not in n and n.endswith((suffix, f"{suffix}.index.json"))]
+    # other files end alike: training_args.bin, consolidated.safetensors, adapters
+    kinds = {"safetensors": ("model", ".safetensors"), "torch": ("pytorch_model", ".bin")}
+    top = [each for each in names if "/" not in each]
+    weights: list[str] = []
+    for kind, (start, end) in kinds.items():
+        if not weights and container in (None, kind):
+            ends = (end, f"{end}.index.json")
+            weights = [each for each in top if each.startswith(start) and each.endswith(ends)]
     small = {"config.json", "generation_config.json", "README.md"}
     small.update(TOKENIZER_FILES, COMPANION_FILES)
     return [*weights, *(name for name in names if name in small)]

@@ -253,7 +253,7 @@ def test_a_withdrawn_release_of_the_same_model_is_told(demo_nf4: Converted) -> N
 
 def test_looked_at_in_a_browser(demo_nf4: Converted, tmp_path: Path) -> None:
     """Rendered to HTML: every heading, table and picture is there, nothing is swallowed."""
-    for name in ("html", "large", "right to left", "open fence"):
+    for name in ("html", "right to left", "open fence"):
         card = render_card(with_card(demo_nf4.manifest, CARDS[name]))
         page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(read_card(card).body)
         for words in ("Parity with the source", "Limitations", "The source's own card"):

@@ -163,3 +163,46 @@ def test_the_sft_models_prompt_is_its_cards() -> None:
     prompt = load_recipe("rinna-4b-sft-nf4").prompt
     assert prompt is not None
     assert prompt.render("a\nb") == "ユーザー: a\nb\nシステム: "
+
+
+#: rinna's series: repository, line break in a conversation (None: a base model), languages.
+SERIES = {
+    "3.6b": ("japanese-gpt-neox-3.6b", None, ("ja",)),
+    "3.6b-sft": ("japanese-gpt-neox-3.6b-instruction-sft", "<NL>", ("ja",)),
+    "3.6b-sft-v2": ("japanese-gpt-neox-3.6b-instruction-sft-v2", "<NL>", ("ja",)),
+    "3.6b-ppo": ("japanese-gpt-neox-3.6b-instruction-ppo", "<NL>", ("ja",)),
+    "4b": ("bilingual-gpt-neox-4b", None, ("ja", "en")),
+    "4b-sft": ("bilingual-gpt-neox-4b-instruction-sft", "\n", ("ja", "en")),
+    "4b-ppo": ("bilingual-gpt-neox-4b-instruction-ppo", "\n", ("ja", "en")),
+}
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+@pytest.mark.parametrize("model", SERIES)
+def test_rinnas_series_in_four_and_eight_bits(model: str, bits: str) -> None:
+    repo, newline, languages = SERIES[model]
+    recipe = load_recipe(f"rinna-{model}-{bits}")
+    plain = load_recipe(f"bnb-{bits}")
+    assert (recipe.method, recipe.gate) == (plain.method, plain.gate)
+    assert recipe.source.repo == f"rinna/{repo}"
+    assert recipe.card.languages == languages
+    assert all(each.stated_at.startswith("https://") for each in recipe.card.evaluation)
+    if newline is None:
+        assert recipe.prompt is None
+    else:
+        assert recipe.prompt is not None
+        assert recipe.prompt.render("a\nb") == f"ユーザー: a{newline}b{newline}システム: "
+
+
+def test_what_rinnas_recipes_say_of_two_models() -> None:
+    ppo, sft = load_recipe("rinna-3.6b-ppo-int8"), load_recipe("rinna-4b-sft-int8")
+    assert ppo.generation is not None
+    assert ppo.generation.repetition_penalty == 1.1
+    assert "repeat" in ppo.card.notes[0]
+    assert sft.source.container == "torch", "the release is told apart by that file's MD5"
+    assert "59.25" in sft.card.notes[0]
+    published = {each.name: each.value for each in sft.card.evaluation}
+    assert published["Open LLM Leaderboard, average"] == 32.46
+    assert published["rinna's average of 6 tasks"] == 61.69
+    gptq = load_recipe("rinna-3.6b-ppo-gptq")
+    assert gptq.card == ppo.card

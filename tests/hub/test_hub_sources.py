@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Converted
 from hub.loopback import Fault, Loopback
 from huggingface_hub import constants
@@ -31,7 +32,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def served(hub: Loopback, demo: Path) -> Loopback:
-    hub.add(REPO, files_of(demo) | {"flax_model.msgpack": b"x" * 1000, "sub/other.bin": b"\0y"})
+    others = ("flax_model.msgpack", "sub/pytorch_model.bin", "training_args.bin",
+              "consolidated.safetensors")  # fmt: skip
+    hub.add(REPO, files_of(demo) | {each: b"\0" + each.encode() for each in others})
     return hub
 
 
@@ -204,3 +207,17 @@ def test_a_source_without_weights_says_so(hub: Loopback, tmp_path: Path) -> None
     hub.add("me/bare", {"config.json": files["config.json"]})
     with pytest.raises(SourceError, match=r"bare.*point to the folder"):
         quantkit.plan("me/bare", "bnb-nf4")
+
+
+def test_a_recipe_may_ask_for_one_of_two_containers(served: Loopback, tmp_path: Path) -> None:
+    """Such as the one whose digests a registry knows; also where a cache holds both."""
+    from safetensors.torch import save_file
+
+    save_file({"nothing": torch.zeros(1)}, tmp_path / "model.safetensors")
+    served.repositories[REPO].add(
+        {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    )
+    with pytest.raises(SourceError):
+        quantkit.plan(REPO, "bnb-nf4")
+    plan = quantkit.plan(REPO, "bnb-nf4", set=["source.container=torch"])
+    assert {each.source.file for each in plan.tensors} == {WEIGHTS}
