@@ -13,7 +13,7 @@ from quantkit.checkpoint.stream import stream_checkpoint
 from quantkit.digests import digest_file
 from quantkit.errors import UsageError
 from quantkit.releases import Entry, parse_entry
-from quantkit.source import COMPANION_FILES, Source, open_source
+from quantkit.source import Source, open_source
 from quantkit.types import Event, FileDigest, Listener, silent
 from quantkit.verification import small_files
 
@@ -47,8 +47,7 @@ def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[
     weights = stream_checkpoint(
         source.folder, source.checkpoint, md5=lambda name, size: True, progress=tell
     )
-    others = (*small_files(source), *source.present(COMPANION_FILES))
-    small = [digest_file(source.folder / each) for each in others]
+    small = [digest_file(source.folder / each) for each in small_files(source)]
     # an empty file is everybody's
     return [*weights.files, *(each for each in small if each.bytes)], asdict(weights.fingerprint)
 

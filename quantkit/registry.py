@@ -76,7 +76,9 @@ class Registry:
             if by is not None:
                 good: Status = "verified" if release.status == "current" else "superseded"
                 return _verdict(good, entry, release, by)
-        return _unproven(claimed, files) if claimed else _near(self.entries, files)
+        if claimed:
+            return _unproven(claimed, files)
+        return _near(self.entries, files, fingerprint)
 
 
 def _standing(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Release]]:
@@ -117,27 +119,32 @@ def _is_revision(release: Release, claimed: str | None) -> bool:
 def _identity(
     release: Release, files: Sequence[FileDigest], found: Fingerprint | None
 ) -> str | None:
-    """By what the weights are the release's whole; no other file may contradict it.
+    """By what the weights are the release's whole; no file may contradict it.
 
-    The matrices alone are no identity: names and the other tensors count too.
+    The matrices alone are no identity: names and the other tensors count too. Nor are the
+    same tensors in a file of a listed name that is another file: a flipped bit may lie
+    where no tensor does.
     """
     weights = [file for file in files if file.is_weight]
     if not weights or _contradicting(release, files):
         return None
-    if all(any(each.matches(file) for each in release.files) for file in weights):
+    if all(_listed(release.files, file) for file in weights):
         return "files"
     part = release.fingerprint.match(found) if release.fingerprint else None
-    return part if part != "matrices" else None
+    if part == "matrices" or any(_other_than_named(release, file) for file in weights):
+        return None
+    return part
 
 
 def _contradicting(release: Release, files: Sequence[FileDigest]) -> list[str]:
     """Files beside the weights that are not as the release lists them by name."""
-    by_name = {listed.name: listed for listed in release.files}
-    return [
-        file.name
-        for file in files
-        if not file.is_weight and file.name in by_name and not by_name[file.name].matches(file)
-    ]
+    return [f.name for f in files if not f.is_weight and _other_than_named(release, f)]
+
+
+def _other_than_named(release: Release, file: FileDigest) -> bool:
+    """Whether the release lists files of that name, and this is none of them."""
+    named = [each for each in release.files if each.name == file.name]
+    return bool(named) and not _listed(named, file)
 
 
 def _unproven(claimed: Sequence[Entry], files: Sequence[FileDigest]) -> Verdict:
@@ -180,16 +187,21 @@ def _differing(entry: Entry, files: Sequence[FileDigest]) -> list[str]:
     return [*strange, *_contradicting(nearest, files)]
 
 
-def _near(entries: Iterable[Entry], files: Sequence[FileDigest]) -> Verdict:
+def _near(
+    entries: Iterable[Entry], files: Sequence[FileDigest], found: Fingerprint | None
+) -> Verdict:
     """Unlisted; where most of it is a release that is listed, which files are not."""
     weights = [file for file in files if file.is_weight]
     for entry, release in _standing(entries):
         strange = [file.name for file in weights if not _listed(release.files, file)]
-        if len(strange) < len(weights):
+        part = release.fingerprint.match(found) if release.fingerprint else None
+        if part or len(strange) < len(weights):
             others = ", ".join([*strange, *_contradicting(release, files)])
+            by = f" by {_EVIDENCE[part]}" if part else ""
             return Verdict(
                 "unlisted",
-                reason=f"it is {entry.repository}, release of {release.label}, but for {others}",
+                reason=f"it is {entry.repository}, release of {release.label}{by}, but for "
+                f"{others}: not that release's file",
                 stated_at=release.stated_at,
             )
     return Verdict("unlisted")

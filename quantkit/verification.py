@@ -15,7 +15,7 @@ from quantkit.errors import MismatchError, UnlistedError, WithdrawnError
 from quantkit.fetching import discard
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
-from quantkit.source import TOKENIZER_FILES, Source
+from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
 from quantkit.types import (
     Digested,
     Event,
@@ -71,9 +71,10 @@ def settle(
 
 
 def small_files(source: Source) -> tuple[str, ...]:
-    """The files beside the weights that say what the weights mean."""
+    """The files beside the weights that are read or carried on."""
     indexes = tuple(f"{each}.index.json" for each in ("model.safetensors", "pytorch_model.bin"))
-    return source.present(("config.json", "generation_config.json", *TOKENIZER_FILES, *indexes))
+    configs = ("config.json", "generation_config.json")
+    return source.present((*configs, *TOKENIZER_FILES, *indexes, *COMPANION_FILES))
 
 
 def digest_source(source: Source, registry: Registry, listener: Listener = silent) -> Digested:

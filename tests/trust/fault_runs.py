@@ -113,7 +113,8 @@ class Runs:
             return "" if made(out) == self._bytes else "it says done, and the bytes are others"
         if out.exists():
             return "there is an output"
-        if fault == "interrupt" and (status != 130 or stopping > 2):
+        # 2 s, on a machine with nothing else to do: where a run takes long, so does its end
+        if fault == "interrupt" and (status != 130 or stopping > max(2, self._seconds / 4)):
             return f"Ctrl-C: exit {status} after {stopping:.1f} s"
         if status < 0:
             return "" if fault in ("kill", "terminate") else f"signal {-status}"

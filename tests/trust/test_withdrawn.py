@@ -143,8 +143,13 @@ def test_a_release_in_good_standing_is_recognized_repacked(release: Path, tmp_pa
     )  # fmt: skip
     shards = repacked(release, tmp_path / "shards", dict, container="torch", shards=2)
     assert quantkit.verify(shards, checksums=[registry])["status"] == "verified"
-    wide = repacked(release, tmp_path / "wide", cast(torch.float32))
+    wide = repacked(release, tmp_path / "wide", cast(torch.float32), container="torch")
     assert "cast without loss" in quantkit.verify(wide, checksums=[registry])["verdict"]["evidence"]
+    # a file of a listed name is held to its digest: what is not in a tensor counts there too
+    same = repacked(release, tmp_path / "same", cast(torch.float32))
+    found = quantkit.verify(same, checksums=[registry])
+    assert found["status"] == "unlisted"
+    assert "but for model.safetensors" in found["verdict"]["reason"]
     # matrices alone are no identity: a name may mean another thing
     named = repacked(release, tmp_path / "named", renamed)
     assert quantkit.verify(named, checksums=[registry])["status"] == "unlisted"
