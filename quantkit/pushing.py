@@ -60,7 +60,7 @@ def push(
 
     request = None
     if not sent and not removed:
-        commit, read = there.head, verify(there.head)
+        commit, read = there.head, _again(there.head, verify)
     elif asked.pr:
         commit, request, read = _propose(client, asked, sent, removed, verify)
     else:
@@ -77,6 +77,14 @@ def push(
         "sent_bytes": size,
         "read_back_bytes": read,
     }
+
+
+def _again(head: str, verify: Verify) -> int:
+    """Read back what an earlier run sent."""
+    try:
+        return verify(head)
+    except DamagedError as error:
+        raise RemoteError(f"{error}; delete it there and run again") from error
 
 
 @contextmanager
@@ -98,6 +106,8 @@ def _ready(client: HfApi, asked: Push, there: Destination) -> Destination:
         head = str(info.sha)
         files = list_files(client, asked.repo_id, head)
         there = Destination(True, asked.branch == "main", bool(info.private), head, files)
+        if not there.private and not asked.public:
+            raise HubError(f"publish {asked.repo_id}: somebody else just made it, and it is public")
     if not there.has_branch:
         client.create_branch(asked.repo_id, branch=asked.branch, revision=there.head, exist_ok=True)
     return there

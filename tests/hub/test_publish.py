@@ -122,6 +122,25 @@ def test_a_rerun_sends_nothing_and_commits_nothing(hub: Loopback, folder: Path) 
     assert sum(each.received for each in hub.seen[before:]) == 0
 
 
+def test_what_rots_on_the_hub_is_found_by_a_rerun(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO)
+    objects = hub.repositories[REPO].objects
+    oid = next(each for each, data in objects.items() if len(data) == 20_000)
+    objects[oid] = b"\1" + objects[oid][1:]
+    with pytest.raises(RemoteError, match="delete it there and run again"):
+        quantkit.publish(folder, REPO)
+
+
+def test_a_repository_that_somebody_just_made_public_is_left_alone(
+    hub: Loopback, folder: Path
+) -> None:
+    made = Fault("POST /api/repos/create", before=lambda: hub.add(REPO, {"a.txt": b"theirs"}))
+    hub.faults.append(made)
+    with pytest.raises(HubError, match="somebody else just made it"):
+        quantkit.publish(folder, REPO)
+    assert there(hub) == {"a.txt": b"theirs"}
+
+
 def test_a_changed_file_is_all_that_is_sent(hub: Loopback, folder: Path, tmp_path: Path) -> None:
     quantkit.publish(folder, REPO)
     edit(folder, lambda manifest: manifest.update(created="2026-01-01T00:00:00+00:00"))
