@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -22,6 +23,8 @@ from sentencepiece import SentencePieceProcessor
 
 from quantkit.tokenization import make_files
 from quantkit.tokenizer import SENTENCEPIECE_FILES, library_tokenizer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread, as sentencepiece
 
 Encode = Callable[[str], list[int]]
 

@@ -69,9 +69,8 @@ PLAIN = (SIZE, "<|note|>", False)
 TURN, END = (SIZE, "<|turn|>", True), (SIZE + 1, "<|end|>", True)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_plain_added_tokens_stay_and_all_else_is_sentencepieces(tmp_path: Path, own: bool) -> None:
-    folder = source(tmp_path / "source", PLAIN, own=own)
+def test_plain_added_tokens_stay_and_all_else_is_sentencepieces(tmp_path: Path) -> None:
+    folder = source(tmp_path / "source", PLAIN)
     out = written(folder, tmp_path / "out", split=True)
     found = level(out, folder, split=True)
     assert found.outcome == "passed", found.failures
@@ -81,6 +80,12 @@ def test_plain_added_tokens_stay_and_all_else_is_sentencepieces(tmp_path: Path, 
     library = library_tokenizer(out)
     assert library.encode("<|note|>x", add_special_tokens=False)[0] == SIZE
     assert library.decode([SIZE]) == "<|note|>"
+
+
+def test_the_older_list_of_added_tokens_is_read_too(tmp_path: Path) -> None:
+    folder = source(tmp_path / "source", PLAIN, own=False)
+    library = library_tokenizer(written(folder, tmp_path / "out", split=True))
+    assert library.encode("<|note|>x", add_special_tokens=False)[0] == SIZE
 
 
 def test_special_added_tokens_need_the_recipes_word(tmp_path: Path) -> None:
