@@ -161,6 +161,8 @@ def test_added_tokens_that_cannot_be_kept_are_named(
     with pytest.raises(SourceError) as caught:
         read_extras(folder, read_model(folder / "spiece.model"))
     assert said in str(caught.value)
+    failures = level(folder, folder, split=True).failures
+    assert said in str(failures[0])
 
 
 def test_a_special_token_without_an_id_is_refused() -> None:
