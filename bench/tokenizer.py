@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +22,8 @@ from sentencepiece import SentencePieceProcessor
 
 from quantkit.tokenization import make_files
 from quantkit.tokenizer import SENTENCEPIECE_FILES, library_tokenizer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread, as sentencepiece
 
 Encode = Callable[[str], list[int]]
 
@@ -51,7 +53,7 @@ def main() -> None:
             "",
             f"{machine()}; transformers {version('transformers')}, "
             f"tokenizers {version('tokenizers')}, sentencepiece {version('sentencepiece')}; "
-            f"CPU seconds, medians of {args.runs} rounds in turn.",
+            f"CPU seconds, best of {args.runs} rounds in turn; load {os.getloadavg()[0]:.1f}.",
             "",
             "| encoder | whole s | by line s | lines with other ids |",
             "| --- | --- | --- | --- |",
@@ -81,7 +83,8 @@ def encoders(source: Path, model: Path) -> dict[str, Encode]:
 
 
 def timed(sides: dict[str, Encode], texts: list[str], runs: int) -> dict[str, float]:
-    """Median CPU seconds of each side; they take turns, so that a slow moment meets all."""
+    """Least CPU seconds of each side; they take turns, so that a slow moment meets all, and what
+    else runs on the machine can only add to them."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, encode in sides.items():
@@ -89,7 +92,7 @@ def timed(sides: dict[str, Encode], texts: list[str], runs: int) -> dict[str, fl
             for each in texts:
                 encode(each)
             found[name].append(time.process_time() - start)
-    return {name: statistics.median(each) for name, each in found.items()}
+    return {name: min(each) for name, each in found.items()}
 
 
 if __name__ == "__main__":

@@ -50,9 +50,12 @@ def open_tokenizer(folder: Path, *, split_special_tokens: bool = True) -> Tokeni
     """
     path = sentencepiece_file(folder)
     if path is not None and numbers_as(path):
-        if not split_special_tokens or read_extras(folder, read_model(path)):
-            return _built(path, split_special_tokens)
-        return _sentencepiece(path)
+        try:
+            alone = split_special_tokens and not read_extras(folder, read_model(path))
+            return _sentencepiece(path) if alone else _built(path, split_special_tokens)
+        except SourceError:  # what cannot be built is copied, and encodes as it does
+            if not has_library_files(folder):
+                raise
     if has_library_files(folder):
         return _transformers(library_tokenizer(folder))
     return None

@@ -27,6 +27,7 @@ from quantkit.tokenizer import (
     Tokenizer,
     has_library_files,
     library_tokenizer,
+    numbers_as,
     sentencepiece_file,
 )
 
@@ -75,7 +76,7 @@ def check_tokenizer_level(
     wrong = list(_special_ids(library, config))
     counted = _counted(texts, progress)
     with quiet_libraries():  # it warns of texts longer than the model's positions
-        if model is None or (ways.ids is not None and ways.ids.route == "transformers"):
+        if model is None or (_by_library(ways) and not numbers_as(model)):
             level = _against_source(library, source, counted)
         else:
             level = _against_model(library, source, model, counted, ways)
@@ -91,11 +92,19 @@ def _without(source: Path, model: Path | None) -> Level:
     return judged("tokenizer", {}, [failure])
 
 
+def _by_library(ways: Ways) -> bool:
+    return ways.ids is not None and ways.ids.route == "transformers"
+
+
 def _against_model(
     library: Any, source: Path, model: Path, texts: Iterable[str], ways: Ways
 ) -> Level:
     """sentencepiece is the judge, but of texts with added tokens, of which it knows nothing."""
-    extras = read_extras(source, read_model(model))
+    try:
+        extras = read_extras(source, read_model(model))
+    except SourceError as error:
+        failure = Failure("tokenizer", "added tokens", str(error), "beyond the pieces")
+        return judged("tokenizer", {}, [failure])
     apart = [each.text for each in extras]
     if not ways.split_special_tokens:
         apart += library.all_special_tokens

@@ -87,7 +87,8 @@ def test_a_prompt_with_newlines_goes_through_the_tokenizer_and_back(built: Path)
 def test_the_perplexity_through_the_published_files_is_sentencepieces(
     mini_rinna: Path, tmp_path: Path
 ) -> None:
-    """To the last digit; the source's own files give other ids, and so another number."""
+    """To the last digit, over the first windows (the ids are compared over the whole text); the
+    source's own files give other ids, and so another number."""
     from transformers import AutoModelForCausalLM
 
     config = json.loads((mini_rinna / "tokenizer_config.json").read_text())
@@ -98,8 +99,10 @@ def test_the_perplexity_through_the_published_files_is_sentencepieces(
     raw = SentencePieceProcessor(model_file=str(mini_rinna / "spiece.model")).encode(text)
     published = library_tokenizer(tmp_path).encode(text, add_special_tokens=False)
     assert library_tokenizer(mini_rinna).encode(text, add_special_tokens=False) != raw
+    assert published == raw
     model = AutoModelForCausalLM.from_pretrained(mini_rinna, dtype=torch.float32).eval()
-    assert perplexity(model, published) == perplexity(model, raw)
+    first = 12 * 256
+    assert perplexity(model, published[:first]) == perplexity(model, raw[:first])
 
 
 def perplexity(model: torch.nn.Module, ids: list[int], window: int = 256) -> float:
