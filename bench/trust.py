@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -100,11 +101,13 @@ def report(args: argparse.Namespace, source: Path) -> str:
     weights = next(path for path in source.iterdir() if path.suffix in (".safetensors", ".bin"))
     load = os.getloadavg()[0]
     convert(source, args.work, RUN)  # caches filled
-    found: dict[str, list[float]] = {"with": [], "without": []}
+    found: dict[str, list[bnb.Run]] = {"with": [], "without": []}
     for _ in range(args.runs):
         found["with"].append(convert(source, args.work, RUN))
         found["without"].append(convert(source, args.work, BARE + RUN))
-    whole, bare = (statistics.median(found[each]) for each in ("with", "without"))
+    sides = ("with", "without")
+    whole, bare = (statistics.median(run.seconds for run in found[each]) for each in sides)
+    whole_cpu, bare_cpu = (statistics.median(run.cpu for run in found[each]) for each in sides)
     done = subprocess.run(
         [sys.executable, "-c", DIGESTS, weights], capture_output=True, text=True, check=True
     )
@@ -119,31 +122,33 @@ def report(args: argparse.Namespace, source: Path) -> str:
 medians of {args.runs} alternating whole processes, source in the page cache; digests: \
 medians of 5.
 
-| what | wall s | share |
-| --- | --- | --- |
-| conversion without digests, fingerprint, stamps | {bare:.2f} | 1 |
-| with them | {whole:.2f} | {whole / bare - 1:+.1%} |
-| SHA-256 of the file alone | {taken["sha256"]:.2f} |  |
-| MD5 alone | {taken["md5"]:.2f} |  |
-| both in one read | {taken["both"]:.2f} | {taken["both"] / slower - 1:+.1%} of the slower |
-| both and the fingerprint | {taken["and tensors"]:.2f} | \
+| what | wall s | CPU s | share of wall, of CPU |
+| --- | --- | --- | --- |
+| conversion without digests, fingerprint, stamps | {bare:.2f} | {bare_cpu:.2f} | 1 |
+| with them | {whole:.2f} | {whole_cpu:.2f} | {whole / bare - 1:+.1%}, \
+{whole_cpu / bare_cpu - 1:+.1%} |
+| SHA-256 of the file alone | {taken["sha256"]:.2f} |  |  |
+| MD5 alone | {taken["md5"]:.2f} |  |  |
+| both in one read | {taken["both"]:.2f} |  | {taken["both"] / slower - 1:+.1%} of the slower |
+| both and the fingerprint | {taken["and tensors"]:.2f} |  | \
 {taken["and tensors"] / slower - 1:+.1%} of the slower |
 """
 
 
-def convert(source: Path, work: Path, code: str) -> float:
+def convert(source: Path, work: Path, code: str) -> bnb.Run:
     out = work / "trust-out"
     shutil.rmtree(out, ignore_errors=True)
-    start = time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", code, source, out],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    took = time.perf_counter() - start
+    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     shutil.rmtree(out)
-    return took
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return bnb.Run(took, cpu, after.ru_maxrss * 1024)
 
 
 if __name__ == "__main__":

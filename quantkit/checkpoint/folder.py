@@ -77,7 +77,13 @@ def open_checkpoint(folder: Path, wanted: Container | None = None) -> Checkpoint
     by_shard: dict[str, set[str]] = {shard: set() for shard in sorted(set(weight_map.values()))}
     for tensor, shard in weight_map.items():
         by_shard[shard].add(tensor)
-    return _collect(folder, by_shard, container)
+    for shard in by_shard:
+        if not os.path.lexists(folder / shard):
+            raise CheckpointError(
+                f"{folder / name}: expected the shards that it names beside it, there is no "
+                f"{quoted(shard)}; fetch shards and index again, from one revision"
+            )
+    return _collect(folder, by_shard, container, name)
 
 
 def _choose(folder: Path, wanted: Container | None) -> tuple[str, Container]:
@@ -135,7 +141,10 @@ def _check_shard_name(shard: object, container: Container, path: Path) -> None:
 
 
 def _collect(
-    folder: Path, expected: Mapping[str, set[str] | None], container: Container
+    folder: Path,
+    expected: Mapping[str, set[str] | None],
+    container: Container,
+    index: str = "",
 ) -> CheckpointIndex:
     """Read each file and hold it to the names expected in it (``None``: any)."""
     tensors: list[TensorRecord] = []
@@ -147,7 +156,7 @@ def _collect(
             stamps[name] = stamp_of(folder / name)
         records, found_metadata = read(folder / name)
         if promised is not None:
-            _check_promise({record.name for record in records}, promised, folder / name)
+            _check_promise({record.name for record in records}, promised, folder / name, index)
         tensors += records
         metadata = found_metadata | metadata
     if not tensors:
@@ -165,15 +174,15 @@ def _collect(
     )
 
 
-def _check_promise(found: set[str], promised: set[str], path: Path) -> None:
+def _check_promise(found: set[str], promised: set[str], path: Path, index: str) -> None:
     if missing := promised - found:
         raise CheckpointError(
-            f"{path}: expected the tensors that the index places here, missing "
+            f"{path}: expected the tensors that {index} places here, missing "
             f"{_listed(missing)}; fetch shard and index again, from one revision"
         )
     if extra := found - promised:
         raise CheckpointError(
-            f"{path}: expected only the tensors that the index places here, also holds "
+            f"{path}: expected only the tensors that {index} places here, also holds "
             f"{_listed(extra)}; fetch shard and index again, from one revision"
         )
 

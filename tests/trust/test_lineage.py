@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_small_files_are_told_of_before_the_large_are_read(copy: Path) -> None:
 
 def test_small_files_are_told_of_while_the_large_are_read(copy: Path, tmp_path: Path) -> None:
     """A whole process, beside weights that take it longer: 6 GB of holes."""
+    if os.getloadavg()[0] > 2 * (os.cpu_count() or 1):
+        pytest.skip("the machine is too busy to time anything")
     (copy / "tokenizer.json").write_text("{}")
     large = copy / "model.safetensors"
     manifest = read_manifest(copy)
