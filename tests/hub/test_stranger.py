@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Converted
 from hub.loopback import TOKEN, Loopback
 from hub.test_hub_sources import files_of
 
 import quantkit
+from quantkit.manifest import read_manifest
 
 QUICK = ("evaluation.max_windows=2", "evaluation.window=128", "evaluation.new_tokens=2")
 
@@ -70,7 +72,9 @@ def convert_and_publish(
     quantkit.publish(out, "me/published", licence=None if source == "quantkit/demo" else "mit")
 
 
-def test_the_demo_model_in_nf4(hub: Loopback, demo: Path, tmp_path: Path) -> None:
+def test_the_demo_model_in_nf4(
+    hub: Loopback, demo: Path, demo_nf4: Converted, tmp_path: Path
+) -> None:
     hub.add("quantkit/demo", files_of(demo))
     out = tmp_path / "out"
     convert_and_publish(hub, "quantkit/demo", "bnb-nf4", out, text=demo / "heldout.txt")
@@ -79,6 +83,11 @@ def test_the_demo_model_in_nf4(hub: Loopback, demo: Path, tmp_path: Path) -> Non
     assert found["ids"] == sentencepiece_ids(demo, text)
     assert "Linear4bit" in found["kinds"]  # type: ignore[operator]
     assert found["said"], "it went on from the prompt"
+    source = read_manifest(out)["source"]
+    assert source["revision"] == hub.repositories["quantkit/demo"].branches["main"]
+    assert (source["repo_id"], source["status"]) == ("quantkit/demo", "verified")
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (out / name).read_bytes() == (demo_nf4.folder / name).read_bytes(), name
     card = (out / "README.md").read_text()
     assert "add_special_tokens=False" in snippet_of(card), "a default call ends the text"
     commit = hub.repositories["quantkit/demo"].branches["main"]
