@@ -11,6 +11,7 @@ import pytest
 from conftest import Converted
 
 import quantkit
+from quantkit.errors import SourceError
 
 QUICK = (
     "evaluation.max_windows=2",
@@ -86,3 +87,45 @@ def test_the_manifest_says_whose_ids(demo_nf4: Converted) -> None:
     assert demo_nf4.manifest["gate"]["tokenizer"]["ids_by"] == "sentencepiece"
     assert "(sentencepiece)" in demo_nf4.manifest["gate"]["perplexity"]["protocol"]
     assert demo_nf4.manifest["conversion"]["tokenizer"].startswith("built from spiece.model")
+
+
+def with_a_json_of_its_own(source: Path, out: Path, *, special: bool) -> int:
+    """The source brings a tokenizer.json that is wrong, with an added token; its id."""
+    shutil.copy(out / "tokenizer.json", source / "tokenizer.json")
+    add_a_prefix(source)
+    whole = json.loads((source / "tokenizer.json").read_text())
+    number = len(whole["model"]["vocab"])
+    whole["added_tokens"] = [
+        {"id": number, "content": "<|turn|>", "special": special, "single_word": False,
+         "lstrip": False, "rstrip": False, "normalized": False}
+    ]  # fmt: skip
+    (source / "tokenizer.json").write_text(json.dumps(whole))
+    return number
+
+
+def test_a_sources_own_json_is_replaced_and_its_added_token_kept(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, out = pair
+    number = with_a_json_of_its_own(source, out, special=False)
+    manifest = quantkit.convert(source, "bnb-nf4", tmp_path / "made", set=QUICK)
+    assert manifest["conversion"]["tokenizer"].startswith(
+        "built from spiece.model; with its added tokens <|turn|>"
+    )
+    assert manifest["gate"]["levels"]["tokenizer"] == "passed"
+    assert manifest["gate"]["tokenizer"]["ids_by"] == "built from sentencepiece"
+    made = json.loads((tmp_path / "made" / "tokenizer.json").read_text())
+    assert [(each["id"], each["content"]) for each in made["added_tokens"]] == [
+        (number, "<|turn|>")
+    ]
+
+
+def test_special_added_tokens_are_refused_before_any_work(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, out = pair
+    with_a_json_of_its_own(source, out, special=True)
+    with pytest.raises(SourceError, match=r"<\|turn\|>.*split_special_tokens = false"):
+        quantkit.convert(source, "bnb-nf4", tmp_path / "made", set=QUICK)
+    plan = quantkit.plan(source, "bnb-nf4", set=["tokenizer.split_special_tokens=false"])
+    assert plan.split_special_tokens is False
