@@ -161,4 +161,6 @@ class Mutator:
                 rng.choice(["num_labels", "head_dim", "n_layer", "auto_map", "dtype", "é\0"])
             ] = 9
         lead = b" " if data.startswith(b" ") else b""
-        return lead + json.dumps(value, ensure_ascii=rng.random() < 0.8).encode("utf-8", "surrogatepass")
+        return lead + json.dumps(value, ensure_ascii=rng.random() < 0.8).encode(
+            "utf-8", "surrogatepass"
+        )
