@@ -39,6 +39,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        architecture   what transformers makes of a config, on the meta device
        sweep          walk a decoder one layer at a time
        observing      what a layer's modules are given: their Hessians
+       modulewise     how each module of a calibrated model came out
        finished       layers on the disk, for a rerun to take up
        settings       what config.json and generation_config.json say
        plans          the Plan: every tensor's fate, as data

@@ -17,7 +17,8 @@ from quantkit.gate import gate_folder, report_json
 from quantkit.recipe import Recipe, load_recipe
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
-from quantkit.source import Source, is_hub_id, open_source, read_object
+from quantkit.source import Source, is_hub_id, open_source, quantization_settings, read_object
+from quantkit.staging import MANIFEST
 from quantkit.types import Listener, silent
 from quantkit.verification import prove
 
@@ -58,16 +59,18 @@ def check(
     """
     folder = quantized_folder(dir, listener)
     if report is not None:
-        _make_room(Path(report))
+        _make_room(Path(report), folder)
     source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
-    material = read_material(source.folder, chosen, text_paths(text))
+    material = read_material(
+        source.folder, chosen, text_paths(text), source.config.get("vocab_size")
+    )
     judged = gate_folder(folder, source, chosen, material, choose_device(device), listener)
     found = {
         "kind": "check",
         "path": str(folder),
         "against": source.given,
-        "format": format_name(read_object(folder / "config.json")),
+        "format": format_name(folder),
         "recipe": chosen.name,
         "thresholds": chosen.gate.model_dump(mode="json"),
         "sizes": {
@@ -85,8 +88,12 @@ def check(
 _RECORD = "check.json"
 
 
-def _make_room(place: Path) -> None:
+def _make_room(place: Path, judged: Path) -> None:
     """Before minutes of judging, not after."""
+    if (place / MANIFEST).exists() or place.resolve() == judged.resolve():
+        raise UsageError(
+            f"report {place}: a finished folder, whose own report would be lost; choose another"
+        )
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -133,9 +140,10 @@ def weight_bytes(folder: Path) -> int:
     )
 
 
-def format_name(config: Mapping[str, Any]) -> str:
+def format_name(folder: Path) -> str:
     """A folder's format in a word or two, e.g. ``bnb nf4`` or ``gptq 4bit g128``."""
-    settings = dict(config.get("quantization_config") or {})
+    config = read_object(folder / "config.json")
+    settings = quantization_settings(config, folder / "config.json")
     method = str(settings.get("quant_method", "plain"))
     if method == "bitsandbytes":
         if settings.get("load_in_8bit"):
@@ -152,20 +160,21 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
 
     The repetition penalty is the source's own where its generation defaults name one.
     """
-    config = read_object(folder / "config.json")
-    settings = dict(config.get("quantization_config") or {})
+    settings = quantization_settings(read_object(folder / "config.json"), folder / "config.json")
     penalty = source.generation.get("repetition_penalty")
     more = [f"generation.repetition_penalty={float(penalty)}"] if penalty else []
-    name = format_name(config)
+    name = format_name(folder)
     known = "-".join(name.split())
     if (shipped_folder("recipes") / f"{known}.toml").is_file():
         return load_recipe(known, [*more, *overrides])
     if settings.get("quant_method") not in ("gptq", "awq"):
         return load_recipe("fp16", [*more, *overrides])
-    bits = int(settings.get("bits") or 0)
-    if bits not in _LIMITS:
+    bits = settings.get("bits", 4)
+    if type(bits) is not int or bits not in _LIMITS:
         raise SourceError(
-            f"{folder}: {name}: no thresholds for these bits; give a recipe (--recipe)"
+            f"{folder}/config.json: quantization_config: bits: expected one of "
+            f"{', '.join(map(str, _LIMITS))}, got {bits!r}; fetch it again, or give a recipe "
+            "(--recipe) where this is right"
         )
     limits = [f"gate.{each}" for each in _LIMITS[bits]]
     named = f'name="{name}"'

@@ -13,7 +13,7 @@ from quantkit.evaluation import Texts, read_material, text_paths
 from quantkit.gate import measure_folders
 from quantkit.plots import trade_plot
 from quantkit.recipe import load_recipe
-from quantkit.source import open_source, read_object
+from quantkit.source import open_source
 from quantkit.types import Listener, silent
 from quantkit.verification import prove
 
@@ -45,18 +45,25 @@ def compare(
     paths = [quantized_folder(each, listener) for each in folders]
     if not paths:
         raise UsageError("compare: no folders given; name at least one")
+    if len({each.resolve() for each in paths}) < len(paths):
+        raise UsageError("compare: a folder is given twice; name each once")
     source = prove(open_source(against, revision, listener), listener)
+    if plot is not None:
+        _check_plot(Path(plot), [*paths, source.folder])
     chosen = load_recipe(recipe, set)
-    material = read_material(source.folder, chosen, text_paths(text))
+    material = read_material(
+        source.folder, chosen, text_paths(text), source.config.get("vocab_size")
+    )
     found = measure_folders(paths, source, chosen, material, choose_device(device), listener)
     rows = [
         {
             "path": str(path),
-            "format": format_name(read_object(path / "config.json")),
+            "format": format_name(path),
             "bytes": weight_bytes(path),
+            "protocol": protocol["protocol"],
             **measures,
         }
-        for path, measures in zip(paths, found.folders, strict=True)
+        for path, measures, protocol in zip(paths, found.folders, found.protocols, strict=True)
     ]
     floor = found.floor
     if plot is not None:
@@ -68,8 +75,22 @@ def compare(
         "folders": rows,
         "noise_floor": floor,
         "plot": str(plot) if plot is not None else None,
-        **found.protocol,
+        "noise_floor_dtype": found.floor_dtype,
+        "text": found.protocols[0]["text"],
+        "text_sha256": found.protocols[0]["text_sha256"],
     }
+
+
+def _check_plot(path: Path, folders: Sequence[Path]) -> None:
+    """Before the measurement: a plot may replace a plot, and nothing else."""
+    inside = any(path.resolve().is_relative_to(each.resolve()) for each in folders)
+    if path.suffix.lower() != ".png" or inside or path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"plot {path}: expected a .png in a folder that is there, outside those compared; "
+            "choose another"
+        )
+    if path.exists() and not path.read_bytes()[:8].startswith(b"\x89PNG"):
+        raise UsageError(f"plot {path}: exists and is no PNG; choose another")
 
 
 def _write_plot(path: Path, rows: Sequence[dict[str, Any]], floor: float | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.errors import UsageError
@@ -80,22 +80,55 @@ class Material:
     strings: tuple[str, ...]
 
 
-def read_material(folder: Path, recipe: Recipe, texts: Sequence[Path] = ()) -> Material:
+def read_material(
+    folder: Path, recipe: Recipe, texts: Sequence[Path] = (), vocabulary: object = None
+) -> Material:
     """Encode the texts and the prompts with the tokenizer of the source's ``folder``.
 
+    ``vocabulary`` is the config's ``vocab_size``: ids that were given must lie below it.
+
     Raises:
-        UsageError: a text cannot be read, or holds too little.
+        UsageError: a text cannot be read, holds too little, is there twice, or its ids are
+            of another model.
         SourceError: the tokenizer's files cannot be read.
     """
     split = recipe.tokenizer.split_special_tokens
     tokenizer = open_tokenizer(folder, split_special_tokens=split)
     read = [read_evaluation_text(each, tokenizer) for each in texts or (None,)]
-    evaluated = tuple(each for each in read if each is not None)
+    evaluated = _told_apart(tuple(each for each in read if each is not None), texts)
+    _check_vocabulary(evaluated, vocabulary)
     prompts = read_prompts(recipe, tokenizer, evaluated[0] if evaluated else None)
     wholes = [each.text for each in evaluated]
     lines = [line for whole in wholes for line in whole.splitlines()]
     strings = (*wholes, *lines, *(each.text for each in prompts))
     return Material(tokenizer, evaluated, prompts, tuple(filter(None, strings)))
+
+
+def _told_apart(
+    read: tuple[EvaluationText, ...], paths: Sequence[Path]
+) -> tuple[EvaluationText, ...]:
+    """Each text once, and no two under one name."""
+    if len({each.sha256 for each in read}) < len(read):
+        raise UsageError(
+            f"text {', '.join(each.name for each in read)}: two are the same text, which would "
+            "count twice; give each once"
+        )
+    if len({each.name for each in read}) == len(read):
+        return read
+    return tuple(
+        replace(each, name=f"{path.parent.name}/{each.name}")
+        for each, path in zip(read, paths, strict=True)
+    )
+
+
+def _check_vocabulary(texts: Sequence[EvaluationText], vocabulary: object) -> None:
+    for each in texts:
+        largest = largest_id(each.sequences)
+        if each.route == "ids" and isinstance(vocabulary, int) and largest >= vocabulary:
+            raise UsageError(
+                f"text {each.name}: expected token ids below {vocabulary}, the model's vocab_size, "
+                f"got {largest}; give this model's own ids"
+            )
 
 
 def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> EvaluationText | None:
@@ -160,13 +193,15 @@ def read_ids(what: str, path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path}: not JSON: {error}") from error
+    if isinstance(value, list) and value and all(_is_id(each) for each in value):
+        return (tuple(value),)
     candidates = [value, *value.values()] if isinstance(value, dict) else [value]
     for each in candidates:
         if _is_id_lists(each):
             return tuple(tuple(sequence) for sequence in each)
     raise UsageError(
-        f"{what} {path}: expected a list of lists of token ids, or an object with one; "
-        "give plain text as .txt"
+        f"{what} {path}: expected token ids, whole numbers from 0 on, as a list, a list of lists, "
+        f"or an object with one{_odd(value)}; give plain text as .txt"
     )
 
 
@@ -177,6 +212,14 @@ def _is_id_lists(value: object) -> bool:
         and all(isinstance(each, list) and each for each in value)
         and all(_is_id(number) for each in value for number in each)
     )
+
+
+def _odd(value: object) -> str:
+    """The first element that is no id, for a message."""
+    lists = value if isinstance(value, list) else []
+    flat = [one for each in lists for one in (each if isinstance(each, list) else [each])]
+    odd = next((repr(one)[:40] for one in flat if not _is_id(one)), None)
+    return f"; got {odd}" if odd else ""
 
 
 def _is_id(value: object) -> bool:

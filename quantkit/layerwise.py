@@ -25,37 +25,19 @@ from torch import Tensor, nn
 from quantkit.activations import Activations
 from quantkit.calibration import Calibration
 from quantkit.checkpoint import read_tensor
+from quantkit.errors import NonFiniteError
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
 from quantkit.heap import return_large_blocks
 from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
 from quantkit.methods import GptqMethod
+from quantkit.modulewise import ModuleReport, notes
 from quantkit.observing import Shared, Unquantized, gather, shared_inputs
 from quantkit.plans import Plan, TensorPlan
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
 from quantkit.sweep import Layer, Load, Sweep
 from quantkit.types import Event, Listener
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """How one module came out.
-
-    ``loss`` is the Hessian-weighted squared error per output and token, ``snr_db`` the
-    weight's own signal to noise, ``None`` where there is no noise. ``note`` says what was out
-    of the ordinary.
-    """
-
-    module: str
-    bits: int
-    group_size: int
-    loss: float
-    snr_db: float | None
-    tokens: int
-    damp_percent: float
-    dead: int
-    note: str
 
 
 @dataclass(frozen=True)
@@ -177,7 +159,7 @@ def _quantize_layer(
         factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
         for name, grid in grids.items():
             item, factor = items[name], factors[grid.group_size]
-            weight = _weight(layer, name)
+            weight = _finite(_weight(layer, name), item)
             if name in shared.lacking:
                 share = form.method.error_feedback
                 weight = make_good(weight, shared.lacking[name], factor, share)
@@ -244,6 +226,15 @@ def _weight(layer: Layer, name: str) -> Tensor:
     return weight if isinstance(module, nn.Linear) else weight.T
 
 
+def _finite(weight: Tensor, item: TensorPlan) -> Tensor:
+    if not bool(torch.isfinite(weight).all()):
+        count = weight.numel() - int(torch.isfinite(weight).sum())
+        raise NonFiniteError(
+            f"{item.source.name}: {count} values are NaN or infinite; the source is damaged"
+        )
+    return weight
+
+
 def _replace(layer: Layer, name: str, made: Quantized) -> None:
     _weight(layer, name).copy_(made.dequantized())
 
@@ -277,18 +268,5 @@ def _report(
         tokens=tokens,
         damp_percent=factor.damp_percent,
         dead=factor.dead,
-        note="; ".join(_notes(factor, tokens, weight.shape[1], form.method)),
+        note="; ".join(notes(factor, tokens, weight.shape[1], form.method)),
     )
-
-
-def _notes(factor: Factor, tokens: int, columns: int, method: GptqMethod) -> Iterator[str]:
-    if not tokens:
-        yield "no window reached it: rounded to nearest"
-    elif not factor.usable:
-        yield "its Hessian is not finite or not positive definite: rounded to nearest"
-    elif factor.damp_percent > method.damp_percent:
-        yield f"dampened by {factor.damp_percent:g}, since less did not factor"
-    if factor.dead:
-        yield f"{factor.dead} inputs were always zero: their columns are rounded to nearest"
-    if 0 < tokens < columns:
-        yield f"fewer tokens ({tokens}) than input columns ({columns})"

@@ -85,7 +85,11 @@ def convert(
     where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener, chosen.source.wanted)
     check_free(place, opened.folder, overwrite=overwrite)
-    material = None if no_gate else read_material(opened.folder, chosen, text_paths(text))
+    material = (
+        None
+        if no_gate
+        else read_material(opened.folder, chosen, text_paths(text), opened.config.get("vocab_size"))
+    )
     planned = make_plan(opened, chosen)
     own = Path(calibration) if calibration is not None else None
     calibrating = read_calibration(chosen, own, opened, planned, material)

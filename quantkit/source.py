@@ -213,6 +213,21 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def quantization_settings(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """A config's ``quantization_config``; empty for a model that is not quantized.
+
+    Raises:
+        SourceError: it is no object, or its method no name.
+    """
+    found = config.get("quantization_config") or {}
+    if not isinstance(found, dict) or not isinstance(found.get("quant_method", ""), str):
+        raise SourceError(
+            f"{where}: quantization_config: expected an object with a quant_method, got "
+            f"{repr(found)[:80]}; fetch it again"
+        )
+    return found
+
+
 def read_text(path: Path) -> str:
     """A text of other people's, whatever it is; empty when there is none."""
     try:

@@ -48,8 +48,9 @@ class Staging:
 
 def staging_for(out: Path) -> Staging:
     """The places that belong to ``out``."""
+    named = bool(out.name)
     out = Path(os.path.normpath(out.expanduser().absolute()))
-    if not out.name:
+    if not (named and out.name):
         raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
     return Staging(out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced"))
 
@@ -63,6 +64,8 @@ def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
     out = staging.out
     if out.resolve() == source.resolve():
         raise OutputExistsError(f"output {out}: is the source; choose another --out")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise OutputExistsError(f"output {out}: lies inside the source; choose another --out")
     if staging.replaced.exists() and not out.exists():
         staging.replaced.rename(out)  # a run was killed between the two renames of a replacement
     if not os.path.lexists(out):

@@ -30,7 +30,7 @@ FLOORS: dict[tuple[int, int], str] = {
     (1, 2): "activations calls fetching scrutiny tokenizer",
     (2, 0): "methods plans releases signing skeleton snippet source sourcecard staging",
     (2, 1): "architecture carddata formats recipe records registry sweep",
-    (2, 2): "finished observing prompts settings",
+    (2, 2): "finished modulewise observing prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
     (3, 1): "calibration conversion lineage registering",
     (3, 2): "gate layerwise",

@@ -151,7 +151,9 @@ class Display:
         for row in compare_rows(found):
             table.add_row(*row)
         _console().print(table)
-        self._say(f"{found['protocol']}; {found['text']}")
+        for protocol in dict.fromkeys(row["protocol"] for row in found["folders"]):
+            names = [r["path"] for r in found["folders"] if r["protocol"] == protocol]
+            self._say(f"{', '.join(names)}: {protocol}; {found['text']}")
 
     def tokenizer(self, found: Mapping[str, Any]) -> None:
         self._stop()

@@ -136,7 +136,15 @@ def compare_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for each in found["folders"]
     ]
     if found["noise_floor"]:
-        rows.append(("noise floor", "", "", "", *_compared(found["noise_floor"])))
+        rows.append(
+            (
+                f"noise floor in {found['noise_floor_dtype']}",
+                "",
+                "",
+                "",
+                *_compared(found["noise_floor"]),
+            )
+        )
     return rows
 
 

@@ -1,7 +1,8 @@
 """Level ``structure`` without a plan: a folder by anyone, held to the source it came from.
 
 Every parameter is stored once and under the source's name, unquantized ones in the
-source's shape, every float is finite, and the config computes what the source's does.
+source's shape, the parts of quantized ones as their format has them, every float is finite,
+and the config computes what the source's does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from quantkit.checkpoint import read_tensor
 from quantkit.gate.opened import Opened
+from quantkit.gate.parts import check_parts
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.gate.settings import config_failures, expected_generation, generation_failures
 from quantkit.gate.structure import nonfinite
@@ -29,6 +31,7 @@ def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any
         *renamed,
         *_doubles(saved),
         *_shapes(saved),
+        *check_parts(saved),
         *config_failures(saved.parsed, original.parsed),
         *generation_failures(saved.folder, wanted, required=bool(generation)),
         *nonfinite(saved.folder, saved.index),

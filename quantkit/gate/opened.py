@@ -22,7 +22,7 @@ from quantkit.errors import CheckpointError, UnsupportedModelError
 from quantkit.gate.decoding import DECODERS, decode
 from quantkit.gate.library import install
 from quantkit.skeleton import build_empty, parse_config
-from quantkit.source import Source, read_object
+from quantkit.source import Source, quantization_settings, read_object
 from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, TensorRecord
 
 #: How the parts of a quantized weight are named, by quantization method: the module and the
@@ -59,7 +59,7 @@ class Opened:
     @property
     def settings(self) -> Mapping[str, Any]:
         """``quantization_config``; empty for a folder that is not quantized."""
-        return dict(self.config.get("quantization_config") or {})
+        return quantization_settings(self.config, self.folder / "config.json")
 
     @property
     def method(self) -> str:
@@ -150,7 +150,8 @@ def open_saved(folder: Path) -> Opened:
 
 
 def _open(folder: Path, config: Mapping[str, Any], index: CheckpointIndex, dtype: str) -> Opened:
-    method = str(dict(config.get("quantization_config") or {}).get("quant_method", "plain"))
+    settings = quantization_settings(config, folder / "config.json")
+    method = str(settings.get("quant_method", "plain"))
     placed = {each.name: _placed(each.name, method) for each in index.tensors}
     names = list(dict.fromkeys(name for name, _ in placed.values()))
     architecture = read_architecture(folder, config, names, dtype, _stored(index.tensors))

@@ -24,11 +24,15 @@ from quantkit.types import Event, Listener, silent
 
 @dataclass(frozen=True)
 class Measured:
-    """Each folder's measures in the order given, the noise floor's, and the protocol."""
+    """Each folder's measures and protocol in the order given, and the noise floor's.
+
+    The floor is of the first folder's ``floor_dtype``.
+    """
 
     folders: tuple[Mapping[str, Any], ...]
     floor: Mapping[str, Any] | None
-    protocol: Mapping[str, Any]
+    floor_dtype: str
+    protocols: tuple[Mapping[str, Any], ...]
 
 
 def measure_folders(
@@ -68,12 +72,16 @@ def measure_folders(
             case.windows,
             lambda done: listener(Event("perplexity", done, total, "windows")),
         )
-        words = protocol(material.texts, total, case.length, saved[0], field, device)
+        words = tuple(
+            protocol(material.texts, total, case.length, each, field, device) for each in saved
+        )
+        dtype = field.floor_dtype
     measures = [likelihood_measures(each) for each in scores]
     found = [
         each | {"max_weight_error": error} for each, error in zip(measures, worst, strict=False)
     ]
-    return Measured(tuple(found), measures[-1] if field.floor is not None else None, words)
+    floor = measures[-1] if field.floor is not None else None
+    return Measured(tuple(found), floor, dtype, words)
 
 
 def _walk(field: Field, saved: Sequence[Any]) -> list[float]:

@@ -1,0 +1,219 @@
+"""Whether the stored parts of every quantized weight fit its module and the config.
+
+A decoder may read a folder right whose ``quantization_config`` says something else, or
+wrap around where a kernel would read out of bounds. Other loaders allocate by the config
+before they read; so it is held to the tensors, part by part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from math import ceil, prod
+from typing import Any
+
+from quantkit.checkpoint import read_tensor
+from quantkit.gate.opened import Opened
+from quantkit.gate.report import Failure
+from quantkit.source import read_object
+from quantkit.types import TensorRecord
+
+_HALVES = ("float16", "bfloat16")
+_INT32 = ("int32",)
+
+
+def _pattern(key: str) -> str:
+    return key[2:] if key[:2] in ("+:", "-:") else key
+
+
+def _is_dynamic(value: object) -> bool:
+    """GPTQModel's settings by pattern, "+:" for other ones and "-:" for none."""
+    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+        return False
+    try:
+        return all(bool(re.compile(_pattern(key))) for key in value)
+    except re.error:
+        return False
+
+
+#: What each key of a GPTQ config may hold, where it is there.
+_GPTQ_KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "bits": ("2, 3, 4 or 8", lambda v: type(v) is int and v in (2, 3, 4, 8)),
+    "group_size": ("-1 or a positive number", lambda v: type(v) is int and (v == -1 or v > 0)),
+    "desc_act": ("true or false", lambda v: isinstance(v, bool)),
+    "sym": ("true or false", lambda v: isinstance(v, bool)),
+    "checkpoint_format": ("a name", lambda v: isinstance(v, str)),
+    "dynamic": ("patterns with settings", _is_dynamic),
+}
+
+#: What quantize_config.json must say as config.json does.
+_SAID_TWICE = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")
+
+#: bitsandbytes' settings, and where a weight's own state says the same.
+_STATED = (("bnb_4bit_quant_type", "quant_type"),)
+
+
+def check_parts(saved: Opened) -> Iterator[Failure]:
+    """Every part that does not fit: its data type, its shape, or what the config says of it."""
+    if saved.method == "gptq":
+        failures = list(_gptq_config(saved))
+        yield from failures
+        if failures:
+            return
+    checked = {"gptq": _gptq, "awq": _awq, "bitsandbytes": _bnb}.get(saved.method)
+    for name in saved.parts if checked else ():
+        if checked is not None and saved.is_quantized(name):
+            yield from checked(saved, name)
+
+
+def _failure(what: str, got: object, expected: object, where: str) -> Failure:
+    return Failure("structure", what, str(got), str(expected), where)
+
+
+def _form(
+    record: TensorRecord | None,
+    what: str,
+    name: str,
+    dtypes: tuple[str, ...],
+    shape: tuple[int, ...],
+) -> Iterator[Failure]:
+    if record is None:
+        yield _failure(what, "missing", "stored", name)
+    elif record.dtype not in dtypes or tuple(record.shape) != shape:
+        got = f"{record.dtype} {list(record.shape)}"
+        yield _failure(what, got, f"{' or '.join(dtypes)} {list(shape)}", record.name)
+
+
+def _sides(saved: Opened, name: str) -> tuple[int, int]:
+    """(out, in) of the module."""
+    linear = saved.architecture.linears.get(name.removesuffix(".weight"))
+    if linear is not None:
+        return linear.out_features, linear.in_features
+    rows, columns = saved.architecture.parameters[name][0]
+    return rows, columns
+
+
+# GPTQ and AWQ
+
+
+def _gptq_config(saved: Opened) -> Iterator[Failure]:
+    settings = saved.settings
+    for key, (expected, fits) in _GPTQ_KEYS.items():
+        value = settings.get(key)
+        if value is not None and not fits(value):
+            yield _failure("quantization_config", repr(value)[:80], expected, key)
+    beside = read_object(saved.folder / "quantize_config.json")
+    for key in _SAID_TWICE:
+        here, there = settings.get(key), beside.get(key)
+        if here is not None and there is not None and here != there:
+            yield _failure("quantization_config", here, f"{there}, as quantize_config.json", key)
+
+
+def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
+    parts, (rows, columns) = saved.parts[name], _sides(saved, name)
+    stored = next(iter(parts.values())).name.rpartition(".")[0]
+    settings, left_out = _overridden(saved.settings, stored)
+    if left_out:
+        yield _failure("quantization_config", "not quantized", "as it is stored", stored)
+        return
+    bits, size = int(settings["bits"]), int(settings.get("group_size", 128))
+    size = columns if size == -1 else size
+    groups = ceil(columns / size)
+    packed = ceil(columns * bits / 32)
+    failures = [
+        *_form(parts.get("qweight"), "qweight", name, _INT32, (packed, rows)),
+        *_form(parts.get("qzeros"), "qzeros", name, _INT32, (groups, ceil(rows * bits / 32))),
+        *_form(parts.get("scales"), "scales", name, _HALVES, (groups, rows)),
+    ]
+    if "g_idx" in parts:
+        failures += _form(parts["g_idx"], "g_idx", name, _INT32, (columns,))
+        if not failures:
+            failures += _indices(saved, parts["g_idx"], groups)
+    yield from failures
+
+
+def _indices(saved: Opened, record: TensorRecord, groups: int) -> Iterator[Failure]:
+    found = read_tensor(saved.folder, record)
+    low, high = int(found.min()), int(found.max())
+    if low < 0 or high >= groups:
+        yield _failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
+
+
+def _overridden(settings: Mapping[str, Any], module: str) -> tuple[dict[str, Any], bool]:
+    """A module's own settings by GPTQModel's ``dynamic``; whether it is left as it is."""
+    for key, own in (settings.get("dynamic") or {}).items():
+        if re.match(_pattern(key), module):
+            return {**settings, **own}, key.startswith("-:")
+    return dict(settings), False
+
+
+def _awq(saved: Opened, name: str) -> Iterator[Failure]:
+    parts, (rows, columns) = saved.parts[name], _sides(saved, name)
+    size = int(saved.settings.get("group_size", 128))
+    groups = ceil(columns / size) if size > 0 else 1
+    packed = ceil(rows / 8)
+    yield from _form(parts.get("qweight"), "qweight", name, _INT32, (columns, packed))
+    yield from _form(parts.get("qzeros"), "qzeros", name, _INT32, (groups, packed))
+    yield from _form(parts.get("scales"), "scales", name, _HALVES, (groups, rows))
+
+
+# bitsandbytes
+
+
+def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
+    parts, (rows, columns) = saved.parts[name], _sides(saved, name)
+    if "SCB" in parts:
+        yield from _form(parts.get(""), "weight", name, ("int8",), tuple(_shape(saved, name)))
+        yield from _form(parts["SCB"], "SCB", name, ("float32",), (rows,))
+        return
+    stated = next((part for part in parts if part.startswith("quant_state.")), None)
+    if stated is None:
+        yield _failure("quant_state", "missing", "stored", name)
+        return
+    try:
+        state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).tolist()))
+        size, shape = int(state["blocksize"]), [int(each) for each in state["shape"]]
+        nested = "nested_blocksize" in state
+    except (ValueError, KeyError, TypeError) as error:
+        yield _failure("quant_state", f"unreadable ({error})"[:120], "its JSON", name)
+        return
+    if sorted(shape) != sorted((rows, columns)) or size < 1:
+        got = f"shape {shape}, blocks of {size}"
+        yield _failure("quant_state", got, f"shape {[rows, columns]}", name)
+        return
+    yield from _bnb_stated(saved, name, state, nested)
+    yield from _bnb_sizes(saved, name, size, nested)
+
+
+def _bnb_stated(
+    saved: Opened, name: str, state: Mapping[str, Any], nested: bool
+) -> Iterator[Failure]:
+    """What the config says of all weights, and this one's state of itself."""
+    for key, own in _STATED:
+        said = saved.settings.get(key)
+        if said is not None and said != state.get(own):
+            yield _failure("quantization_config", said, f"{state.get(own)}, as {name}", key)
+    double = saved.settings.get("bnb_4bit_use_double_quant")
+    if double is not None and bool(double) != nested:
+        key = "bnb_4bit_use_double_quant"
+        yield _failure("quantization_config", double, f"{nested}, as {name}", key)
+
+
+def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Failure]:
+    parts = saved.parts[name]
+    count = prod(_sides(saved, name))
+    blocks = ceil(count / size)
+    absmax, weight = parts.get("absmax"), parts.get("")
+    if absmax is None or absmax.elements != blocks:
+        yield _failure("absmax", absmax.elements if absmax else "missing", blocks, name)
+    if nested and not {"nested_absmax", "nested_quant_map"} <= parts.keys():
+        yield _failure("nested absmax", "missing", "stored", name)
+    if weight is None or weight.nbytes != ceil(count / 2):
+        got = f"{weight.nbytes} bytes" if weight else "missing"
+        yield _failure("packed weight", got, f"{ceil(count / 2)} bytes", name)
+
+
+def _shape(saved: Opened, name: str) -> tuple[int, int]:
+    rows, columns = saved.architecture.parameters[name][0]
+    return rows, columns

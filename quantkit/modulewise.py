@@ -1,0 +1,43 @@
+"""How the modules of a calibrated model came out, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantkit.kernels.gptq import Factor
+from quantkit.methods import GptqMethod
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """How one module came out.
+
+    ``loss`` is the Hessian-weighted squared error per output and token, ``snr_db`` the
+    weight's own signal to noise, ``None`` where there is no noise. ``note`` says what was out
+    of the ordinary.
+    """
+
+    module: str
+    bits: int
+    group_size: int
+    loss: float
+    snr_db: float | None
+    tokens: int
+    damp_percent: float
+    dead: int
+    note: str
+
+
+def notes(factor: Factor, tokens: int, columns: int, method: GptqMethod) -> Iterator[str]:
+    """What was out of the ordinary."""
+    if not tokens:
+        yield "no window reached it: rounded to nearest"
+    elif not factor.usable:
+        yield "its Hessian is not finite or not positive definite: rounded to nearest"
+    elif factor.damp_percent > method.damp_percent:
+        yield f"dampened by {factor.damp_percent:g}, since less did not factor"
+    if factor.dead:
+        yield f"{factor.dead} inputs were always zero: their columns are rounded to nearest"
+    if 0 < tokens < columns:
+        yield f"fewer tokens ({tokens}) than input columns ({columns})"
