@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,48 @@ def test_check_writes_nothing(demo_nf4: Converted) -> None:
 def test_bad_folders_are_one_line(demo: Path, tmp_path: Path, verb: str) -> None:
     assert "no config.json" in refused(2, verb, tmp_path, "--against", demo)
     assert "no such" in refused(2, verb, demo, "--against", tmp_path / "gone")
+
+
+def test_what_must_not_be_overwritten(demo_nf4: Converted, tmp_path: Path) -> None:
+    """Before anything is measured."""
+    taken = tmp_path / "taken.png"
+    taken.write_text("no picture")
+    weights = demo_nf4.folder / "model.safetensors"
+    before = weights.stat()
+    for plot in (weights, demo_nf4.folder / "new.png", tmp_path / "x.jpg", tmp_path, taken):
+        refused(2, "compare", demo_nf4.folder, "--against", demo_nf4.source, "--plot", plot)
+    assert weights.stat() == before
+    assert taken.read_text() == "no picture"
+    said = refused(2, "check", demo_nf4.folder, "--against", demo_nf4.source,
+                   "--report", demo_nf4.folder)  # fmt: skip
+    assert "finished folder" in said
+
+
+def test_the_same_thing_twice(demo_nf4: Converted, tmp_path: Path) -> None:
+    said = refused(2, "compare", demo_nf4.folder, demo_nf4.folder, "--against", demo_nf4.source)
+    assert "twice" in said
+    text = ("--text", demo_nf4.text)
+    said = refused(2, "check", demo_nf4.folder, "--against", demo_nf4.source, *text, *text)
+    assert "count twice" in said
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [("[[99999]]", "fewer than two"), ("[[5, 99999]]", "vocab_size"), ("[[5, -1]]", "got -1"),
+     ("[5, 1.5]", "got 1.5"), ('{"a": 3}', "whole numbers")],
+)  # fmt: skip
+def test_ids_of_another_model(demo_nf4: Converted, tmp_path: Path, ids: str, said: str) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text(ids)
+    asked = ("check", demo_nf4.folder, "--against", demo_nf4.source, "--text", path)
+    assert said in refused(2, *asked)
+
+
+@pytest.mark.parametrize("settings", ['"bnb"', "[1]", '{"quant_method": 5}'])
+def test_settings_that_are_none(demo_nf4: Converted, tmp_path: Path, settings: str) -> None:
+    copy = shutil.copytree(demo_nf4.folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = json.loads(settings)
+    (copy / "config.json").write_text(json.dumps(config))
+    said = refused(1, "check", copy, "--against", demo_nf4.source)
+    assert "expected an object" in said

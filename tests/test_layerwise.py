@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from commanding import command, refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import write_source
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import quantkit
+from quantkit.errors import NonFiniteError
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import factorize, quantize
 from quantkit.kernels.rounding import Grid
@@ -156,6 +157,17 @@ def test_the_report_shows_what_each_module_lost(tmp_path: Path, ids: Path) -> No
     shown = page[page.index("GPTQ lost most") : page.index("<h2>Size")]
     assert all(each["module"] in shown for each in modules[:5])
     assert all(f"{each['loss']:.4g}" in shown for each in modules[:5])
+
+
+def test_a_source_with_nan_is_refused_by_name(tmp_path: Path, ids: Path) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float32)
+    state = load_file(source / "model.safetensors")
+    name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+    state[name][3, 3] = torch.nan
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match=f"{name}: 1 values"):
+        convert(source, tmp_path / "out", ids)
+    assert not (tmp_path / "out").exists()
 
 
 def test_true_sequential_and_desc_act(tmp_path: Path, ids: Path) -> None:

@@ -1,0 +1,147 @@
+"""Quantized parts that do not fit their module, or of which the config says something else."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Converted
+from safetensors.torch import load_file, save_file
+from tiny import write_source
+from torch import Tensor
+
+import quantkit
+from quantkit.gate.accounting import check_accounts
+from quantkit.gate.opened import open_original, open_saved
+from quantkit.source import open_source
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+
+MODULE = "gpt_neox.layers.1.mlp.dense_h_to_4h"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny random source, and its GPTQ folder."""
+    place = tmp_path_factory.mktemp("parts")
+    source = write_source(place / "source", "gpt_neox", torch.float32)
+    draw = random.Random(0)
+    ids = place / "ids.json"
+    ids.write_text(json.dumps([[draw.randrange(96) for _ in range(32)] for _ in range(4)]))
+    quantkit.convert(
+        source, "gptq-4bit-g128", place / "out", calibration=ids, no_gate=True,
+        set=["method.group_size=32", "calibration.length=32", "calibration.packing=apart"],
+    )  # fmt: skip
+    return source, place / "out"
+
+
+def failures(source: Path, folder: Path) -> list[str]:
+    level = check_accounts(open_saved(folder), open_original(open_source(source)), {})
+    return [str(each) for each in level.failures]
+
+
+def changed(folder: Path, copy: Path, change: Change) -> Path:
+    shutil.copytree(folder, copy)
+    state = load_file(copy / "model.safetensors")
+    config = json.loads((copy / "config.json").read_text())
+    change(state, config)
+    whole = {name: value.contiguous() for name, value in state.items()}
+    save_file(whole, copy / "model.safetensors", metadata={"format": "pt"})
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def setting(key: str, value: object) -> Change:
+    return lambda _, config: config["quantization_config"].update({key: value})
+
+
+def part(name: str, make: Callable[[Tensor], Tensor], module: str = MODULE) -> Change:
+    def change(state: dict[str, Tensor], _: dict[str, Any]) -> None:
+        state[f"{module}.{name}"] = make(state[f"{module}.{name}"])
+
+    return change
+
+
+def test_a_sound_folder_has_no_failure(made: tuple[Path, Path]) -> None:
+    assert failures(*made) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (setting("group_size", 64), "group_size"),
+        (setting("group_size", 0), "group_size"),
+        (setting("bits", "4"), "bits"),
+        (setting("bits", 8), "bits"),
+        (setting("desc_act", "no"), "desc_act"),
+        (setting("dynamic", [3]), "dynamic"),
+        (setting("dynamic", {"(((": {"bits": 8}}), "dynamic"),
+        (setting("dynamic", {"-:.*": {}}), "as it is stored"),
+        (setting("checkpoint_format", [1]), "checkpoint_format"),
+        (part("g_idx", lambda g: torch.full_like(g, -1)), "g_idx"),
+        (part("g_idx", lambda g: g + 1), "g_idx"),
+        (part("g_idx", lambda g: g.long()), "g_idx"),
+        (part("qweight", lambda q: q.long()), "qweight"),
+        (part("qweight", lambda q: q[:-1]), "qweight"),
+        (part("qzeros", lambda q: q[:, :-1]), "qzeros"),
+        (part("scales", lambda s: s.float()), "scales"),
+        (part("scales", lambda s: torch.cat([s, s])), "scales"),
+    ],
+)
+def test_gptq(made: tuple[Path, Path], tmp_path: Path, change: Change, said: str) -> None:
+    source, folder = made
+    found = failures(source, changed(folder, tmp_path / "copy", change))
+    assert found
+    assert all(each.startswith("structure:") for each in found)
+    assert said in found[0]
+
+
+def test_quantize_config_says_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
+    source, folder = made
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    beside = json.loads((copy / "quantize_config.json").read_text())
+    (copy / "quantize_config.json").write_text(json.dumps(beside | {"sym": False}))
+    assert "as quantize_config.json" in failures(source, copy)[0]
+
+
+WEIGHT = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+STATE = f"{WEIGHT}.quant_state.bitsandbytes__nf4"
+
+
+def state(key: str, value: object) -> Change:
+    def change(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
+        held = json.loads(bytes(tensors[STATE].tolist())) | {key: value}
+        tensors[STATE] = torch.tensor(list(json.dumps(held).encode()), dtype=torch.uint8)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (part("absmax", lambda a: torch.cat([a, a[:5]]), WEIGHT), "absmax"),
+        (lambda tensors, _: tensors.pop(f"{WEIGHT}.absmax"), "absmax"),
+        (lambda tensors, _: tensors.pop(STATE), "quant_state"),
+        (part(STATE.removeprefix(f"{WEIGHT}."), torch.zeros_like, WEIGHT), "quant_state"),
+        (lambda tensors, _: tensors.update({WEIGHT: tensors[WEIGHT][:-1]}), "packed weight"),
+        (state("shape", [10**9, 10**9]), "shape"),
+        (state("blocksize", 0), "blocks of 0"),
+        (setting("bnb_4bit_quant_type", "fp4"), "bnb_4bit_quant_type"),
+        (setting("bnb_4bit_use_double_quant", True), "bnb_4bit_use_double_quant"),
+    ],
+)  # fmt: skip
+def test_bitsandbytes(demo_nf4: Converted, tmp_path: Path, change: Change, said: str) -> None:
+    found = failures(demo_nf4.source, changed(demo_nf4.folder, tmp_path / "copy", change))
+    assert found
+    assert any(said in each for each in found)
+
+
+def test_sound_bitsandbytes_folders(demo_nf4: Converted, demo_int8: Converted) -> None:
+    for each in (demo_nf4, demo_int8):
+        assert failures(each.source, each.folder) == []
