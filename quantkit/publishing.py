@@ -27,6 +27,7 @@ from quantkit.records import manifest_text, read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
+from quantkit.signing import SIGNATURE
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
 
@@ -135,6 +136,11 @@ def _folder(dir: str | Path, repo_id: str) -> Path:
     if not (folder / MANIFEST).is_file():
         raise UsageError(
             f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"
+        )
+    if (folder / SIGNATURE).exists():
+        raise UsageError(
+            f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "
+            "name the repository; convert without --sign, or remove the signature"
         )
     if not HUB_ID.match(repo_id) or ".." in repo_id or "--" in repo_id:
         raise UsageError(f"publish {repo_id}: not a repository's name; give OWNER/NAME")

@@ -30,6 +30,7 @@ from quantkit.errors import (
     WithdrawnError,
 )
 from quantkit.records import read_manifest, write_manifest
+from quantkit.signing import SIGNATURE
 from quantkit.types import Event
 
 REPO = "me/demo-nf4"
@@ -74,6 +75,11 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignor
 
 
 # a push that goes well
+
+
+def test_a_signed_folder_is_not_changed(folder: Path) -> None:
+    (folder / SIGNATURE).write_text("{}")
+    assert "remove the signature" in refused(2, "publish", folder, REPO, "--yes")
 
 
 def test_a_folder_is_published_private_and_whole(hub: Loopback, folder: Path) -> None:
