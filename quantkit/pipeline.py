@@ -20,12 +20,12 @@ from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
 from quantkit.provenance import PROVENANCE, write_provenance
-from quantkit.recipe import load_recipe
+from quantkit.recipe import Recipe, load_recipe
 from quantkit.records import write_manifest
 from quantkit.registry import checksums as read_checksums
 from quantkit.report import write_report
 from quantkit.signing import open_signer
-from quantkit.source import is_hub_id, open_source
+from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
 from quantkit.verification import Policy, VerifiedSource, prove, settle
@@ -85,11 +85,7 @@ def convert(
     where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener, chosen.source.wanted)
     check_free(place, opened.folder, overwrite=overwrite)
-    material = (
-        None
-        if no_gate
-        else read_material(opened.folder, chosen, text_paths(text), opened.config.get("vocab_size"))
-    )
+    material = None if no_gate else _material(opened, chosen, text)
     planned = make_plan(opened, chosen)
     own = Path(calibration) if calibration is not None else None
     calibrating = read_calibration(chosen, own, opened, planned, material)
@@ -125,6 +121,11 @@ def _judge(
         return gate(
             job.place.partial, verified, job.plan, job.recipe, material, job.device, job.listener
         )
+
+
+def _material(opened: Source, chosen: Recipe, text: Texts) -> Material:
+    vocabulary = opened.config.get("vocab_size")
+    return read_material(opened.folder, chosen, text_paths(text), vocabulary)
 
 
 def _request(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,9 +99,11 @@ def _choose(folder: Path, wanted: Container | None) -> tuple[str, Container]:
     shown = ", ".join(quoted(name) for name in found[:_NAMES_SHOWN]) or "nothing"
     if len(found) > _NAMES_SHOWN:
         shown += f" and {len(found) - _NAMES_SHOWN} more"
+    names = ", ".join(name for name, container in CANDIDATES if wanted in (None, container))
+    only = f" (source.container is {wanted!r})" if wanted else ""
     raise CheckpointError(
-        f"{folder}: expected one of {', '.join(name for name, _ in CANDIDATES)}, "
-        f"found {shown}; point to the folder that holds the weights"
+        f"{folder}: expected one of {names}{only}, found {shown}; point to the folder that holds "
+        "the weights"
     )
 
 

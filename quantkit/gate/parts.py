@@ -164,7 +164,7 @@ def _awq(saved: Opened, name: str) -> Iterator[Failure]:
 def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
     parts, (rows, columns) = saved.parts[name], _sides(saved, name)
     if "SCB" in parts:
-        yield from _form(parts.get(""), "weight", name, ("int8",), tuple(_shape(saved, name)))
+        yield from _form(parts.get(""), "weight", name, ("int8",), (rows, columns))
         yield from _form(parts["SCB"], "SCB", name, ("float32",), (rows,))
         return
     stated = next((part for part in parts if part.startswith("quant_state.")), None)
@@ -212,8 +212,3 @@ def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Fa
     if weight is None or weight.nbytes != ceil(count / 2):
         got = f"{weight.nbytes} bytes" if weight else "missing"
         yield _failure("packed weight", got, f"{ceil(count / 2)} bytes", name)
-
-
-def _shape(saved: Opened, name: str) -> tuple[int, int]:
-    rows, columns = saved.architecture.parameters[name][0]
-    return rows, columns

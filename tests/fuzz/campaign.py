@@ -37,9 +37,10 @@ def main() -> None:
 def run(name: str, cases: int, seed: int, seconds: float = float("inf")) -> dict[str, object]:
     """``cases`` of one target; raises at the first finding, which it writes to a file."""
     from fuzz.mutations import Mutator
-    from fuzz.targets import CANARY, TARGETS, heard
+    from fuzz.targets import CANARY, TARGETS, heard, listen
 
-    mutator, target = Mutator(name, seed), TARGETS[name]
+    listen()
+    mutator, target, before = Mutator(name, seed), TARGETS[name], peak()
     accepted, done, slowest, start = 0, 0, 0.0, time.monotonic()
     while done < cases and time.monotonic() - start < seconds:
         data = mutator.next()
@@ -54,7 +55,7 @@ def run(name: str, cases: int, seed: int, seconds: float = float("inf")) -> dict
         accepted += taken
         if taken:
             mutator.keep(data)
-        if slowest > MAX_SECONDS or heard or CANARY.exists() or peak() > MAX_BYTES:
+        if slowest > MAX_SECONDS or heard or CANARY.exists() or peak() - before > MAX_BYTES:
             raise AssertionError(f"{finding(name, data)}: {slowest:.1f} s, {peak()} bytes, {heard}")
     return {
         "target": name, "engine": "mutate", "seed": seed, "cases": done, "accepted": accepted,
@@ -82,7 +83,9 @@ def guided(name: str, cases: int) -> None:
 
     with atheris.instrument_imports(include=["quantkit", "json", "pickletools", "zipfile"]):
         from fuzz.mutations import SEEDS, WORDS
-        from fuzz.targets import CANARY, TARGETS, heard
+        from fuzz.targets import CANARY, TARGETS, heard, listen
+
+    listen()
 
     def once(data: bytes) -> None:
         TARGETS[name](data)

@@ -29,10 +29,19 @@ Target = Callable[[bytes], bool]
 ALARMS = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
 heard: list[str] = []
 
+#: A hook cannot be taken away again: other tests of this process are not listened to.
+_ears: set[str] = set()
+
 
 def _listen(event: str, _: object) -> None:
-    if event in ALARMS:
+    if event in _ears:
         heard.append(event)
+
+
+def listen() -> None:
+    """Begin with nothing heard."""
+    heard.clear()
+    _ears.update(ALARMS)
 
 
 sys.addaudithook(_listen)
@@ -46,6 +55,7 @@ CANARY = _HOME / "canary"
 
 
 def clean_up() -> None:
+    _ears.clear()
     shutil.rmtree(_HOME, ignore_errors=True)
 
 

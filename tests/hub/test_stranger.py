@@ -14,7 +14,7 @@ from hub.loopback import TOKEN, Loopback
 from hub.test_hub_sources import files_of
 
 import quantkit
-from quantkit.manifest import read_manifest
+from quantkit.records import read_manifest
 
 QUICK = ("evaluation.max_windows=2", "evaluation.window=128", "evaluation.new_tokens=2")
 
