@@ -129,3 +129,11 @@ def test_settings_that_are_none(demo_nf4: Converted, tmp_path: Path, settings: s
     (copy / "config.json").write_text(json.dumps(config))
     said = refused(1, "check", copy, "--against", demo_nf4.source)
     assert "expected an object" in said
+
+
+def test_a_handful_of_tokens_shows_nothing(demo_nf4: Converted, tmp_path: Path) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text("[[5, 6]]")
+    found = quantkit.check(demo_nf4.folder, demo_nf4.source, text=path, set=FEW)["gate"]
+    assert found["status"] == "not_run"
+    assert "1 predicted tokens are too few" in found["reasons"]["perplexity"]

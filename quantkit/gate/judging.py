@@ -27,6 +27,9 @@ from quantkit.source import Source
 from quantkit.types import Event, Listener, silent
 from quantkit.verification import VerifiedSource
 
+#: Fewer predicted tokens than this show nothing.
+FEWEST_TOKENS = 32
+
 #: What is walked where there is no text: enough to see that the folder runs.
 _NOTHING = ((0, 0),)
 
@@ -250,6 +253,10 @@ def _perplexity(case: Case, opened: Field) -> Level:
         return not_run(
             "perplexity", "the source has no tokenizer; give token ids (--text FILE.json)"
         )
+    predicted = sum(len(each) - 1 for each in case.windows)
+    if predicted < FEWEST_TOKENS:
+        few = f"{predicted} predicted tokens are too few to judge by"
+        return not_run("perplexity", f"{few}, expected at least {FEWEST_TOKENS}; give more text")
     total = len(case.windows)
     candidates = [Candidate(opened.saved[0], range(total))]
     if opened.floor is not None:
