@@ -134,7 +134,7 @@ def _check_vocabulary(texts: Sequence[EvaluationText], vocabulary: object) -> No
 def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> EvaluationText | None:
     """Encode ``path``, or the text that ships with quantkit.
 
-    A ``.json`` file holds ids already: a list of lists, or an object with such a list.
+    A ``.json`` file holds ids already: a list, a list of lists, or an object with such a one.
     ``None`` when there is text but no tokenizer.
 
     Raises:
@@ -187,7 +187,7 @@ def read_ids(what: str, path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
     """Sequences of token ids from JSON; ``what`` begins messages.
 
     Raises:
-        UsageError: not a list of lists of ids, nor an object with one.
+        UsageError: neither a list of ids, nor a list of such lists, nor an object with one.
     """
     try:
         value = json.loads(raw)

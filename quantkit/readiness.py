@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,8 +109,6 @@ def described(
 
 
 def _digest(card: bytes) -> dict[str, Any]:
-    import hashlib
-
     return asdict(FileDigest(CARD, len(card), hashlib.sha256(card).hexdigest()))
 
 

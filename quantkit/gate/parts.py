@@ -50,9 +50,6 @@ _GPTQ_KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 #: What quantize_config.json must say as config.json does.
 _SAID_TWICE = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")
 
-#: bitsandbytes' settings, and where a weight's own state says the same.
-_STATED = (("bnb_4bit_quant_type", "quant_type"),)
-
 
 def check_parts(saved: Opened) -> Iterator[Failure]:
     """Every part that does not fit: its data type, its shape, or what the config says of it."""
@@ -190,14 +187,14 @@ def _bnb_stated(
     saved: Opened, name: str, state: Mapping[str, Any], nested: bool
 ) -> Iterator[Failure]:
     """What the config says of all weights, and this one's state of itself."""
-    for key, own in _STATED:
+    stated = {
+        "bnb_4bit_quant_type": state.get("quant_type"),
+        "bnb_4bit_use_double_quant": nested,
+    }
+    for key, own in stated.items():
         said = saved.settings.get(key)
-        if said is not None and said != state.get(own):
-            yield _failure("quantization_config", said, f"{state.get(own)}, as {name}", key)
-    double = saved.settings.get("bnb_4bit_use_double_quant")
-    if double is not None and bool(double) != nested:
-        key = "bnb_4bit_use_double_quant"
-        yield _failure("quantization_config", double, f"{nested}, as {name}", key)
+        if said is not None and said != own:
+            yield _failure("quantization_config", said, f"{own}, as {name}", key)
 
 
 def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Failure]:
