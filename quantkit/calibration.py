@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from quantkit.errors import UsageError, first_line
+from quantkit.errors import UsageError, on_one_line
 from quantkit.evaluation import Material, largest_id, read_ids
 from quantkit.methods import CalibrationSection
 from quantkit.plans import Plan
@@ -172,7 +172,7 @@ def _find(section: CalibrationSection) -> Path:
         return Path(hf_hub_download(f"{owner}/{name}", inside, repo_type="dataset"))
     except Exception as error:  # the client raises its own, the network's and the disk's
         raise UsageError(
-            f"calibration {section.data!r}: the Hub does not give it: {first_line(error)}"
+            f"calibration {section.data!r}: the Hub does not give it: {on_one_line(error)}"
         ) from error
 
 

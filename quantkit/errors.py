@@ -26,6 +26,9 @@ do next, on one line.
 
 from __future__ import annotations
 
+#: Of what a library says; beyond it becomes a lecture.
+_LONGEST = 400
+
 
 class QuantkitError(Exception):
     """Base of all errors raised on purpose. ``exit_code`` is the command's."""
@@ -107,6 +110,7 @@ class GateError(QuantkitError):
     exit_code = 4
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what a library said, or the error's kind when it said nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def on_one_line(error: BaseException) -> str:
+    """What a library said, its lines run together, or the error's kind when it said nothing."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.digests import digest_file
-from quantkit.errors import HubError, first_line
+from quantkit.errors import HubError, on_one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -191,7 +191,7 @@ def _server_said(error: Exception) -> str:
     text = str(error)
     # the batch answer names each object; what it says of the first is enough
     found = re.search(r"OID \w+: `([^`\n]+)", text)
-    return found[1] if found else first_line(error)
+    return found[1] if found else on_one_line(error)
 
 
 def _broke(error: Exception) -> bool:

@@ -123,8 +123,9 @@ def _ready(
     try:
         stated = _licence(manifest, licence)
         against = refusals(folder, manifest, registry, stated)
-        said = refuse(folder, against, allowed)
-        return _Ready(*described(folder, manifest, repo_id, stated, said), said)
+        refuse(folder, against, allowed)
+        made = described(folder, manifest, repo_id, stated, against)
+        return _Ready(*made, tuple(map(str, against)))
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise SourceError(
             f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"

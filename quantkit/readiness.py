@@ -49,6 +49,9 @@ class Refusal:
     kind: Kind
     said: str
 
+    def __str__(self) -> str:
+        return f"{self.said} (--allow-{self.kind})"
+
 
 def refusals(
     folder: Path, manifest: Mapping[str, Any], registry: Registry, licence: Licence
@@ -69,8 +72,8 @@ def refusals(
     return tuple(found)
 
 
-def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> tuple[str, ...]:
-    """Stop unless everything in ``found`` is allowed; what was allowed, for the card.
+def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> None:
+    """Stop unless everything in ``found`` is allowed.
 
     Raises:
         GateError, MismatchError, WithdrawnError, LicenceError: by the first that is not.
@@ -82,21 +85,24 @@ def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> t
             for each in against
         )
         raise _ERRORS[against[0].kind](f"{folder}: not to be published: {said}")
-    return tuple(f"{each.said} (--allow-{each.kind})" for each in found)
 
 
 def described(
-    folder: Path, manifest: Mapping[str, Any], repo_id: str, licence: Licence, said: Sequence[str]
+    folder: Path,
+    manifest: Mapping[str, Any],
+    repo_id: str,
+    licence: Licence,
+    overridden: Sequence[Refusal],
 ) -> tuple[dict[str, Any], bytes]:
     """The manifest and the card for ``repo_id``. The same each time: a rerun changes nothing."""
     made = dict(manifest)
     made["publication"] = {
         "repo_id": repo_id,
         "licence": licence_json(licence),
-        "overrides": list(said),
+        "overrides": [str(each) for each in overridden],
     }
     files = [each for each in manifest["output"]["files"] if each["name"] != CARD]
-    if any("--allow-changed" in each for each in said):
+    if any(each.kind == "changed" for each in overridden):
         weights = {each["name"] for each in files if each["is_weight"]}
         files = [
             asdict(digest_file(folder / name, name, is_weight=name in weights))

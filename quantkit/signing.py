@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import MismatchError, SourceError, UsageError, first_line
+from quantkit.errors import MismatchError, SourceError, UsageError, on_one_line
 
 SIGNATURE = "model.sig"
 
@@ -59,7 +59,7 @@ def open_signer(key: Path) -> Signer:
         )
     except Exception as error:  # the cryptography library raises many kinds
         raise UsageError(
-            f"--sign {key}: not a readable elliptic-curve private key in PEM: {first_line(error)}"
+            f"--sign {key}: not a readable elliptic-curve private key in PEM: {on_one_line(error)}"
         ) from error
     return Signer(config)
 
@@ -92,7 +92,7 @@ def check_signature(folder: Path, public_key: Path | None) -> str:
     except Exception as error:  # the cryptography library raises many kinds
         raise UsageError(
             f"--public-key {public_key}: not a readable elliptic-curve public key in PEM: "
-            f"{first_line(error)}"
+            f"{on_one_line(error)}"
         ) from error
     # files that are in no manifest have been refused before; the hub client adds its own
     config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
@@ -102,6 +102,6 @@ def check_signature(folder: Path, public_key: Path | None) -> str:
     except Exception as error:  # ValueError, or whatever a damaged bundle ends in
         raise MismatchError(
             f"{folder / SIGNATURE}: not this key's signature over these files: "
-            f"{first_line(error)}; do not use the folder"
+            f"{on_one_line(error)}; do not use the folder"
         ) from error
     return "valid"

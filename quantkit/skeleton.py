@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from quantkit.errors import SourceError, UnsupportedModelError, first_line
+from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
@@ -39,7 +39,7 @@ def parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a bad config
         raise SourceError(
-            f"{folder}/config.json: transformers refuses it: {first_line(error)}"
+            f"{folder}/config.json: transformers refuses it: {on_one_line(error)}"
         ) from error
 
 
@@ -97,7 +97,7 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
             return AutoModelForCausalLM.from_config(parsed, dtype=getattr(torch, dtype)).eval()
     except Exception as error:  # whatever the class raises for a config it cannot build
         raise SourceError(
-            f"transformers cannot build {causal_names[0]} from config.json: {first_line(error)}"
+            f"transformers cannot build {causal_names[0]} from config.json: {on_one_line(error)}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from quantkit.errors import SourceError, first_line
+from quantkit.errors import SourceError, on_one_line
 from quantkit.quiet import quiet_libraries
 from quantkit.tokenization import make_files, read_extras, read_model
 
@@ -156,5 +156,5 @@ def library_tokenizer(folder: Path) -> Any:
         # a panic in the Rust of tokenizers is no Exception, and has no class to import
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        said = f"{folder}: transformers cannot load its tokenizer: {first_line(error)}"
+        said = f"{folder}: transformers cannot load its tokenizer: {on_one_line(error)}"
         raise SourceError(said) from error

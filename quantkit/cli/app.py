@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -30,8 +27,8 @@ from quantkit.cli.options import (
     Texts,
 )
 from quantkit.cli.publication import publish
-from quantkit.cli.session import INTERRUPTED, session
-from quantkit.errors import GateError
+from quantkit.cli.session import session
+from quantkit.errors import GateError, QuantkitError
 
 app = typer.Typer(
     name="quantkit",
@@ -184,6 +181,9 @@ def check(
         display.checked(found)
         if found["gate"]["status"] == "failed":
             raise typer.Exit(GateError.exit_code)
+        if found["gate"]["status"] == "not_run":
+            reasons = "; ".join(f"{k}: {why}" for k, why in found["gate"]["reasons"].items())
+            raise QuantkitError(f"{dir}: not judged, so not passed: {reasons}")
 
 
 @app.command()
@@ -260,27 +260,3 @@ def demo(
 
 
 app.command()(publish)
-
-
-def main() -> None:
-    """The console script."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        app()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:  # before a verb's own handler was in place
-        code = INTERRUPTED
-    _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process now: taking torch down object by object costs half a second.
-
-    Everything is on the disk by here; only the standard streams are left to flush.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # a reader that went away, no stream
-            stream.flush()
-    os._exit(code)

@@ -10,10 +10,9 @@ from contextlib import closing, contextmanager
 
 import typer
 
+from quantkit.cli import INTERRUPTED
 from quantkit.cli.display import Display
 from quantkit.errors import QuantkitError
-
-INTERRUPTED = 130
 
 _INTERRUPTED = (
     "interrupted; nothing was saved: run the same command again, what is finished is taken up"

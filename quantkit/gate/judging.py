@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.errors import CheckpointError, QuantkitError, UnsupportedModelError, first_line
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedModelError, on_one_line
 from quantkit.evaluation import Material, largest_id
 from quantkit.gate.accounting import check_accounts, goes_on
 from quantkit.gate.field import Field, fits, opened_field
@@ -156,7 +156,7 @@ def _judge(case: Case) -> Sequence[Level]:
                 or _attempt("generation", lambda: _generation(case, opened)),
             )
     except UnsupportedModelError as error:
-        return _rest(first_line(error), case)
+        return _rest(on_one_line(error), case)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # any other at load is a verdict: users would meet it
@@ -181,11 +181,11 @@ def _attempt(name: str, run: Callable[[], Level]) -> Level:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # whatever a model's own code raises
-        return judged(name, {}, [Failure(name, "the models", first_line(error), "run")])
+        return judged(name, {}, [Failure(name, "the models", on_one_line(error), "to run")])
 
 
 def _unopened(error: Exception) -> Level:
-    failure = Failure("reload", "from_pretrained", first_line(error), "opens")
+    failure = Failure("reload", "from_pretrained", on_one_line(error), "to open")
     return judged("reload", {}, [failure])
 
 

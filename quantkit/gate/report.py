@@ -28,12 +28,9 @@ class Failure:
 
     def __str__(self) -> str:
         at = f" at {self.where}" if self.where else ""
-        found, allowed = _short(self.value), _short(self.threshold)
-        return f"{self.level}: {self.measure} is {found}{at}, allowed {allowed}"
-
-
-def _short(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        if isinstance(self.value, float) and isinstance(self.threshold, float):
+            return f"{self.level}: {self.measure} {self.value:.4g}{at}, limit {self.threshold:.4g}"
+        return f"{self.level}: {self.measure}: {self.value}{at}, expected {self.threshold}"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def check_tokenizer_level(
     try:
         library = library_tokenizer(folder)
     except SourceError as error:
-        failure = Failure("tokenizer", "AutoTokenizer", str(error), "opens")
+        failure = Failure("tokenizer", "AutoTokenizer", str(error), "to open")
         return judged("tokenizer", {}, [failure])
     wrong = list(_special_ids(library, config))
     counted = _counted(texts, progress)

@@ -123,7 +123,7 @@ def test_the_renamed_head_of_a_gptq_folder_is_found(
     found = quantkit.check(folder, source, text=ids, set=[*LAX, *more])["gate"]
     assert found["levels"]["structure"] == "failed"
     assert found["failures"] == [
-        "structure: renamed tensors is lm_head.weight at lm_head.weight, allowed embed_out.weight"
+        "structure: renamed tensors: lm_head.weight at lm_head.weight, expected embed_out.weight"
     ]
     assert found["levels"]["reload"] == "passed", "the weights themselves are right"
     assert found["levels"]["perplexity"] == "passed"
