@@ -44,6 +44,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        settings       what config.json and generation_config.json say
        plans          the Plan: every tensor's fate, as data
        carddata snippet sourcecard   the card's metadata, its code, the source's own card folded
+       statedresults  the figures that the source's card states, apart and attributed
        prompts        a conversation form -> a chat template
        formats/       names, layouts and quantization_config of each format
        staging        OUT.partial, and the one rename

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.frontmatter import read_card
 from quantkit.sourcecard import SITE
+from quantkit.statedresults import stated_results
 
 #: What is carried on from the source's own metadata.
 _CARRIED = ("language", "datasets")
@@ -73,8 +74,11 @@ def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
     found["tags"] = _tags(manifest, stated.get("tags"))
     if publication:
         found["quantized_by"] = publication["repo_id"].partition("/")[0]
+    index = stated_results(stated, base)
     if results := _results(manifest):
-        found["model-index"] = [{"name": title(manifest), "results": results}]
+        index = [{"name": title(manifest), "results": results}, *index]
+    if index:
+        found["model-index"] = index
     return found
 
 

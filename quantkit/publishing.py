@@ -28,7 +28,7 @@ from quantkit.records import manifest_text, read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
-from quantkit.signing import SIGNATURE, open_signer
+from quantkit.signing import SIGNATURE, Signer, open_signer
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
 
@@ -91,22 +91,16 @@ def publish(
     if there and there.exists and there.private and public:
         said = "exists and is private; it stays private until you change that in its settings"
         listener(Event("publish", message=f"{repo_id}: {said}"))
-    files = _files(folder, ready.manifest)
-    if signer is not None:
-        files = (*files, LocalFile(SIGNATURE, folder / SIGNATURE, 0, ""))  # it is made below
+    files = _files(folder, ready.manifest, signed=signer is not None)
     asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
     offer = _offer(asked, there, ready.said)
     if dry_run:
         return offer
     if not confirm(offer):
         raise UsageError(f"publish {repo_id}: not confirmed; nothing was pushed")
-    (folder / CARD).write_bytes(ready.card)
-    (folder / MANIFEST).write_text(manifest_text(ready.manifest), encoding="utf-8")
-    if signer is not None:
-        signer.sign(folder)
-        asked = replace(asked, files=(*files[:-1], _signature(folder)))
+    settled = replace(asked, files=_written(folder, ready, files, signer))
     with large_file_route():
-        done = push(client, asked, there or Destination(), folder.resolve().parent, listener)
+        done = push(client, settled, there or Destination(), folder.resolve().parent, listener)
     if collection is not None:
         _collect(repo_id, collection, done["url"])
     listener(Event("publish", message=f"published and verified: {done['url']}"))
@@ -142,9 +136,18 @@ def _ready(
         ) from error
 
 
-def _signature(folder: Path) -> LocalFile:
+def _written(
+    folder: Path, ready: _Ready, files: Sequence[LocalFile], signer: Signer | None
+) -> tuple[LocalFile, ...]:
+    """``files``, with the new card and manifest in the folder, and its signature."""
+    (folder / CARD).write_bytes(ready.card)
+    (folder / MANIFEST).write_text(manifest_text(ready.manifest), encoding="utf-8")
+    if signer is None:
+        return tuple(files)
+    signer.sign(folder)
     found = digest_file(folder / SIGNATURE)
-    return LocalFile(SIGNATURE, folder / SIGNATURE, found.bytes, found.sha256)
+    signature = LocalFile(SIGNATURE, folder / SIGNATURE, found.bytes, found.sha256)
+    return tuple(signature if each.name == SIGNATURE else each for each in files)
 
 
 def _folder(dir: str | Path, repo_id: str, *, signed: bool) -> Path:
@@ -177,8 +180,8 @@ def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:
     return known
 
 
-def _files(folder: Path, manifest: Mapping[str, Any]) -> tuple[LocalFile, ...]:
-    """What will be pushed: what the manifest lists, and the manifest."""
+def _files(folder: Path, manifest: Mapping[str, Any], *, signed: bool) -> tuple[LocalFile, ...]:
+    """What will be pushed: what the manifest lists, the manifest, and a signature yet to be made."""
     own = manifest_text(manifest).encode("utf-8")
     listed = [
         LocalFile(
@@ -187,7 +190,8 @@ def _files(folder: Path, manifest: Mapping[str, Any]) -> tuple[LocalFile, ...]:
         for each in manifest["output"]["files"]
     ]
     digest = hashlib.sha256(own).hexdigest()
-    return (*listed, LocalFile(MANIFEST, folder / MANIFEST, len(own), digest))
+    signature = [LocalFile(SIGNATURE, folder / SIGNATURE, 0, "")] if signed else []
+    return (*listed, LocalFile(MANIFEST, folder / MANIFEST, len(own), digest), *signature)
 
 
 def _offer(asked: Push, there: Destination | None, said: Sequence[str]) -> dict[str, Any]:

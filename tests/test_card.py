@@ -70,6 +70,25 @@ CARDS = {
     "japanese": "---\nlicense: mit\nlanguage: ja\n---\n# 日本語モデル\n\n表｜です。「こんにちは」",
     "fences": f"---\nlicense: mit\n---\n{FENCES}",
     "open fence": "---\nlicense: mit\n---\nwords\n\n````\ncode that nobody ends\n```\n",
+    "model-index": """---
+license: mit
+model-index:
+- name: model
+  results:
+  - task: {type: text-generation}
+    dataset: {type: ai2_arc, name: ARC, config: ARC-Challenge}
+    metrics: [{type: acc_norm, value: 28.07, name: normalized accuracy}]
+    source: {url: "https://example.org/leaderboard", name: A Leaderboard}
+  - task: {type: text-generation}
+    dataset: {type: mmlu, name: MMLU}
+    metrics: [{type: acc, value: 23.12}]
+    source: {url: "javascript:alert(1)"}
+  - task: {type: text-generation}
+    metrics: [{type: acc, value: 1}]
+  - words
+---
+words""",
+    "model-index of another kind": "---\nlicense: mit\nmodel-index: {results: 3}\n---\nwords",
     "jinja": "---\nlicense: mit\n---\n{{ manifest }} {% raw %} {# x #}",
     "other licence": "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\nwords",
 }  # fmt: skip
@@ -177,6 +196,20 @@ def test_what_was_measured_stands_in_the_model_index_to_the_last_digit(
         "top-1 agreement with the source": gate["top1_agreement"],
     }
     assert {each.dataset_name for each in results} == {"heldout.txt"}
+
+
+def test_the_sources_own_figures_stand_apart_and_attributed(demo_nf4: Converted) -> None:
+    manifest = demo_nf4.manifest
+    ours, theirs = front(render_card(with_card(manifest, CARDS["model-index"])))["model-index"]
+    assert ours["results"] == front(render_card(manifest))["model-index"][0]["results"]
+    assert theirs["name"] == f"{REPO} (the source)"
+    values = [each["metrics"][0]["value"] for each in theirs["results"]]
+    assert values == [28.07, 23.12], "what is no result is left out"
+    assert [each["source"]["url"] for each in theirs["results"]] == [
+        "https://example.org/leaderboard", f"https://huggingface.co/{REPO}",
+    ]  # fmt: skip
+    nameless = front(render_card(with_card(manifest, CARDS["model-index"], repo=None)))
+    assert len(nameless["model-index"]) == 1
 
 
 def cells(card: str) -> dict[str, list[str]]:

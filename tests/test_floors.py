@@ -25,15 +25,14 @@ PACKAGE = Path(quantkit.__file__).parent
 #: Every unit once: (floor, step) -> units. Imports go to strictly smaller pairs.
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
-    (
-        1,
-        0,
-    ): "cache clock devices digests frontmatter heap kernels licences quiet rendering resources",
+    (1, 0): (
+        "cache clock devices digests frontmatter heap kernels licences quiet rendering resources"
+    ),
     (1, 1): "checkpoint hub tokenization",
     (1, 2): "activations calls fetching scrutiny tokenizer",
     (2, 0): "methods plans releases signing skeleton snippet source sourcecard staging",
-    (2, 1): "architecture carddata formats recipe records registry sweep",
-    (2, 2): "finished modulewise observing prompts settings",
+    (2, 1): "architecture formats recipe records registry statedresults sweep",
+    (2, 2): "carddata finished modulewise observing prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
     (3, 1): "calibration conversion lineage registering",
     (3, 2): "gate layerwise",
