@@ -181,7 +181,7 @@ def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:
 
 
 def _files(folder: Path, manifest: Mapping[str, Any], *, signed: bool) -> tuple[LocalFile, ...]:
-    """What will be pushed: what the manifest lists, the manifest, and a signature yet to be made."""
+    """What the manifest lists, the manifest itself, and a signature that is yet to be made."""
     own = manifest_text(manifest).encode("utf-8")
     listed = [
         LocalFile(
