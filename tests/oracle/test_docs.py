@@ -51,8 +51,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(tmp_path: Path, made: Path, hub: Loopback, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with everything that the pages take for granted, and the command on the PATH."""
     shutil.copytree(demo_model(), tmp_path / "my-model")
-    for name in ("my-text.txt", "my-evaluation.txt"):
-        shutil.copy(demo_model() / "heldout.txt", tmp_path / name)
+    text = (demo_model() / "heldout.txt").read_text(encoding="utf-8")
+    half = text.index("\n", len(text) // 2)
+    (tmp_path / "my-text.txt").write_text(text[:half], encoding="utf-8")
+    (tmp_path / "my-evaluation.txt").write_text(text[half:], encoding="utf-8")
     for name in ("anybodys-4bit", "a", "b"):
         shutil.copytree(made, tmp_path / name)
     (tmp_path / "checksums").mkdir()
