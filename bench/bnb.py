@@ -27,11 +27,12 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 4096},
     "267M, 4 of its 16 layers": {
         "hidden_size": 1024,
@@ -40,7 +41,20 @@ SIZES = {
     },
     "267M": {"hidden_size": 1024, "num_hidden_layers": 16, "vocab_size": 32000},
     "1.1B": {"hidden_size": 2048, "num_hidden_layers": 18, "vocab_size": 50432},
-    "3.6B": {"hidden_size": 2816, "num_hidden_layers": 36, "vocab_size": 32000},
+    # rinna's 3.6B and bilingual 4B: with the masks that their files hold, the latter in shards
+    "3.6B": {
+        "hidden_size": 2816,
+        "num_hidden_layers": 36,
+        "vocab_size": 32000,
+        "mask": "uint8",
+    },
+    "3.8B": {
+        "hidden_size": 2816,
+        "num_hidden_layers": 36,
+        "vocab_size": 65536,
+        "mask": "bool",
+        "shards": 5,
+    },
 }
 
 THEIRS = """
@@ -99,13 +113,17 @@ def main() -> None:
 
 def make_model(work: Path, size: str, container: str) -> Path:
     """A random fp16 GPT-NeoX under its old names, written tensor by tensor."""
-    folder = work / f"{size}-{container}".replace(" ", "-")
+    return make_source(work / f"{size}-{container}".replace(" ", "-"), SIZES[size], container)
+
+
+def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:
+    """One of ``size`` in ``folder``, unless it is there."""
     if (folder / "done").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import random_neox as r; " + (
-        f"r.write({str(folder)!r}, {json.dumps(SIZES[size])}, {container!r})"
+        f"r.write({str(folder)!r}, {json.dumps(size)}, {container!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     (folder / "done").touch()
@@ -121,8 +139,8 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     floor(args.work, source, recipe, 1 << 20)
     out = args.work / "out"
     ours_command = [
-        str(Path(sys.executable).with_name("quantkit")), "convert", str(source),
-        "--recipe", recipe, "--out", str(out), "--no-gate", "--device", "cpu", "--json",
+        sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", recipe,
+         "--out", str(out), "--no-gate", "--device", "cpu", "--json",
     ]  # fmt: skip
     theirs_command = [sys.executable, "-c", THEIRS, str(source), str(out), recipe]
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
