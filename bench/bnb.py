@@ -20,10 +20,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -162,17 +166,45 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     }
 
 
-def process(command: list[str], out: Path) -> Run:
+def process(command: Sequence[str], out: Path) -> Run:
     """Run to the end and account for it from outside."""
+    made = attempt(command, out)
+    if isinstance(made, str):
+        raise SystemExit(f"{command[:3]} failed: {made}")
+    return made
+
+
+def attempt(
+    command: Sequence[str],
+    out: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    limit: float | None = None,
+) -> Run | str:
+    """As ``process``; what it said last where it failed, or took longer than ``limit`` seconds.
+
+    The peak is the child's own, or that of the largest of those it waited for.
+    """
     shutil.rmtree(out, ignore_errors=True)
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    said = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{command[:3]} failed: {said.decode()[-2000:]}")
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=said, env=env, cwd=cwd,
+            start_new_session=limit is not None,
+        )  # fmt: skip
+        timer = threading.Timer(limit or 0, os.killpg, (child.pid, signal.SIGKILL))
+        if limit is not None:
+            timer.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        timer.cancel()
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if status and limit is not None and seconds >= limit:
+            return f"stopped after {limit:.0f} s"
+        if status:
+            said.seek(0)
+            return said.read()[-2000:].decode(errors="replace") or f"exit status {status}"
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
