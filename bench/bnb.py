@@ -2,6 +2,7 @@
 
     python bench/bnb.py                      # 1.1B parameters, NF4 and int8
     python bench/bnb.py --model 267M --runs 1
+    python bench/bnb.py --model 3.6B --container torch --recipes bnb-nf4 --runs 1 --clean
 
 Both sides read the same random fp16 GPT-NeoX, made here, and write a folder that
 transformers opens. Runs alternate; medians and ratios are reported, with versions and
@@ -64,14 +65,14 @@ SIZES: dict[str, dict[str, Any]] = {
 THEIRS = """
 import sys, torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-source, out, kind = sys.argv[1:4]
+source, out, kind, device = (*sys.argv[1:4], *sys.argv[4:5] or ["cpu"])
 if kind == "bnb-int8":
     config = BitsAndBytesConfig(load_in_8bit=True)
 else:
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                 bnb_4bit_compute_dtype="float16")
 model = AutoModelForCausalLM.from_pretrained(
-    source, quantization_config=config, dtype="auto", device_map="cpu")
+    source, quantization_config=config, dtype="auto", device_map=device)
 model.save_pretrained(out)
 """
 
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["bnb-nf4", "bnb-int8"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--clean", action="store_true", help="remove the model at the end")
     parser.add_argument("--ours-only", action="store_true", help="leave the other side out")
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
@@ -113,6 +116,8 @@ def main() -> None:
     if not args.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+    if args.clean:
+        shutil.rmtree(source)
 
 
 def make_model(work: Path, size: str, container: str) -> Path:
@@ -144,9 +149,9 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     out = args.work / "out"
     ours_command = [
         sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", recipe,
-         "--out", str(out), "--no-gate", "--device", "cpu", "--json",
+         "--out", str(out), "--no-gate", "--device", args.device, "--json",
     ]  # fmt: skip
-    theirs_command = [sys.executable, "-c", THEIRS, str(source), str(out), recipe]
+    theirs_command = [sys.executable, "-c", THEIRS, str(source), str(out), recipe, args.device]
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     shutil.rmtree(args.work / "cache", ignore_errors=True)
     first = process(ours_command, out)

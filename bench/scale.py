@@ -87,6 +87,7 @@ class Record:
     how: str
     whole: bool = True
     plan_bytes: int = 0
+    device_peak: int = 0
     when: str = ""
     machine: str = ""
     versions: str = ""
@@ -124,6 +125,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens of one of them")
     parser.add_argument("--windows", type=int, default=2, help="evaluation windows")
     parser.add_argument("--window", type=int, default=1024, help="tokens of one of them")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--plot", type=Path, default=PLOT)
@@ -231,7 +233,7 @@ def int8(args: argparse.Namespace) -> list[Record]:
 def converted(args: argparse.Namespace, piece: str, recipe: str) -> Record:
     source, out = source_of(args), args.work / "scale-out"
     words = ["convert", str(source), "--recipe", recipe, "--out", str(out), "--no-gate"]
-    run = medians(args, [*words, "--device", "cpu", "--json"], out)
+    run = medians(args, [*words, "--device", args.device, "--json"], out)
     written = weight_bytes(out)
     memory = json.loads((out / "quantkit-manifest.json").read_text())["sizes"]
     assert memory["output_bytes"] == written, "the folder and its manifest differ"
@@ -270,7 +272,7 @@ def gptq(args: argparse.Namespace) -> list[Record]:
     assert layers > 1, "a layer's time is that between two layers' beginnings"
     source, out = truncated(args, layers), args.work / "scale-out"
     ids = write_ids(args, args.samples, args.length)
-    run, notes = child("gptq", out, source, out, ids, args.length, args.samples)
+    run, notes = child("gptq", out, source, out, ids, args.length, args.samples, args.device)
     one = statistics.mean(notes["layers"])
     bytes_here, bytes_all = weight_bytes(source), whole_bytes(args)
     reading = 2 * notes["verify"] * (bytes_all / bytes_here - 1)
@@ -292,6 +294,7 @@ def gptq(args: argparse.Namespace) -> list[Record]:
             source_bytes=bytes_all,
             output_bytes=output,
             whole=missing == 0,
+            device_peak=notes["device_peak"],
         )
     ]
 
@@ -301,8 +304,10 @@ def gate(args: argparse.Namespace) -> list[Record]:
     source, saved = truncated(args, layers), args.work / "scale-saved"
     ids = write_ids(args, args.windows, args.window)
     words = ["convert", str(source), "--recipe", "bnb-nf4", "--out", str(saved), "--no-gate"]
-    process([sys.executable, "-m", "quantkit", *words, "--device", "cpu"], saved)
-    run, notes = child("gate", args.work / "none", source, saved, ids, args.window, args.windows)
+    process([sys.executable, "-m", "quantkit", *words, "--device", args.device], saved)
+    run, notes = child(
+        "gate", args.work / "none", source, saved, ids, args.window, args.windows, args.device
+    )
     shutil.rmtree(saved)
     seconds = run.seconds + unmeasured(notes, layers, total_layers(args), args.windows)
     hidden = SIZES[args.model]["hidden_size"]
@@ -322,7 +327,8 @@ def gate(args: argparse.Namespace) -> list[Record]:
             matrix_seconds("passes", size, WINDOWS * args.window),
             how,
             source_bytes=whole_bytes(args),
-            whole=False,
+            whole=(layers, args.windows) == (total_layers(args), WINDOWS),
+            device_peak=notes["device_peak"],
         )
     ]
 
@@ -388,7 +394,9 @@ def passes(size: Mapping[str, Any], tokens: int) -> float:
 # children: in the process that is measured
 
 
-def gptq_child(source: str, out: str, ids: str, length: str, samples: str, notes: str) -> None:
+def gptq_child(
+    source: str, out: str, ids: str, length: str, samples: str, device: str, notes: str
+) -> None:
     import quantkit
 
     begun: list[float] = []
@@ -398,7 +406,7 @@ def gptq_child(source: str, out: str, ids: str, length: str, samples: str, notes
             begun.append(time.perf_counter())
 
     manifest = quantkit.convert(
-        source, "gptq-4bit-g128", out, calibration=ids, no_gate=True, device="cpu",
+        source, "gptq-4bit-g128", out, calibration=ids, no_gate=True, device=device,
         set=[f"calibration.length={length}", f"calibration.samples={samples}",
              "calibration.packing=apart", "source.repo="],
         listener=listen,
@@ -409,12 +417,15 @@ def gptq_child(source: str, out: str, ids: str, length: str, samples: str, notes
         "layers": [after - before for before, after in pairwise(begun)],
         "verify": manifest["seconds"]["verify"],
         "output_bytes": manifest["sizes"]["output_bytes"],
+        "device_peak": device_peak(),
         "layer_bytes": sum(output.nbytes for each in inside for output in each.outputs),
     }
     Path(notes).write_text(json.dumps(found))
 
 
-def gate_child(source: str, saved: str, ids: str, window: str, windows: str, notes: str) -> None:
+def gate_child(
+    source: str, saved: str, ids: str, window: str, windows: str, device: str, notes: str
+) -> None:
     import quantkit
 
     spent = watch_gate()
@@ -425,7 +436,7 @@ def gate_child(source: str, saved: str, ids: str, window: str, windows: str, not
             walked.append(time.perf_counter())
 
     found = quantkit.check(
-        saved, source, recipe="bnb-nf4", text=ids, device="cpu", listener=listen,
+        saved, source, recipe="bnb-nf4", text=ids, device=device, listener=listen,
         set=[*LAX, "evaluation.by_layer=true", f"evaluation.window={window}",
              f"evaluation.max_windows={windows}"],
     )  # fmt: skip
@@ -435,7 +446,14 @@ def gate_child(source: str, saved: str, ids: str, window: str, windows: str, not
     ran = sum(sum(times) for name, times in spent.items() if name.startswith("run "))
     # the last layer is run after the walk's last word
     load = (walked[-1] - walked[0] - ran * (layers - 1) / layers) / layers
-    Path(notes).write_text(json.dumps({"spent": spent, "load": load}))
+    Path(notes).write_text(json.dumps({"spent": spent, "load": load, "device_peak": device_peak()}))
+
+
+def device_peak() -> int:
+    """The most that torch has held of a CUDA device's memory at once."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 def watch_gate() -> dict[str, list[float]]:
