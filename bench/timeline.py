@@ -4,7 +4,8 @@
 
 One process in which the functions of FUNCTIONS are timed as they are called; a stage's seconds
 leave out the stages inside it. Draws docs/timeline-NAME.png, names the first three costs in
-docs/performance.md (between its comments), and appends to bench/RESULTS.md. The timing itself is in what it measures: compare stages with one another, not with other benches.
+docs/performance.md (between its comments), and appends to bench/RESULTS.md. The timing itself
+is in what it measures: compare stages with one another, not with other benches.
 """
 
 from __future__ import annotations
