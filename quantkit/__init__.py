@@ -3,7 +3,7 @@
 A map of the house, from the top floor down. Imports point to a lower floor only
 (``tests/test_floors.py`` guards it).
 
-    5  cli            argv -> one call of the API; errors -> exit codes
+    5  __main__ cli   argv -> one call of the API; errors -> exit codes
     4  pipeline       convert(): the whole story in one screen
        publishing     publish(): a passed folder -> a repository whose bytes were read back
        pushing        send, read back, and only then commit where people look
@@ -53,6 +53,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        hub            the one door to a model hub, and its errors in our words
        fetching       a Hub id -> a folder of files that are what the Hub lists
        scrutiny       what a stranger's small files may ask for
+       rendering      a stranger's chat template, run where nothing can come of it
        activations    hidden states between two layers, in memory or in a file
        calls          how a model calls its layers
        frontmatter    a card's text -> its metadata and its body

@@ -26,6 +26,9 @@ do next, on one line.
 
 from __future__ import annotations
 
+#: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
+INTERRUPTED = 130
+
 #: Of what a library says; beyond it becomes a lecture.
 _LONGEST = 400
 

@@ -17,6 +17,7 @@ from typing import Any
 from quantkit.checkpoint.names import quoted
 from quantkit.checkpoint.reading import leads_out
 from quantkit.errors import SourceError
+from quantkit.rendering import misbehaviour
 
 #: The longest small file that is read whole: a tokenizer.json of 250,000 pieces takes 35 MB.
 MAX_SMALL_BYTES = 128 << 20
@@ -104,9 +105,9 @@ def check_tokenizer_config(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_template(text: object, where: str) -> None:
-    """Refuse a chat template that is no Jinja, or reaches for Python's insides.
+    """Refuse a chat template that is no Jinja, reaches for Python's insides, or never ends.
 
-    It is parsed, never rendered; what renders it is the users' transformers, in a sandbox.
+    It is rendered only where nothing can come of it: :mod:`quantkit.rendering`.
 
     Raises:
         SourceError: it is refused.
@@ -121,17 +122,18 @@ def check_template(text: object, where: str) -> None:
     from jinja2 import TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    # without the tags that transformers adds
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
     try:
-        # the tags that transformers adds
-        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
-        )
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateSyntaxError as error:
         raise SourceError(
             f"{where}: not a Jinja template: line {error.lineno}: {(error.message or '')[:100]}"
         ) from None
     except RecursionError:
         raise SourceError(f"{where}: nested too deeply") from None
+    if found_out := misbehaviour(plain):
+        raise SourceError(f"{where}: {found_out}; do not use this repository")
 
 
 def check_small_file(path: Path) -> None:

@@ -25,7 +25,10 @@ PACKAGE = Path(quantkit.__file__).parent
 #: Every unit once: (floor, step) -> units. Imports go to strictly smaller pairs.
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
-    (1, 0): "cache clock devices digests frontmatter heap kernels licences quiet resources",
+    (
+        1,
+        0,
+    ): "cache clock devices digests frontmatter heap kernels licences quiet rendering resources",
     (1, 1): "checkpoint hub tokenization",
     (1, 2): "activations calls fetching scrutiny tokenizer",
     (2, 0): "methods plans releases signing skeleton snippet source sourcecard staging",
@@ -42,6 +45,7 @@ FLOORS: dict[tuple[int, int], str] = {
     (4, 1): "demonstration publishing",
     (5, 0): "quantkit",
     (5, 1): "cli",
+    (5, 2): "__main__",
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units.split()}
 

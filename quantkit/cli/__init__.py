@@ -16,8 +16,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-#: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
-INTERRUPTED = 130
+from quantkit.errors import INTERRUPTED
 
 __all__ = ["main"]
 

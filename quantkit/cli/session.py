@@ -10,9 +10,8 @@ from contextlib import closing, contextmanager
 
 import typer
 
-from quantkit.cli import INTERRUPTED
 from quantkit.cli.display import Display
-from quantkit.errors import QuantkitError
+from quantkit.errors import INTERRUPTED, QuantkitError
 
 _INTERRUPTED = (
     "interrupted; nothing was saved: run the same command again, what is finished is taken up"

@@ -146,6 +146,11 @@ HOSTILE = [
     "{{ messages[0] ",
     "{% include '/etc/passwd' %}{% endif %}",
     "{{" + "(" * 5_000 + ")" * 5_000 + "}}",
+    "{{ ''['__cl' ~ 'ass__'] }}",
+    "{{ lipsum['__glo' ~ 'bals__']['os'].popen('id').read() }}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 10 ** 9 }}",
+    "{% for a in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
     7,
 ]
 
