@@ -52,7 +52,27 @@ FIGURE = re.compile(
 def figures(text: str) -> set[str]:
     """Speeds and amounts of memory in prose and tables, without code."""
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
-    return {found.group(1) for found in FIGURE.finditer(prose)}
+    return {found.group(1) for found in FIGURE.finditer(prose)} | columns(prose)
+
+
+#: The head of a column of measurements.
+MEASURED = re.compile(r"(?:^|[ ,])(?:s|MB|GB|MB/s)$|^times ")
+
+
+def columns(text: str) -> set[str]:
+    """Numbers below a head that names a unit."""
+    found: set[str] = set()
+    heads: list[str] = []
+    for line in text.splitlines():
+        cells = [each.strip() for each in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            heads = []
+        elif not heads:
+            heads = cells
+        else:
+            below = zip(heads, cells, strict=False)
+            found |= {c for h, c in below if MEASURED.search(h) and re.fullmatch(r"[\d.,]+", c)}
+    return found
 
 
 @pytest.mark.parametrize(
@@ -70,6 +90,8 @@ def test_a_made_up_figure_would_be_found() -> None:
     assert figures("It takes 12.5 s and 377 MB, 5.79 times less; `sleep 9 s`, 2 GiB at most.") == {
         "12.5", "377", "5.79",
     }  # fmt: skip
+    table = "| model | wall s | times the floor |\n| --- | --- | --- |\n| 267M | 8.25 | 1.77 |\n"
+    assert figures(table) == {"8.25", "1.77"}
 
 
 # sources
