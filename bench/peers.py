@@ -180,9 +180,10 @@ def main() -> None:
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     source, ids = make_model(args.work, args.model, "safetensors"), write_ids(args)
     peers = dict(each.split("=", 1) for each in args.peer)
-    rows = [ours(args, source, ids, each) for each in OURS if wanted(args, each)]
-    for name in ROUTES:
-        rows += theirs(args, source, ids, name, peers.get(name))
+    mine = [each for each in OURS if wanted(args, each) and "quantkit" in args.tools]
+    rows = [ours(args, source, ids, each) for each in mine]
+    for name in args.tools:
+        rows += theirs(args, source, ids, name, peers.get(name)) if name in ROUTES else []
     text = report(args, source, rows)
     print(text)
     if not args.no_record:
@@ -197,6 +198,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="of what is not calibrated")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 256")
     parser.add_argument("--only", choices=["calibrated", "rounded"], help="one kind of route")
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        choices=["quantkit", *ROUTES],
+        default=["quantkit", *ROUTES],
+        help="only these, to stop in between",
+    )
     parser.add_argument("--limit", type=int, default=1800, help="seconds a run may take")
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
