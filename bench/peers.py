@@ -50,6 +50,8 @@ model.save_pretrained(out)
 """
 )
 
+#: By hqq itself: transformers 5 does not quantize with it yet. The devices are named, since it
+#: looks for a Llama's layers otherwise.
 HQQ = (
     BEGIN
     + """
@@ -57,7 +59,9 @@ from hqq.core.quantize import BaseQuantizeConfig
 from hqq.models.hf.base import AutoHQQHFModel
 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
 config = BaseQuantizeConfig(nbits={bits}, group_size=128)
-AutoHQQHFModel.quantize_model(model, quant_config=config, compute_dtype=torch.float16, device="cpu")
+devices = dict((name, "cpu") for name, _ in model.named_children())
+AutoHQQHFModel.quantize_model(model, quant_config=config, compute_dtype=torch.float16,
+                              device=devices)
 AutoHQQHFModel.save_quantized(model, out)
 """
 )
@@ -146,8 +150,8 @@ ROUTES: dict[str, tuple[Route, ...]] = {
                   "weight_dtype=torch.int4, granularity=PerGroup(128)")),
     ),
     "hqq": (
-        Route("4 bits", "4 bits, groups of 128", HQQ.format(bits=4)),
-        Route("8 bits", "8 bits, groups of 128", HQQ.format(bits=8)),
+        Route("4 bits", "4 bits, groups of 128, the head too", HQQ.format(bits=4)),
+        Route("8 bits", "8 bits, groups of 128, the head too", HQQ.format(bits=8)),
     ),
     "autoround": (
         Route("model-free W4A16", "4 bits, groups of 128, rounded", AUTOROUND.format(

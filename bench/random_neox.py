@@ -133,16 +133,16 @@ def _tensors(described: Shapes) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _cut(described: Shapes, shards: int) -> dict[str, Shapes]:
-    """File name -> what it holds, in order; files of about one size."""
-    if shards == 1:
-        return {"model.safetensors": described}
-    files: dict[str, Shapes] = {}
+    """File name -> what it holds, in order; at most ``shards`` files of about one size."""
+    parts: dict[int, Shapes] = {}
     total, at = sum(_nbytes(*each) for each in described.values()), 0
     for name, each in described.items():
-        shard = at * shards // total + 1
-        files.setdefault(f"model-{shard:05d}-of-{shards:05d}.safetensors", {})[name] = each
+        parts.setdefault(at * shards // total, {})[name] = each
         at += _nbytes(*each)
-    return files
+    if len(parts) == 1:
+        return {"model.safetensors": described}
+    names = (f"model-{at:05d}-of-{len(parts):05d}.safetensors" for at in range(1, len(parts) + 1))
+    return dict(zip(names, parts.values(), strict=True))
 
 
 def _nbytes(dtype: torch.dtype, shape: Sequence[int]) -> int:

@@ -107,7 +107,8 @@ def test_random_models_open_as_published_ones_do(
     size = SIZE | ({"mask": mask} if mask else {}) | {"shards": shards}
     random_neox.write(str(tmp_path), size, container)
     index = open_checkpoint(tmp_path)
-    assert len(index.files) == (1 if container == "torch" else shards)
+    # no tensor is cut: where masks are larger than a shard there are fewer
+    assert 1 < len(index.files) <= shards if shards > 1 else len(index.files) == 1
     made = plan(tmp_path, "bnb-nf4")
     dropped = [each for each in made.tensors if each.action == "drop"]
     assert len(dropped) == (9 if mask else 0)  # three old buffers a layer
