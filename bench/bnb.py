@@ -65,7 +65,8 @@ SIZES: dict[str, dict[str, Any]] = {
 THEIRS = """
 import sys, torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-source, out, kind, device = (*sys.argv[1:4], *sys.argv[4:5] or ["cpu"])
+source, out, kind = sys.argv[1:4]
+device = [*sys.argv[4:], "cpu"][0]
 if kind == "bnb-int8":
     config = BitsAndBytesConfig(load_in_8bit=True)
 else:
