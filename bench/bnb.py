@@ -123,7 +123,11 @@ def main() -> None:
 
 def make_model(work: Path, size: str, container: str) -> Path:
     """A random fp16 GPT-NeoX under its old names, written tensor by tensor."""
-    return make_source(work / f"{size}-{container}".replace(" ", "-"), SIZES[size], container)
+    return make_source(model_folder(work, size, container), SIZES[size], container)
+
+
+def model_folder(work: Path, size: str, container: str) -> Path:
+    return work / f"{size}-{container}".replace(" ", "-")
 
 
 def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:

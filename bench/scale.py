@@ -96,7 +96,8 @@ class Record:
 def main() -> None:
     args = parsed()
     if args.piece == "clean":
-        shutil.rmtree(folder_of(args.work, args.model, container_of(args)), ignore_errors=True)
+        for each in (source_folder(args), *args.work.glob(f"{args.model}-*-layers-*")):
+            shutil.rmtree(each, ignore_errors=True)
         return
     args.work.mkdir(parents=True, exist_ok=True)
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
@@ -147,8 +148,8 @@ def container_of(args: argparse.Namespace) -> str:
     return str(args.container or CONTAINERS.get(args.model, "safetensors"))
 
 
-def folder_of(work: Path, model: str, container: str) -> Path:
-    return work / f"{model}-{container}".replace(" ", "-")
+def source_folder(args: argparse.Namespace) -> Path:
+    return bnb.model_folder(args.work, args.model, container_of(args))
 
 
 def source_of(args: argparse.Namespace) -> Path:
