@@ -18,8 +18,9 @@ from torch import Tensor
 from quantkit.checkpoint.reading import read_range
 from quantkit.checkpoint.shards import write_all
 
-#: Activations beyond this spill to disk, in bytes.
-ROOM_BYTES = 1 << 30
+#: Activations beyond this spill to disk, in bytes. Little, as the page cache then holds what
+#: memory it can: 64 windows of 1024 tokens at a width of 4096 are a gigabyte.
+ROOM_BYTES = 16 << 20
 
 
 class Activations:

@@ -164,8 +164,9 @@ def _quantize_layer(
                 share = form.method.error_feedback
                 weight = make_good(weight, shared.lacking[name], factor, share)
             made = quantize(weight, factor, grid)
-            reports[name] = _report(layer, name, item, form, made, factor, shared.tokens)
-            _replace(layer, name, made)
+            decoded = made.dequantized()
+            reports[name] = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
+            _weight(layer, name).copy_(decoded)
             writes += form.stored(item.source.name, made)
     outputs = [output for each in items.values() for output in each.outputs]
     found = [reports[name] for name in items]
@@ -235,15 +236,11 @@ def _finite(weight: Tensor, item: TensorPlan) -> Tensor:
     return weight
 
 
-def _replace(layer: Layer, name: str, made: Quantized) -> None:
-    _weight(layer, name).copy_(made.dequantized())
-
-
 def _take_up(
     layer: Layer, items: Mapping[str, TensorPlan], form: Gptq, tensors: Mapping[str, Tensor]
 ) -> None:
     for name, item in items.items():
-        _replace(layer, name, form.restored(item.source.name, tensors))
+        _weight(layer, name).copy_(form.restored(item.source.name, tensors).dequantized())
 
 
 def _report(
@@ -252,12 +249,13 @@ def _report(
     item: TensorPlan,
     form: Gptq,
     made: Quantized,
+    decoded: Tensor,
     factor: Factor,
     tokens: int,
 ) -> ModuleReport:
     weight = _weight(layer, name)
-    noise = float((weight - made.dequantized()).square().sum())
-    signal = float(weight.square().sum())
+    noise = float((weight - decoded).norm().square())
+    signal = float(weight.norm().square())
     grid = form.grid(item.source.name, weight.shape[1])
     return ModuleReport(
         module=item.source.name.removesuffix(".weight"),

@@ -80,9 +80,10 @@ class Quantized:
     def dequantized(self) -> Tensor:
         """The weight that these stand for, (rows, columns), in the type of ``scales``."""
         groups = self.g_idx.long()
-        return self.scales[:, groups] * (
-            self.codes.to(self.scales.dtype) - self.zero_points[:, groups].to(self.scales.dtype)
-        )
+        weight = self.codes.to(self.scales.dtype)
+        weight -= self.zero_points[:, groups]
+        weight *= self.scales[:, groups]
+        return weight
 
 
 def accumulate(hessian: Tensor, inputs: Tensor) -> None:
