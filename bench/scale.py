@@ -671,6 +671,8 @@ def draw(path: Path, found: Sequence[Record]) -> None:
             for x, y, each in zip(sizes, values, same, strict=True):
                 axes.plot([x], [y], "o", color=color, mfc=color if each.whole else "white")
     above.set(xscale="log", yscale="log", xlabel="parameters, 1e9", ylabel="wall seconds")
+    above.minorticks_off()
+    above.set_xticks([0.3, 1, 3], ["0.3", "1", "3"])
     below.set(xlabel="parameters, 1e9", ylabel="peak MB", ylim=(0, None))
     above.legend(frameon=False)
     figure.tight_layout()
