@@ -34,14 +34,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import bnb
 from bnb import HERE, RESULTS, SIZES, Run, machine, make_model, median, process
+from scale_report import FORECAST, Record, parameters, read_records, section, summary
 
 RECORDS = HERE / "scale.jsonl"
 PLOT = HERE / "scale.png"
@@ -49,48 +49,11 @@ PLOT = HERE / "scale.png"
 #: The container that a size is published in.
 CONTAINERS = {"3.6B": "torch"}
 
-#: As published models go, with nothing measured: only its headers are ever made.
-FORECAST = {"hidden_size": 5120, "num_hidden_layers": 40, "vocab_size": 50432, "shards": 3}
-
 #: What a whole gate is: a recipe's windows, and how many of them the noise floor takes.
 WINDOWS, FLOOR_STRIDE = 64, 8
 
 #: Bytes of hidden states that a walk keeps in memory (quantkit/gate/runners.py).
 ROOM = 256 << 20
-
-LAX = (
-    "gate.max_perplexity_ratio=1e9",
-    "gate.max_kl_mean=1e9",
-    "gate.min_top1_agreement=0.0",
-    "gate.max_weight_error=1e9",
-)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One piece at one size. Seconds and bytes.
-
-    ``how`` says what was measured, and of what the rest was computed; ``whole`` is False
-    where ``seconds`` was computed in part. ``floor`` is 0 where none is defined.
-    """
-
-    piece: str
-    model: str
-    container: str
-    parameters: int
-    source_bytes: int
-    output_bytes: int
-    seconds: float
-    cpu: float
-    peak: int
-    floor: float
-    how: str
-    whole: bool = True
-    plan_bytes: int = 0
-    device_peak: int = 0
-    when: str = ""
-    machine: str = ""
-    versions: str = ""
 
 
 def main() -> None:
@@ -166,11 +129,6 @@ def truncated(args: argparse.Namespace, layers: int) -> Path:
 def weight_bytes(folder: Path) -> int:
     """What its weight files take."""
     return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-
-
-def parameters(size: Mapping[str, Any]) -> int:
-    hidden, layers = size["hidden_size"], size["num_hidden_layers"]
-    return layers * (12 * hidden**2 + 13 * hidden) + 2 * hidden * (size["vocab_size"] + 1)
 
 
 def record_of(
@@ -388,7 +346,7 @@ def write_ids(args: argparse.Namespace, windows: int, length: int) -> Path:
 def child(task: str, out: Path, *words: object) -> tuple[Run, dict[str, Any]]:
     """``task`` of this script in a process of its own, and what it noted."""
     notes = Path(str(words[2])).with_name("scale-notes.json")
-    command = [sys.executable, str(HERE / "scale.py"), "--child", task, *map(str, words)]
+    command = [sys.executable, str(HERE / "scale_children.py"), task, *map(str, words)]
     run = process([*command, str(notes)], out)
     return run, dict(json.loads(notes.read_text()))
 
@@ -410,106 +368,6 @@ def passes(size: Mapping[str, Any], tokens: int) -> float:
     """Operations of the source's pass and of the saved model's, each a product a weight."""
     embedding = size["vocab_size"] * size["hidden_size"]
     return 2 * 2.0 * (parameters(size) - embedding) * tokens
-
-
-# children: in the process that is measured
-
-
-def gptq_child(
-    source: str, out: str, ids: str, length: str, samples: str, device: str, notes: str
-) -> None:
-    import quantkit
-
-    begun: list[float] = []
-
-    def listen(event: Any) -> None:
-        if event.stage == "calibrate" and event.done % int(samples) == 1 % int(samples):
-            begun.append(time.perf_counter())
-
-    manifest = quantkit.convert(
-        source, "gptq-4bit-g128", out, calibration=ids, no_gate=True, device=device,
-        set=[f"calibration.length={length}", f"calibration.samples={samples}",
-             "calibration.packing=apart", "source.repo="],
-        listener=listen,
-    )  # fmt: skip
-    made = quantkit.plan(source, "gptq-4bit-g128", set=["source.repo="])
-    inside = [each for each in made.tensors if ".layers.0." in each.source.name]
-    found = {
-        "layers": [after - before for before, after in pairwise(begun)],
-        "verify": manifest["seconds"]["verify"],
-        "output_bytes": manifest["sizes"]["output_bytes"],
-        "device_peak": device_peak(),
-        "layer_bytes": sum(output.nbytes for each in inside for output in each.outputs),
-    }
-    Path(notes).write_text(json.dumps(found))
-
-
-def gate_child(
-    source: str, saved: str, ids: str, window: str, windows: str, device: str, notes: str
-) -> None:
-    import quantkit
-
-    spent = watch_gate()
-    walked: list[float] = []
-
-    def listen(event: Any) -> None:
-        if event.stage == "walk":
-            walked.append(time.perf_counter())
-
-    found = quantkit.check(
-        saved, source, recipe="bnb-nf4", text=ids, device=device, listener=listen,
-        set=[*LAX, "evaluation.by_layer=true", f"evaluation.window={window}",
-             f"evaluation.max_windows={windows}"],
-    )  # fmt: skip
-    levels = found["gate"]["levels"]
-    assert levels["perplexity"] == levels["reload"] == "passed", found["gate"]
-    layers = len(walked) - 1
-    ran = sum(sum(times) for name, times in spent.items() if name.startswith("run "))
-    # the last layer is run after the walk's last word
-    load = (walked[-1] - walked[0] - ran * (layers - 1) / layers) / layers
-    Path(notes).write_text(json.dumps({"spent": spent, "load": load, "device_peak": device_peak()}))
-
-
-def device_peak() -> int:
-    """The most that torch has held of a CUDA device's memory at once."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
-def watch_gate() -> dict[str, list[float]]:
-    """Have every run of a layer, every head and every comparison timed, by model."""
-    from quantkit.gate import scoring
-    from quantkit.sweep import Sweep
-
-    spent: dict[str, list[float]] = {}
-    roles: dict[int, str] = {}
-    names = ["reference", "saved", "floor"]  # in the order in which the gate opens them
-
-    def timed(work: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(first: Any, *more: Any) -> Any:
-            of_sweep = isinstance(first, Sweep)
-            if of_sweep:
-                role = roles.setdefault(id(first), names[min(len(roles), 2)])
-            start = time.perf_counter()
-            made = work(first, *more)
-            took = time.perf_counter() - start
-            spent.setdefault(f"{name} {role}" if of_sweep else name, []).append(took)
-            return made
-
-        return call
-
-    entered = Sweep.__enter__
-
-    def enter(self: Sweep) -> Sweep:
-        roles.setdefault(id(self), names[min(len(roles), 2)])
-        return entered(self)
-
-    Sweep.__enter__ = enter  # type: ignore[method-assign]
-    Sweep.run = timed(Sweep.run, "run")  # type: ignore[method-assign]
-    Sweep.logits = timed(Sweep.logits, "logits")  # type: ignore[method-assign]
-    scoring._compare = timed(scoring._compare, "compare")
-    return spent
 
 
 # without the weights
@@ -557,130 +415,5 @@ PIECES: dict[str, Callable[[argparse.Namespace], list[Record]]] = {
 }
 
 
-# reports
-
-HEAD = (
-    "| piece | model | container | parameters | source GB | output GB | wall s | peak MB | "
-    "times the floor | how |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-)
-
-
-def section(args: argparse.Namespace, found: Sequence[Record]) -> str:
-    last = found[-1]
-    lines = [
-        f"## {last.when} scale.py {args.piece}: GPT-NeoX {last.model}, random weights",
-        "",
-        f"{last.machine}; {last.versions}.",
-        "",
-        *HEAD,
-        *map(row, found),
-    ]
-    forecasts = [each for each in found if each.plan_bytes]
-    if forecasts:
-        lines += ["", *(said_before(each) for each in forecasts)]
-    return "\n".join([*lines, ""])
-
-
-def said_before(record: Record) -> str:
-    """The plan's forecast of memory, beside what was measured if it was."""
-    text = f"{record.model} {record.piece}: the plan foretells {record.plan_bytes / 1e6:.0f} MB"
-    return text if record.model == "13B" else f"{text}, the peak was {record.peak / 1e6:.0f} MB."
-
-
-def row(record: Record) -> str:
-    bound = f"{record.seconds / record.floor:.2f}" if record.floor else ""
-    output = f"{record.output_bytes / 1e9:.3f}" if record.output_bytes else ""
-    seconds = f"{record.seconds:.2f}" if record.whole else f"*{record.seconds:.0f}, computed*"
-    return (
-        f"| {record.piece} | {record.model} | {record.container} | "
-        f"{record.parameters / 1e9:.2f}e9 | {record.source_bytes / 1e9:.2f} | {output} | "
-        f"{seconds} | {record.peak / 1e6:.0f} | {bound} | {record.how} |"
-    )
-
-
-def read_records(path: Path) -> list[Record]:
-    """The last record of each piece, size and container, in order of size."""
-    found: dict[tuple[str, str, str], Record] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        each = Record(**json.loads(line))
-        found[each.piece, each.model, each.container] = each
-    return sorted(found.values(), key=lambda each: (each.piece, each.parameters))
-
-
-def summary(args: argparse.Namespace, found: Sequence[Record]) -> str:
-    lines = [
-        f"## {time.strftime('%Y-%m-%d %H:%M')} scale.py table: time and peak memory against size",
-        "",
-        "From bench/scale.jsonl, the last of each; the runs above say on what. "
-        "What is *computed* was measured in part.",
-        "",
-        *HEAD,
-        *map(row, found),
-        "",
-    ]
-    for piece in dict.fromkeys(each.piece for each in found):
-        same = [each for each in found if each.piece == piece]
-        if len({each.parameters for each in same}) > 2:
-            lines.append(f"- {piece}: {line_through(same)}")
-    if not args.no_record:
-        draw(args.plot, found)
-        lines += ["", f"![time and memory against size]({args.plot.name})"]
-    return "\n".join([*lines, ""])
-
-
-def line_through(found: Sequence[Record]) -> str:
-    """The least-squares line of time over source bytes, how far off it is, and 13B on it."""
-    slope, start = fitted(found)
-    off = max(abs(each.seconds / (start + slope * each.source_bytes) - 1) for each in found)
-    growth = found[-1].peak / found[0].peak - 1
-    at = start + slope * 2 * parameters(FORECAST)
-    return (
-        f"{start:.2f} s and {slope * 1e9:.2f} s a GB of source, at most {off:.0%} off; peak "
-        f"{growth:+.0%} from {found[0].model} to {found[-1].model}; a 13B model on that line: "
-        f"{at:.0f} s (a forecast)."
-    )
-
-
-def fitted(found: Sequence[Record]) -> tuple[float, float]:
-    line = statistics.linear_regression(
-        [each.source_bytes for each in found], [each.seconds for each in found]
-    )
-    return line.slope, line.intercept
-
-
-def draw(path: Path, found: Sequence[Record]) -> None:
-    """Time on log axes, memory below it on a plain one; hollow marks are computed in part."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (above, below) = plt.subplots(1, 2, figsize=(9, 3.8))
-    pieces = [
-        each for each in dict.fromkeys(r.piece for r in found) if not each.startswith("plan ")
-    ]
-    for at, piece in enumerate(pieces):
-        same = [each for each in found if each.piece == piece]
-        sizes, color = [each.parameters / 1e9 for each in same], f"C{at}"
-        for axes, values in (
-            (above, [each.seconds for each in same]),
-            (below, [each.peak / 1e6 for each in same]),
-        ):
-            axes.plot(sizes, values, color=color, label=piece)
-            for x, y, each in zip(sizes, values, same, strict=True):
-                axes.plot([x], [y], "o", color=color, mfc=color if each.whole else "white")
-    above.set(xscale="log", yscale="log", xlabel="parameters, 1e9", ylabel="wall seconds")
-    above.minorticks_off()
-    above.set_xticks([0.3, 1, 3], ["0.3", "1", "3"])
-    below.set(xlabel="parameters, 1e9", ylabel="peak MB", ylim=(0, None))
-    above.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        {"gptq": gptq_child, "gate": gate_child}[sys.argv[2]](*sys.argv[3:])
-    else:
-        main()
+    main()

@@ -27,6 +27,7 @@ import bnb
 import peers
 import random_neox
 import scale
+import scale_report
 import timeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ BENCH = ROOT / "bench"
 
 SIZE = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 96}
 
-RECORD = scale.Record(
+RECORD = scale_report.Record(
     piece="nf4", model="tiny", container="safetensors", parameters=10**9, source_bytes=2 * 10**9,
     output_bytes=7 * 10**8, seconds=4.0, cpu=5.0, peak=4 * 10**8, floor=2.0, how="by hand",
 )  # fmt: skip
@@ -130,7 +131,7 @@ def test_a_hollow_model_has_the_plan_of_a_real_one(tmp_path: Path) -> None:
 
 def test_parameters_are_counted_as_the_model_has_them(tmp_path: Path) -> None:
     made = random_neox.shapes(64, 3, 96)
-    assert scale.parameters(SIZE) == sum(torch.Size(each).numel() for each in made.values())
+    assert scale_report.parameters(SIZE) == sum(torch.Size(each).numel() for each in made.values())
 
 
 # what is computed
@@ -166,15 +167,15 @@ def test_the_line_through_linear_times_is_the_line() -> None:
         replace(RECORD, source_bytes=n * 10**9, seconds=1.5 + 2.0 * n, parameters=n)
         for n in (1, 2, 7)
     ]
-    slope, start = scale.fitted(found)
+    slope, start = scale_report.fitted(found)
     assert slope * 1e9 == pytest.approx(2.0)
     assert start == pytest.approx(1.5)
-    assert "at most 0% off" in scale.line_through(found)
+    assert "at most 0% off" in scale_report.line_through(found)
 
 
 def test_what_is_computed_is_said_to_be() -> None:
-    assert "| 4.00 |" in scale.row(RECORD)
-    assert "*4, computed*" in scale.row(replace(RECORD, whole=False))
+    assert "| 4.00 |" in scale_report.row(RECORD)
+    assert "*4, computed*" in scale_report.row(replace(RECORD, whole=False))
 
 
 def test_the_table_takes_the_last_of_each_and_draws(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_the_table_takes_the_last_of_each_and_draws(tmp_path: Path) -> None:
     lines = [replace(made[0], seconds=99.0), *made, replace(made[2], piece="gate", whole=False)]
     records.write_text("".join(json.dumps(asdict(each)) + "\n" for each in lines))
     asked = argparse.Namespace(no_record=False, plot=tmp_path / "scale.png")
-    text = scale.summary(asked, scale.read_records(records))
+    text = scale_report.summary(asked, scale_report.read_records(records))
     assert "99.00" not in text
     assert "a 13B model on that line" in text
     assert (tmp_path / "scale.png").stat().st_size > 1000
