@@ -12,6 +12,7 @@ from quantkit.card import NAME as CARD
 from quantkit.errors import HubError, UsageError
 from quantkit.hub import RemoteFile, explained, list_files, reason
 from quantkit.remote import HUBS_OWN, LocalFile
+from quantkit.signing import SIGNATURE
 from quantkit.staging import MANIFEST
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Destination:
         there = [each.name for each in self.files if each.name not in HUBS_OWN]
         names = [each for each in there if each not in ours]
         # a repository that was made on the Hub's page has a card that says nothing yet
-        own = self.published or (CARD,)
+        own = (*self.published, SIGNATURE) if self.published else (CARD,)
         foreign = [each for each in (names if self.published else there) if each not in own]
         if foreign and not asked.overwrite:
             raise UsageError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from jinja2 import UndefinedError
 
 from quantkit.card import NAME as CARD
 from quantkit.destination import Destination, Push, look
+from quantkit.digests import digest_file
 from quantkit.errors import HubError, SourceError, UsageError
 from quantkit.hub import HUB_ID, api, explained, large_file_route
 from quantkit.licences import Licence
@@ -27,7 +28,7 @@ from quantkit.records import manifest_text, read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
-from quantkit.signing import SIGNATURE
+from quantkit.signing import SIGNATURE, open_signer
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
 
@@ -53,6 +54,7 @@ def publish(
     overwrite: bool = False,
     quick: bool = False,
     dry_run: bool = False,
+    sign: str | Path | None = None,
     checksums: Sequence[str | Path] = (),
     confirm: Callable[[Mapping[str, Any]], bool] = agreed,
     listener: Listener = silent,
@@ -65,7 +67,8 @@ def publish(
 
     ``licence`` states what the source's card does not. The ``allow_`` options override one
     refusal each, and the card says so. ``overwrite`` removes what others put there. With
-    ``quick`` weights are not read back, only compared with what the Hub lists.
+    ``quick`` weights are not read back, only compared with what the Hub lists. ``sign`` is
+    the private key (PEM) to sign the published files with.
 
     Raises:
         UsageError: no folder that quantkit made, or no repository's name.
@@ -73,7 +76,8 @@ def publish(
         HubError: the Hub says no, or breaks off; the branch is as it was.
         RemoteError: what the Hub holds is not what was sent; the branch is as it was.
     """
-    folder = _folder(dir, repo_id)
+    folder = _folder(dir, repo_id, signed=sign is not None)
+    signer = open_signer(Path(sign)) if sign is not None else None
     allowed = _allowed(
         unjudged=allow_unjudged,
         changed=allow_changed,
@@ -87,7 +91,10 @@ def publish(
     if there and there.exists and there.private and public:
         said = "exists and is private; it stays private until you change that in its settings"
         listener(Event("publish", message=f"{repo_id}: {said}"))
-    asked = Push(repo_id, branch, pr, public, overwrite, quick, _files(folder, ready.manifest))
+    files = _files(folder, ready.manifest)
+    if signer is not None:
+        files = (*files, LocalFile(SIGNATURE, folder / SIGNATURE, 0, ""))  # it is made below
+    asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
     offer = _offer(asked, there, ready.said)
     if dry_run:
         return offer
@@ -95,6 +102,9 @@ def publish(
         raise UsageError(f"publish {repo_id}: not confirmed; nothing was pushed")
     (folder / CARD).write_bytes(ready.card)
     (folder / MANIFEST).write_text(manifest_text(ready.manifest), encoding="utf-8")
+    if signer is not None:
+        signer.sign(folder)
+        asked = replace(asked, files=(*files[:-1], _signature(folder)))
     with large_file_route():
         done = push(client, asked, there or Destination(), folder.resolve().parent, listener)
     if collection is not None:
@@ -132,16 +142,21 @@ def _ready(
         ) from error
 
 
-def _folder(dir: str | Path, repo_id: str) -> Path:
+def _signature(folder: Path) -> LocalFile:
+    found = digest_file(folder / SIGNATURE)
+    return LocalFile(SIGNATURE, folder / SIGNATURE, found.bytes, found.sha256)
+
+
+def _folder(dir: str | Path, repo_id: str, *, signed: bool) -> Path:
     folder = Path(dir).expanduser()
     if not (folder / MANIFEST).is_file():
         raise UsageError(
             f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"
         )
-    if (folder / SIGNATURE).exists():
+    if (folder / SIGNATURE).exists() and not signed:
         raise UsageError(
             f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "
-            "name the repository; convert without --sign, or remove the signature"
+            "name the repository; give the key (--sign), or remove the signature"
         )
     if not HUB_ID.match(repo_id) or ".." in repo_id or "--" in repo_id:
         raise UsageError(f"publish {repo_id}: not a repository's name; give OWNER/NAME")
@@ -187,8 +202,11 @@ def _offer(asked: Push, there: Destination | None, said: Sequence[str]) -> dict[
         "pull_request": asked.pr,
         "overrides": list(said),
         "removes": list(there.extra(asked)) if there else [],
+        "signed": any(each.name == SIGNATURE for each in asked.files),
         "files": [
-            {"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in asked.files
+            {"name": each.name, "bytes": each.bytes, "sha256": each.sha256}
+            for each in asked.files
+            if each.name != SIGNATURE
         ],
     }
 

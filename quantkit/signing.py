@@ -11,11 +11,19 @@ checked, never as valid. Keys are elliptic-curve keys in PEM:
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from quantkit.errors import MismatchError, SourceError, UsageError, on_one_line
+from quantkit.errors import (
+    MismatchError,
+    QuantkitError,
+    SourceError,
+    UsageError,
+    on_one_line,
+)
 
 SIGNATURE = "model.sig"
 
@@ -33,14 +41,39 @@ class Signer:
     """A private key that has been read, before the work that it is to sign."""
 
     config: Any
+    key: Path
 
     def sign(self, folder: Path) -> None:
-        """Sign every file of ``folder`` into ``model.sig``."""
+        """Sign every file of ``folder`` into ``model.sig``, unless it is so signed already."""
         from model_signing import hashing
+
+        if self._has_signed(folder):  # a new one would be other bytes that say the same
+            return
 
         ignored = hashing.Config().set_ignored_paths(paths=[folder / each for each in _IGNORED])
         self.config.set_hashing_config(ignored)
         self.config.sign(folder, folder / SIGNATURE)
+
+    def _has_signed(self, folder: Path) -> bool:
+        with TemporaryDirectory() as room:
+            public = Path(room) / "key.pub"
+            public.write_bytes(_public_half(self.key))
+            with suppress(QuantkitError):
+                return check_signature(folder, public) == "valid"
+        return False
+
+
+def _public_half(key: Path) -> bytes:
+    """The public key, in PEM, of a private one that :func:`open_signer` has read."""
+    from cryptography.hazmat.primitives import serialization
+
+    password = os.environ.get(PASSWORD)
+    private = serialization.load_pem_private_key(
+        key.read_bytes(), password.encode() if password else None
+    )
+    return private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def open_signer(key: Path) -> Signer:
@@ -61,7 +94,7 @@ def open_signer(key: Path) -> Signer:
         raise UsageError(
             f"--sign {key}: not a readable elliptic-curve private key in PEM: {on_one_line(error)}"
         ) from error
-    return Signer(config)
+    return Signer(config, key)
 
 
 def check_signature(folder: Path, public_key: Path | None) -> str:

@@ -12,9 +12,10 @@ import typer
 
 import quantkit
 from quantkit.cli.display import Display
-from quantkit.cli.options import AsJson, Checksums
+from quantkit.cli.options import AsJson, Checksums, SigningKey
 from quantkit.cli.session import session
 from quantkit.errors import UsageError
+from quantkit.signing import SIGNATURE
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
 RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub.")]
@@ -62,6 +63,7 @@ def publish(
     overwrite: Overwrite = False,
     quick: Quick = False,
     dry_run: DryRun = False,
+    sign: SigningKey = None,
     checksums: Checksums = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -83,6 +85,7 @@ def publish(
             overwrite=overwrite,
             quick=quick,
             dry_run=dry_run,
+            sign=sign,
             checksums=checksums or (),
             confirm=partial(_ask, display, yes=yes, as_json=as_json),
             listener=display.listener,
@@ -119,6 +122,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("branch", f"{found['branch']}{', by pull request' if found['pull_request'] else ''}"),
         *(("although", each) for each in found["overrides"]),
         *((each["name"], f"{each['bytes']:,} bytes") for each in found["files"]),
+        *(((SIGNATURE, "signed anew, or as it is"),) if found["signed"] else ()),
         *((each, "to be removed there") for each in found["removes"]),
     ]
     if "commit" in found:

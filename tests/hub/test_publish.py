@@ -14,6 +14,7 @@ import pytest
 from commanding import refused, succeeded
 from conftest import Converted
 from hub.loopback import READ_TOKEN, TOKEN, Fault, Loopback
+from keys import make_key
 from typer.testing import CliRunner
 
 import quantkit
@@ -80,6 +81,23 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignor
 def test_a_signed_folder_is_not_changed(folder: Path) -> None:
     (folder / SIGNATURE).write_text("{}")
     assert "remove the signature" in refused(2, "publish", folder, REPO, "--yes")
+
+
+def test_a_folder_is_signed_as_it_is_published(hub: Loopback, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    private, public = make_key(tmp_path, "mine")
+    assert SIGNATURE not in [each["name"] for each in quantkit.publish(folder, REPO)["files"]]
+    done = quantkit.publish(folder, REPO, sign=private)
+    assert (done["signed"], done["sent"]) == (True, [SIGNATURE])
+    assert there(hub) == here(folder)
+    assert quantkit.verify(folder, public_key=public)["signature"] == "valid"
+    assert quantkit.verify(REPO, public_key=public)["signature"] == "valid"
+    head = hub.repositories[REPO].branches["main"]
+    again = quantkit.publish(folder, REPO, sign=private)
+    assert (again["sent"], again["commit"]) == ([], head), "signed already, by this key"
+    (folder / SIGNATURE).unlink()
+    assert quantkit.publish(folder, REPO)["removed"] == [SIGNATURE]
+    assert there(hub) == here(folder)
 
 
 def test_a_folder_is_published_private_and_whole(hub: Loopback, folder: Path) -> None:

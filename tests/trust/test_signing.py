@@ -9,28 +9,13 @@ from pathlib import Path
 
 import pytest
 from commanding import refused, succeeded
+from keys import make_key
 from tiny import write_source
 
 import quantkit
 from quantkit.records import read_manifest, write_manifest
 
 pytest.importorskip("model_signing")
-
-
-def make_key(folder: Path, name: str) -> tuple[Path, Path]:
-    """An elliptic-curve key pair in PEM."""
-    from cryptography.hazmat.primitives import serialization as form
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(
-        key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
 
 
 @pytest.fixture(scope="module")
