@@ -2,6 +2,7 @@
 
     python bench/bnb.py                      # 1.1B parameters, NF4 and int8
     python bench/bnb.py --model 267M --runs 1
+    python bench/bnb.py --model 3.6B --container torch --recipes bnb-nf4 --runs 1 --clean
 
 Both sides read the same random fp16 GPT-NeoX, made here, and write a folder that
 transformers opens. Runs alternate; medians and ratios are reported, with versions and
@@ -20,18 +21,23 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 4096},
     "267M, 4 of its 16 layers": {
         "hidden_size": 1024,
@@ -40,20 +46,34 @@ SIZES = {
     },
     "267M": {"hidden_size": 1024, "num_hidden_layers": 16, "vocab_size": 32000},
     "1.1B": {"hidden_size": 2048, "num_hidden_layers": 18, "vocab_size": 50432},
-    "3.6B": {"hidden_size": 2816, "num_hidden_layers": 36, "vocab_size": 32000},
+    # rinna's 3.6B and bilingual 4B: with the masks that their files hold, the latter in shards
+    "3.6B": {
+        "hidden_size": 2816,
+        "num_hidden_layers": 36,
+        "vocab_size": 32000,
+        "mask": "uint8",
+    },
+    "3.8B": {
+        "hidden_size": 2816,
+        "num_hidden_layers": 36,
+        "vocab_size": 65536,
+        "mask": "bool",
+        "shards": 5,
+    },
 }
 
 THEIRS = """
 import sys, torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 source, out, kind = sys.argv[1:4]
+device = [*sys.argv[4:], "cpu"][0]
 if kind == "bnb-int8":
     config = BitsAndBytesConfig(load_in_8bit=True)
 else:
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                 bnb_4bit_compute_dtype="float16")
 model = AutoModelForCausalLM.from_pretrained(
-    source, quantization_config=config, dtype="auto", device_map="cpu")
+    source, quantization_config=config, dtype="auto", device_map=device)
 model.save_pretrained(out)
 """
 
@@ -84,6 +104,8 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["bnb-nf4", "bnb-int8"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--clean", action="store_true", help="remove the model at the end")
     parser.add_argument("--ours-only", action="store_true", help="leave the other side out")
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
@@ -95,17 +117,27 @@ def main() -> None:
     if not args.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+    if args.clean:
+        shutil.rmtree(source)
 
 
 def make_model(work: Path, size: str, container: str) -> Path:
     """A random fp16 GPT-NeoX under its old names, written tensor by tensor."""
-    folder = work / f"{size}-{container}".replace(" ", "-")
+    return make_source(model_folder(work, size, container), SIZES[size], container)
+
+
+def model_folder(work: Path, size: str, container: str) -> Path:
+    return work / f"{size}-{container}".replace(" ", "-")
+
+
+def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:
+    """One of ``size`` in ``folder``, unless it is there."""
     if (folder / "done").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import random_neox as r; " + (
-        f"r.write({str(folder)!r}, {json.dumps(SIZES[size])}, {container!r})"
+        f"r.write({str(folder)!r}, {json.dumps(size)}, {container!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     (folder / "done").touch()
@@ -121,10 +153,10 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     floor(args.work, source, recipe, 1 << 20)
     out = args.work / "out"
     ours_command = [
-        str(Path(sys.executable).with_name("quantkit")), "convert", str(source),
-        "--recipe", recipe, "--out", str(out), "--no-gate", "--device", "cpu", "--json",
+        sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", recipe,
+         "--out", str(out), "--no-gate", "--device", args.device, "--json",
     ]  # fmt: skip
-    theirs_command = [sys.executable, "-c", THEIRS, str(source), str(out), recipe]
+    theirs_command = [sys.executable, "-c", THEIRS, str(source), str(out), recipe, args.device]
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     shutil.rmtree(args.work / "cache", ignore_errors=True)
     first = process(ours_command, out)
@@ -144,17 +176,45 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     }
 
 
-def process(command: list[str], out: Path) -> Run:
+def process(command: Sequence[str], out: Path) -> Run:
     """Run to the end and account for it from outside."""
+    made = attempt(command, out)
+    if isinstance(made, str):
+        raise SystemExit(f"{command[:3]} failed: {made}")
+    return made
+
+
+def attempt(
+    command: Sequence[str],
+    out: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    limit: float | None = None,
+) -> Run | str:
+    """As ``process``; what it said last where it failed, or took longer than ``limit`` seconds.
+
+    The peak is the child's own, or that of the largest of those it waited for.
+    """
     shutil.rmtree(out, ignore_errors=True)
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    said = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{command[:3]} failed: {said.decode()[-2000:]}")
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=said, env=env, cwd=cwd,
+            start_new_session=limit is not None,
+        )  # fmt: skip
+        timer = threading.Timer(limit or 0, os.killpg, (child.pid, signal.SIGKILL))
+        if limit is not None:
+            timer.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        timer.cancel()
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if status and limit is not None and seconds >= limit:
+            return f"stopped after {limit:.0f} s"
+        if status:
+            said.seek(0)
+            return said.read()[-2000:].decode(errors="replace") or f"exit status {status}"
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 

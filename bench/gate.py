@@ -37,13 +37,15 @@ def main() -> None:
     options.add_argument("--hidden", type=int, default=512)
     options.add_argument("--windows", type=int, default=12)
     options.add_argument("--length", type=int, default=256)
+    options.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="quantkit-bench-") as name:
         found = measure(Path(name), asked)
     lines = report(found, asked)
     print("\n".join(lines))
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("\n".join(["", *lines, ""]))
+    if not asked.no_record:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write("\n".join(["", *lines, ""]))
 
 
 def measure(place: Path, asked: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -149,7 +149,7 @@ def cells(run: Run) -> str:
 def ours(source: Path, out: Path, ids: Path, overrides: list[str]) -> list[str]:
     usual = ["calibration.length=256", "calibration.packing=apart", "source.repo="]
     words = [
-        str(Path(sys.executable).with_name("quantkit")), "convert", str(source),
+        sys.executable, "-m", "quantkit", "convert", str(source),
         "--recipe", "gptq-4bit-g128", "--out", str(out), "--no-gate", "--device", "cpu",
         "--calibration", str(ids),
     ]  # fmt: skip
