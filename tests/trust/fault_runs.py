@@ -111,8 +111,9 @@ class Runs:
         """What is wrong with how the run ended; empty when nothing."""
         if status == 0:
             return "" if made(out) == self._bytes else "it says done, and the bytes are others"
-        if out.exists():
-            return "there is an output"
+        if out.exists():  # it may be struck down between its last rename and its end
+            struck = fault in ("kill", "terminate") and status < 0
+            return "" if struck and made(out) == self._bytes else "there is an output"
         # 2 s, on a machine with nothing else to do: where a run takes long, so does its end
         if fault == "interrupt" and (status != 130 or stopping > max(2, self._seconds / 4)):
             return f"Ctrl-C: exit {status} after {stopping:.1f} s"
