@@ -73,7 +73,7 @@ def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
     found["tags"] = _tags(manifest, stated.get("tags"))
     if publication:
         found["quantized_by"] = publication["repo_id"].partition("/")[0]
-    if results := _results(manifest):
+    if results := [*_results(manifest), *_benchmarks(manifest)]:
         found["model-index"] = [{"name": title(manifest), "results": results}]
     return found
 
@@ -113,8 +113,7 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         value: Any = gate
         for key in path:
             value = value[key]
-        if isinstance(value, float):  # an infinity stands in the manifest as a text
-            metrics.append({"type": kind, "name": name, "value": value})
+        _add(metrics, kind, name, value)
     if not metrics:
         return []
     text = str(gate["perplexity"]["text"])
@@ -128,3 +127,34 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         said = f"quantkit {manifest['tool']['version']}, the saved files reopened"
         found["source"] = {"name": said, "url": page}
     return [found]
+
+
+def _benchmarks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``eval`` measured, of the source and of the quantized model, with standard errors."""
+    found = []
+    for each in manifest.get("benchmarks", []):
+        metrics = []
+        for metric in each["metrics"]:
+            for side in ("quantized", "source"):
+                name = f"{metric['name']}, {side}"
+                _add(metrics, metric["name"], name, metric[side]["value"])
+                said = f"{name}, standard error"
+                _add(metrics, f"{metric['name']}_stderr", said, metric[side]["stderr"])
+        dataset = {"type": each["data"]["name"], "name": each["task"]}
+        if each["data"]["config"]:
+            dataset["config"] = each["data"]["config"]
+        args = {"num_few_shot": each["shots"]}
+        found.append(
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {**dataset, "args": args},
+                "metrics": metrics,
+            }
+        )
+    return [each for each in found if each["metrics"]]
+
+
+def _add(metrics: list[dict[str, Any]], kind: str, name: str, value: object) -> None:
+    """One metric of a model-index; an infinity, or no figure, is none."""
+    if isinstance(value, float):
+        metrics.append({"type": kind, "name": name, "value": value})

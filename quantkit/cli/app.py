@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import quantkit
+from quantkit.cli.benchmarks import eval_
 from quantkit.cli.listing import listing
 from quantkit.cli.options import (
     Against,
@@ -260,6 +261,7 @@ def demo(
 
 
 app.command()(publish)
+app.command("eval")(eval_)
 
 
 def main() -> None:

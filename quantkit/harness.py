@@ -1,0 +1,277 @@
+"""lm-evaluation-harness (extra ``eval``) with a model that is in memory already.
+
+The evaluating is the library's; here is only what it cannot know: which ids are the model's,
+which prompt form, and who wants to hear how far it is. https://github.com/EleutherAI/lm-evaluation-harness
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Any
+
+from quantkit.errors import HubError, UsageError, first_line
+from quantkit.hub import scrub
+from quantkit.quiet import quiet_libraries
+from quantkit.tasks import LocalTask, Wanted
+
+#: Its loggers, and those of what it stands on.
+_LOGGERS = ("lm_eval", "datasets", "evaluate")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How questions are put: ``shots`` answered examples before each (``None``: the task's own
+    number), at most ``limit`` questions a task, ``form`` for the model's own prompt form."""
+
+    shots: int | None = None
+    limit: int | None = None
+    batch_size: int = 1
+    form: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Tasks with their data, as the library holds them.
+
+    ``parts`` are the names that its figures go by, a task's or a group's whose figure it makes
+    of its tasks', each with the tasks that it is made of.
+    """
+
+    built: tuple[Any, ...]
+    tasks: Mapping[str, Any]
+    parts: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model made of the tasks, as the library reports it.
+
+    ``results`` are its figures by task, ``samples`` each task's questions in order, ``counts``
+    how many were put and how many there are, ``truncated`` the requests that were cut to the
+    model's positions.
+    """
+
+    results: Mapping[str, Mapping[str, Any]]
+    samples: Mapping[str, Sequence[Mapping[str, Any]]]
+    counts: Mapping[str, Mapping[str, int]]
+    shots: Mapping[str, int]
+    versions: Mapping[str, Any]
+    better: Mapping[str, Mapping[str, bool]]
+    truncated: int
+
+
+def require_harness() -> str:
+    """Its name and version.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"eval: needs lm-evaluation-harness ({error}); install it with: "
+            "pip install 'quantkit[eval]'"
+        ) from error
+    return f"lm-eval {version('lm_eval')}"
+
+
+def load_tasks(wanted: Wanted, *, form: bool) -> Loaded:
+    """Build every task, data and all, before any model is loaded.
+
+    Raises:
+        UsageError: a name that nobody knows, or a task that runs code it is given.
+        HubError: a task's data cannot be downloaded.
+    """
+    from lm_eval.tasks import TaskManager
+
+    with _quiet():
+        manager = TaskManager(include_defaults=bool(wanted.foreign))
+        for name in wanted.foreign:
+            _check_known(name, manager.all_tasks)
+        built: list[Any] = []
+        tasks: dict[str, Any] = {}
+        parts: dict[str, tuple[str, ...]] = {}
+        for name in wanted.names:
+            ours = wanted.local.get(name)
+            spec = name if ours is None else _configuration(ours, form=form)
+            found = _loaded(manager, name, spec)
+            leaves, group = found["tasks"], found.get("groups", {}).get(name)
+            if twice := sorted(leaves.keys() & tasks.keys()):
+                raise UsageError(f"task {name}: {twice[0]} is asked for twice; name it once")
+            tasks |= leaves
+            built += leaves.values() if group is None else [group]
+            if group is not None and group.has_aggregation:
+                parts[name] = tuple(leaves)
+            else:
+                parts |= {each: (each,) for each in leaves}
+    return Loaded(tuple(built), tasks, parts)
+
+
+def _check_known(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; 'lm_eval ls tasks' lists its tasks"
+        raise UsageError(f"task {name}: neither ours nor lm-evaluation-harness's{hint}")
+
+
+def _loaded(manager: Any, name: str, spec: Any) -> Any:
+    try:
+        found = manager.load([spec])
+    except ImportError as error:
+        said = f"task {name}: needs a package that is not here ({first_line(error)}); install it"
+        raise UsageError(said) from error
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # the datasets library raises a dozen kinds for a failed download
+        raise HubError(
+            f"task {name}: its data cannot be downloaded here ({type(error).__name__}: "
+            f"{scrub(first_line(error))}); look at the network and HF_HUB_OFFLINE, or leave the task out"
+        ) from error
+    for each, task in found["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UsageError(f"task {each}: runs code that the model writes; quantkit does not")
+    return found
+
+
+def _configuration(task: LocalTask, *, form: bool) -> dict[str, Any]:
+    """A task of ours as the library reads it; its questions stay in memory, in no cache."""
+    made = dict(task.harness)
+    if not form:
+        made["doc_to_text"] += task.plain_ending
+
+    def questions(**kwargs: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"validation": Dataset.from_list([dict(each) for each in task.rows])}
+
+    return made | {"custom_dataset": questions}
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    loaded: Loaded,
+    manner: Manner,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
+    """Put the tasks to ``model`` with ``tokenizer``'s ids; ``told`` hears of requests answered.
+
+    Log-probabilities are by float32 log-softmax of the model's logits.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    with _quiet():
+        adapter = _adapter(model, tokenizer, manner, told)
+        found = simple_evaluate(
+            model=adapter,
+            tasks=list(loaded.built),
+            task_manager=TaskManager(include_defaults=False),
+            num_fewshot=manner.shots,
+            limit=manner.limit,
+            apply_chat_template=manner.form,
+            log_samples=True,
+        )
+    return Answers(
+        results=found["results"],
+        samples=found["samples"],
+        counts=found["n-samples"],
+        shots=found["n-shot"],
+        versions=found["versions"],
+        better=found["higher_is_better"],
+        truncated=adapter.truncated,
+    )
+
+
+def prepends_bos(tokenizer: Any) -> bool:
+    """Whether a default call puts the beginning-of-text token first, and nothing last.
+
+    Some (T5's class, which rinna's models use) put an end-of-text token last instead: after
+    it no continuation could be scored, so then nothing is added at all.
+    """
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return bool(tokenizer("a")["input_ids"] == [tokenizer.bos_token_id, *plain])
+
+
+def _adapter(model: Any, tokenizer: Any, manner: Manner, told: Callable[[int, int], None]) -> Any:
+    from lm_eval.api.model import CacheHook
+    from lm_eval.models.huggingface import HFLM
+
+    class Counter(CacheHook):  # type: ignore[misc]
+        """The library tells its cache of every answer: whoever counts them knows how far it is."""
+
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.done = self.total = 0
+
+        def add_partial(self, attr: str, req: Any, res: Any) -> None:
+            self.done += 1
+            told(self.done, self.total)
+
+    class Adapter(HFLM):  # type: ignore[misc]
+        """A model that is loaded; says nothing on the terminal, and counts what is cut."""
+
+        truncated = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.cache_hook.total += len(requests)
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.cache_hook.total += len(requests)
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.cache_hook.total += len(requests)
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+            room = self.max_length + 1
+            self.truncated += sum(
+                len(context or ()) + len(said) > room for _, context, said in requests
+            )
+            return super()._loglikelihood_tokens(requests, **{**kwargs, "disable_tqdm": True})
+
+        def get_model_info(self) -> dict[str, Any]:
+            return {}  # the library would ask the Hub about a model that it has in memory
+
+    made = Adapter(
+        pretrained=model,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=manner.batch_size,
+        softmax_dtype="float32",
+        add_bos_token=prepends_bos(tokenizer),
+    )
+    made.set_cache_hook(Counter())
+    return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's own bars and advice held back; errors still come through."""
+    import datasets
+    from lm_eval.api import task
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [each.level for each in loggers]
+    were_off, bar = datasets.are_progress_bars_disabled(), task.tqdm
+    try:
+        for each in loggers:
+            each.setLevel(logging.CRITICAL)
+        datasets.disable_progress_bars()
+        task.tqdm = lambda rows, **kwargs: rows  # it can be told so of no other bar
+        with quiet_libraries():
+            yield
+    finally:
+        task.tqdm = bar
+        if not were_off:
+            datasets.enable_progress_bars()
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
