@@ -198,7 +198,10 @@ def _record(
 def amended(
     manifest: Mapping[str, Any], results: Sequence[Mapping[str, Any]], answers: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """``manifest`` with ``results`` in place of earlier ones of the same tasks, its card unlisted."""
+    """``manifest`` with ``results``, in place of earlier ones of the same tasks.
+
+    Its card is not listed: it is to be written from what this returns.
+    """
     new = {each["task"] for each in results}
     kept = [each for each in manifest.get("benchmarks", []) if each["task"] not in new]
     files = [

@@ -131,7 +131,8 @@ def _loaded(manager: Any, name: str, spec: Any) -> Any:
     except Exception as error:  # the datasets library raises a dozen kinds for a failed download
         raise HubError(
             f"task {name}: its data cannot be downloaded here ({type(error).__name__}: "
-            f"{scrub(first_line(error))}); look at the network and HF_HUB_OFFLINE, or leave the task out"
+            f"{scrub(first_line(error))}); see to the network and HF_HUB_OFFLINE, or leave the "
+            "task out"
         ) from error
     for each, task in found["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):

@@ -89,5 +89,6 @@ if __name__ == "__main__":
     asked = read(Path(questions), int(more[0]) if more and more[0] != "all" else None)
     scored = likelihoods(Path(model_), Path(spiece_), asked, form="plain" not in more)
     answers = right(asked, scored)
-    print(json.dumps({"questions": len(asked), "right": sum(answers),
-                      "accuracy": sum(answers) / len(asked), "log_likelihoods": scored}))  # fmt: skip
+    accuracy = sum(answers) / len(asked)
+    found_ = {"questions": len(asked), "right": sum(answers), "accuracy": accuracy}
+    print(json.dumps({**found_, "log_likelihoods": scored}))
