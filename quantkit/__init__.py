@@ -37,7 +37,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        signing        a signature over a whole output
        amending       a finished folder with a few files changed, swapped in whole
        tasks          what a model may be asked: ours over local files, others by name
-       harness outcomes   lm-evaluation-harness, and what two models answered
+       adapter harness outcomes   lm-evaluation-harness, and what two models answered
        methods        the [method] of each format
        recipe         recipes/*.toml -> Recipe
        skeleton       transformers' own class without its weights

@@ -23,11 +23,11 @@ from quantkit.errors import UsageError
 from quantkit.gate.field import REFERENCE, compute_dtype
 from quantkit.gate.models import load_plain, load_saved
 from quantkit.gate.opened import open_original, open_saved
-from quantkit.harness import Answers, Loaded, Manner, ask, load_tasks, require_harness
+from quantkit.harness import Answers, Loaded, Manner, ask, load_tasks, require_harness, texts_of
 from quantkit.outcomes import answer_lines, outcomes
 from quantkit.quiet import quiet_libraries
 from quantkit.source import Source
-from quantkit.subject import Subject, read_subject, source_of
+from quantkit.subject import Subject, check_ids, read_subject, source_of
 from quantkit.tasks import Wanted, read_tasks
 from quantkit.tokenizer import has_library_files, library_tokenizer
 from quantkit.types import Event, FileDigest, Listener, silent
@@ -65,6 +65,7 @@ def eval(
             source is not to be found.
         MismatchError: the folder is not as its manifest says, or the source is another.
         HubError: a task's data cannot be downloaded.
+        GateError: the folder's tokenizer gives the questions other ids than the source's.
     """
     harness = require_harness()
     wanted = read_tasks(tasks, data)
@@ -147,7 +148,8 @@ def _both(
 
     with quiet_libraries():
         source = asked("source", load_plain(original, REFERENCE, means.device))
-        gc.collect()  # the model is in circles of its own
+        ids = check_ids(subject, opened, means.tokenizer, texts_of(loaded))
+        gc.collect()  # the source's model is in circles of its own
         quantized = asked("quantized", load_saved(saved, means.device).model)
     about = {
         "harness": means.harness,
@@ -156,6 +158,7 @@ def _both(
         "device": means.device,
         "dtypes": {"source": REFERENCE, "quantized": compute_dtype(saved)},
         "truncated": source.truncated,
+        "ids": ids,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     files = {_file(leaf): answer_lines(leaf, source, quantized) for leaf in loaded.tasks}

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
+from quantkit.adapter import adapter
 from quantkit.errors import HubError, UsageError, first_line
 from quantkit.hub import scrub
 from quantkit.quiet import quiet_libraries
@@ -169,9 +170,9 @@ def ask(
     from lm_eval.tasks import TaskManager
 
     with _quiet():
-        adapter = _adapter(model, tokenizer, manner, told)
+        adapted = adapter(model, tokenizer, manner.batch_size, told)
         found = simple_evaluate(
-            model=adapter,
+            model=adapted,
             tasks=list(loaded.built),
             task_manager=TaskManager(include_defaults=False),
             num_fewshot=manner.shots,
@@ -186,72 +187,15 @@ def ask(
         shots=found["n-shot"],
         versions=found["versions"],
         better=found["higher_is_better"],
-        truncated=adapter.truncated,
+        truncated=adapted.truncated,
     )
 
 
-def prepends_bos(tokenizer: Any) -> bool:
-    """Whether a default call puts the beginning-of-text token first, and nothing last.
-
-    Some (T5's class, which rinna's models use) put an end-of-text token last instead: after
-    it no continuation could be scored, so then nothing is added at all.
-    """
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return bool(tokenizer("a")["input_ids"] == [tokenizer.bos_token_id, *plain])
-
-
-def _adapter(model: Any, tokenizer: Any, manner: Manner, told: Callable[[int, int], None]) -> Any:
-    from lm_eval.api.model import CacheHook
-    from lm_eval.models.huggingface import HFLM
-
-    class Counter(CacheHook):  # type: ignore[misc]
-        """The library tells its cache of every answer: whoever counts them knows how far it is."""
-
-        def __init__(self) -> None:
-            super().__init__(None)
-            self.done = self.total = 0
-
-        def add_partial(self, attr: str, req: Any, res: Any) -> None:
-            self.done += 1
-            told(self.done, self.total)
-
-    class Adapter(HFLM):  # type: ignore[misc]
-        """A model that is loaded; says nothing on the terminal, and counts what is cut."""
-
-        truncated = 0
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self.cache_hook.total += len(requests)
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self.cache_hook.total += len(requests)
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self.cache_hook.total += len(requests)
-            return super().generate_until(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
-            room = self.max_length + 1
-            self.truncated += sum(
-                len(context or ()) + len(said) > room for _, context, said in requests
-            )
-            return super()._loglikelihood_tokens(requests, **{**kwargs, "disable_tqdm": True})
-
-        def get_model_info(self) -> dict[str, Any]:
-            return {}  # the library would ask the Hub about a model that it has in memory
-
-    made = Adapter(
-        pretrained=model,
-        tokenizer=tokenizer,
-        backend="causal",
-        batch_size=manner.batch_size,
-        softmax_dtype="float32",
-        add_bos_token=prepends_bos(tokenizer),
-    )
-    made.set_cache_hook(Counter())
-    return made
+def texts_of(loaded: Loaded) -> list[str]:
+    """Every text that was put to a model, once: a question, with its answer where it was scored."""
+    requests = (each for task in loaded.tasks.values() for each in task.instances)
+    parts = ([one for one in each.args if isinstance(one, str)] for each in requests)
+    return list(dict.fromkeys("".join(each) for each in parts))
 
 
 @contextmanager

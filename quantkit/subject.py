@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.amending import staging_to_amend
 from quantkit.digests import digest_file
-from quantkit.errors import MismatchError, SourceError, UsageError
+from quantkit.errors import GateError, MismatchError, SourceError, UsageError
 from quantkit.lineage import differing
 from quantkit.records import read_manifest, read_raw
 from quantkit.signing import SIGNATURE, Signer, open_signer
 from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import MANIFEST, Staging
+from quantkit.tokenization import compare
+from quantkit.tokenizer import open_tokenizer, sentencepiece_file
 from quantkit.types import Event, Listener
 
 
@@ -120,3 +122,35 @@ def _unlike(opened: Source, recorded: Mapping[str, Any], listener: Listener) -> 
             yield f"{each['name']} has {path.stat().st_size} bytes, expected {each['bytes']}"
         elif (got := digest_file(path, progress=tell).sha256) != each["sha256"]:
             yield f"{each['name']} has SHA-256 {got}, expected {each['sha256']}"
+
+
+def check_ids(
+    subject: Subject, opened: Source, tokenizer: Any, texts: Sequence[str]
+) -> dict[str, Any]:
+    """Whose ids the texts got, and how many are ties between equal segmentations.
+
+    Raises:
+        GateError: the folder's tokenizer, read by the transformers that is here, gives a text
+            other ids than the source's own model of it.
+    """
+    split = subject.manifest["recipe"]["tokenizer"]["split_special_tokens"]
+    judge = open_tokenizer(opened.folder, split_special_tokens=split)
+    if judge is None:
+        raise UsageError(f"source {opened.given}: no tokenizer there; nothing can be asked")
+
+    def encode(text: str) -> list[int]:
+        return [int(each) for each in tokenizer.encode(text, add_special_tokens=False)]
+
+    other = [text for text in texts if encode(text) != judge.encode(text)]
+    model = sentencepiece_file(opened.folder)
+    if other and judge.route == "sentencepiece" and model is not None:
+        ties = compare(encode, tokenizer.decode, model, other).ties
+    else:
+        ties = 0
+    if len(other) > ties:
+        raise GateError(
+            f"{subject.folder}: its tokenizer gives {len(other) - ties} of {len(texts)} texts "
+            f"other ids than {judge.route} does, e.g. {other[0][:60]!r}; see 'quantkit "
+            "check-tokenizer', and convert again"
+        )
+    return {"by": judge.route, "texts": len(texts), "ties": ties}

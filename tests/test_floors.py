@@ -28,7 +28,10 @@ FLOORS: dict[tuple[int, int], str] = {
     (1, 0): "cache clock devices digests frontmatter heap kernels licences quiet resources",
     (1, 1): "checkpoint hub tokenization",
     (1, 2): "activations calls fetching scrutiny tokenizer",
-    (2, 0): "methods plans releases signing skeleton snippet source sourcecard staging tasks",
+    (
+        2,
+        0,
+    ): "adapter methods plans releases signing skeleton snippet source sourcecard staging tasks",
     (2, 1): "architecture carddata formats harness recipe records registry sweep",
     (2, 2): "amending finished modulewise observing outcomes prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
