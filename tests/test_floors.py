@@ -31,8 +31,8 @@ FLOORS: dict[tuple[int, int], str] = {
     (
         2,
         0,
-    ): "adapter methods plans releases signing skeleton snippet source sourcecard staging tasks",
-    (2, 1): "architecture carddata formats harness recipe records registry sweep",
+    ): "adapter methods plans releases signing skeleton source sourcecard staging tasks",
+    (2, 1): "architecture carddata formats harness recipe records registry snippet sweep",
     (2, 2): "amending finished modulewise observing outcomes prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
     (3, 1): "calibration conversion lineage registering",
