@@ -1,7 +1,7 @@
 """A model that is in memory, as lm-evaluation-harness sees it: its HFLM, with its ways settled.
 
 The library's defaults would add an end-of-text token behind every text where the tokenizer's
-class does, take the softmax in float16, ask the Hub about the model, and draw bars.
+class does, take the softmax in float16, and draw bars.
 """
 
 from __future__ import annotations
@@ -52,9 +52,6 @@ def adapter(model: Any, tokenizer: Any, batch_size: int, told: Callable[[int, in
                 len(context or ()) + len(said) > room for _, context, said in requests
             )
             return super()._loglikelihood_tokens(requests, **{**kwargs, "disable_tqdm": True})
-
-        def get_model_info(self) -> dict[str, Any]:
-            return {}  # the library would ask the Hub about a model that it has in memory
 
     made = Adapter(
         pretrained=model,

@@ -24,6 +24,10 @@ from quantkit.tasks import LocalTask, Wanted
 _LOGGERS = ("lm_eval", "datasets", "evaluate")
 
 
+#: Which examples are drawn for ``shots``; the library's own default.
+SEED = 1234
+
+
 @dataclass(frozen=True)
 class Manner:
     """How questions are put: ``shots`` answered examples before each (``None``: the task's own
@@ -43,8 +47,8 @@ class Loaded:
     of its tasks', each with the tasks that it is made of.
     """
 
-    built: tuple[Any, ...]
     tasks: Mapping[str, Any]
+    groups: Mapping[str, Any]
     parts: Mapping[str, tuple[str, ...]]
 
 
@@ -95,23 +99,23 @@ def load_tasks(wanted: Wanted, *, form: bool) -> Loaded:
         manager = TaskManager(include_defaults=bool(wanted.foreign))
         for name in wanted.foreign:
             _check_known(name, manager.all_tasks)
-        built: list[Any] = []
         tasks: dict[str, Any] = {}
+        groups: dict[str, Any] = {}
         parts: dict[str, tuple[str, ...]] = {}
         for name in wanted.names:
             ours = wanted.local.get(name)
             spec = name if ours is None else _configuration(ours, form=form)
             found = _loaded(manager, name, spec)
-            leaves, group = found["tasks"], found.get("groups", {}).get(name)
+            leaves, inside = found["tasks"], found.get("groups", {})
             if twice := sorted(leaves.keys() & tasks.keys()):
                 raise UsageError(f"task {name}: {twice[0]} is asked for twice; name it once")
             tasks |= leaves
-            built += leaves.values() if group is None else [group]
-            if group is not None and group.has_aggregation:
+            groups |= inside
+            if name in inside and inside[name].has_aggregation:
                 parts[name] = tuple(leaves)
             else:
                 parts |= {each: (each,) for each in leaves}
-    return Loaded(tuple(built), tasks, parts)
+    return Loaded(tasks, groups, parts)
 
 
 def _check_known(name: str, known: Sequence[str]) -> None:
@@ -166,18 +170,19 @@ def ask(
 
     Log-probabilities are by float32 log-softmax of the model's logits.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    from lm_eval import evaluate
 
     with _quiet():
+        for task in loaded.tasks.values():
+            _set_shots(task, manner.shots)
         adapted = adapter(model, tokenizer, manner.batch_size, told)
-        found = simple_evaluate(
-            model=adapted,
-            tasks=list(loaded.built),
-            task_manager=TaskManager(include_defaults=False),
-            num_fewshot=manner.shots,
+        # not simple_evaluate, which asks git and the Hub about a model that is in memory
+        found = evaluate(
+            lm=adapted,
+            task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
             limit=manner.limit,
             apply_chat_template=manner.form,
+            fewshot_as_multiturn=True,
             log_samples=True,
         )
     return Answers(
@@ -189,6 +194,14 @@ def ask(
         better=found["higher_is_better"],
         truncated=adapted.truncated,
     )
+
+
+def _set_shots(task: Any, shots: int | None) -> None:
+    """As the library's own command does it: a task that says 0 keeps it."""
+    own = task.get_config("num_fewshot")
+    if own is None or (shots is not None and own != 0):
+        task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=SEED)
 
 
 def texts_of(loaded: Loaded) -> list[str]:

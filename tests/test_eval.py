@@ -77,7 +77,7 @@ def answers(chosen: Sequence[int], *names: str) -> Answers:
 def loaded(*names: str) -> Loaded:
     config = SimpleNamespace(dataset_path="some/data", dataset_name="part")
     tasks = {name: SimpleNamespace(config=config, instances=[]) for name in names}
-    return Loaded((), tasks, {name: (name,) for name in names})
+    return Loaded(tasks, {}, {name: (name,) for name in names})
 
 
 @pytest.fixture
