@@ -93,6 +93,11 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[Manner]:
     monkeypatch.setattr(benchmarking, "require_harness", lambda: "lm-eval 0.0")
     monkeypatch.setattr(benchmarking, "load_tasks", lambda wanted, form: loaded(*wanted.names))
     monkeypatch.setattr(benchmarking, "ask", ask)
+    # nobody asks them, so neither model is loaded
+    monkeypatch.setattr(benchmarking, "load_plain", lambda opened, dtype, device: None)
+    monkeypatch.setattr(
+        benchmarking, "load_saved", lambda opened, device: SimpleNamespace(model=None)
+    )
     return asked
 
 
@@ -223,7 +228,7 @@ def test_another_task_is_added_and_the_same_one_replaced(
     assert [each["batch_size"] for each in second["benchmarks"]] == [1, 3]
     names = [each["name"] for each in second["output"]["files"]]
     assert len(names) == len(set(names))
-    assert quantkit.verify(folder)["status"] == "unlisted"
+    assert quantkit.verify(folder)["status"] == "verified"
 
 
 def test_a_trial_leaves_the_folder_as_it_was(
@@ -254,7 +259,7 @@ def test_an_evaluated_folder_may_be_published(
     folder: Path, demo: Path, tmp_path: Path, harness: list[Manner], hub: Any
 ) -> None:
     run(folder, demo, tmp_path)
-    done = quantkit.publish(folder, "me/demo", licence="mit")
+    done = quantkit.publish(folder, "me/demo")
     assert done["status"] == "published"
     there = hub.repositories["me/demo"].files
     assert b"| jcommonsenseqa | acc |" in there["README.md"]
@@ -294,7 +299,7 @@ def test_a_changed_figure_is_noticed(
     with pytest.raises(MismatchError, match="has changed"):
         run(folder, demo, tmp_path)
     with pytest.raises(MismatchError, match="has changed"):
-        quantkit.publish(folder, "me/demo", licence="mit", dry_run=True)
+        quantkit.publish(folder, "me/demo", dry_run=True)
 
 
 # whole or not at all
