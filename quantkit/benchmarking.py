@@ -76,6 +76,7 @@ def eval(
     form = bool(tokenizer.chat_template) and not plain_prompts
     manner = Manner(shots, limit, batch_size, form)
     opened = source_of(subject, source, listener)
+    listener(Event("eval", message=f"loading the tasks: {', '.join(wanted.names)}"))
     loaded = load_tasks(wanted, form=form)
     found = _both(subject, opened, loaded, manner, _Means(tokenizer, where, harness), listener)
     results = [

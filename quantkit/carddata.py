@@ -108,7 +108,7 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     gate = manifest["gate"]
     if not gate["perplexity"]:
         return []
-    metrics = []
+    metrics: list[dict[str, Any]] = []
     for kind, name, path in _METRICS:
         value: Any = gate
         for key in path:
@@ -133,7 +133,7 @@ def _benchmarks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What ``eval`` measured, of the source and of the quantized model, with standard errors."""
     found = []
     for each in manifest.get("benchmarks", []):
-        metrics = []
+        metrics: list[dict[str, Any]] = []
         for metric in each["metrics"]:
             for side in ("quantized", "source"):
                 name = f"{metric['name']}, {side}"

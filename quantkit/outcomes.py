@@ -28,7 +28,7 @@ def outcomes(loaded: Loaded, source: Answers, quantized: Answers) -> list[dict[s
         found.append(
             {
                 "task": name,
-                "version": source.versions.get(name),
+                "version": _version(source.versions.get(name)),
                 "shots": source.shots.get(name),
                 "questions": sum(each["effective"] for each in counts),
                 "of": sum(each["original"] for each in counts),
@@ -37,6 +37,11 @@ def outcomes(loaded: Loaded, source: Answers, quantized: Answers) -> list[dict[s
             }
         )
     return found
+
+
+def _version(stated: object) -> str | None:
+    """A task's or group's version; the library writes ``N/A`` where none is stated."""
+    return None if stated in (None, "N/A") else str(stated)
 
 
 def _metrics(
