@@ -131,27 +131,24 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _benchmarks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What ``eval`` measured, of the source and of the quantized model, with standard errors."""
-    found = []
+    found: list[dict[str, Any]] = []
     for each in manifest.get("benchmarks", []):
         metrics: list[dict[str, Any]] = []
         for metric in each["metrics"]:
+            kept = "" if metric["filter"] == "none" else f" ({metric['filter']})"
             for side in ("quantized", "source"):
-                name = f"{metric['name']}, {side}"
+                name = f"{metric['name']}{kept}, {side}"
                 _add(metrics, metric["name"], name, metric[side]["value"])
                 said = f"{name}, standard error"
                 _add(metrics, f"{metric['name']}_stderr", said, metric[side]["stderr"])
         dataset = {"type": each["data"]["name"], "name": each["task"]}
         if each["data"]["config"]:
             dataset["config"] = each["data"]["config"]
-        args = {"num_few_shot": each["shots"]}
-        found.append(
-            {
-                "task": {"type": "text-generation"},
-                "dataset": {**dataset, "args": args},
-                "metrics": metrics,
-            }
-        )
-    return [each for each in found if each["metrics"]]
+        asked = {**dataset, "args": {"num_few_shot": each["shots"]}}
+        if metrics:
+            task = {"type": "text-generation"}
+            found.append({"task": task, "dataset": asked, "metrics": metrics})
+    return found
 
 
 def _add(metrics: list[dict[str, Any]], kind: str, name: str, value: object) -> None:
