@@ -79,10 +79,7 @@ def eval(
     listener(Event("eval", message=f"loading the tasks: {', '.join(wanted.names)}"))
     loaded = load_tasks(wanted, form=form)
     found = _both(subject, opened, loaded, manner, _Means(tokenizer, where, harness), listener)
-    results = [
-        {**each, "data": _data(wanted, loaded, each["task"])}
-        for each in found.results
-    ]  # fmt: skip
+    results = [{**each, "data": _data(wanted, loaded, each["task"])} for each in found.results]
     if limit is None:
         opened.check_unchanged()
         _record(subject, results, found.files)
@@ -183,7 +180,7 @@ def _data(wanted: Wanted, loaded: Loaded, task: str) -> dict[str, Any]:
     config = loaded.tasks[loaded.parts[task][0]].config
     several = len(loaded.parts[task]) > 1
     return {
-        "name": str(config.dataset_path),
+        "name": str(config.dataset_path or task),
         "config": None if several else config.dataset_name,
         "sha256": None,
     }

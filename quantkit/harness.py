@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from quantkit.adapter import adapter
-from quantkit.errors import HubError, UsageError, first_line
+from quantkit.errors import HubError, QuantkitError, UsageError, first_line
 from quantkit.hub import scrub
 from quantkit.quiet import quiet_libraries
 from quantkit.tasks import LocalTask, Wanted
@@ -168,7 +168,10 @@ def ask(
 ) -> Answers:
     """Put the tasks to ``model`` with ``tokenizer``'s ids; ``told`` hears of requests answered.
 
-    Log-probabilities are by float32 log-softmax of the model's logits.
+    Log-probabilities, in nats, are by float32 log-softmax of the model's logits.
+
+    Raises:
+        QuantkitError: the library stops, at a choice without a token of its own, say.
     """
     from lm_eval import evaluate
 
@@ -177,14 +180,23 @@ def ask(
             _set_shots(task, manner.shots)
         adapted = adapter(model, tokenizer, manner.batch_size, told)
         # not simple_evaluate, which asks git and the Hub about a model that is in memory
-        found = evaluate(
-            lm=adapted,
-            task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
-            limit=manner.limit,
-            apply_chat_template=manner.form,
-            fewshot_as_multiturn=True,
-            log_samples=True,
-        )
+        try:
+            found = evaluate(
+                lm=adapted,
+                task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
+                limit=manner.limit,
+                apply_chat_template=manner.form,
+                fewshot_as_multiturn=True,
+                log_samples=True,
+            )
+        except (QuantkitError, MemoryError, OSError):
+            raise
+        except Exception as error:  # assertions, most of them
+            raise QuantkitError(
+                f"tasks {', '.join(loaded.tasks)}: lm-evaluation-harness stopped "
+                f"({type(error).__name__}: {first_line(error)}); nothing was recorded: try them "
+                "one by one, with --limit 10"
+            ) from error
     return Answers(
         results=found["results"],
         samples=found["samples"],

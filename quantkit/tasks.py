@@ -124,6 +124,9 @@ def _rows(name: str, path: Path, text: str, said: Mapping[str, Any]) -> Iterator
             raise UsageError(
                 f"{where}: no {missing[0]!r}; expected {', '.join(fields)}: is it the right file?"
             )
+        empty = [each for each in fields if each != "label" and not str(row[each]).strip()]
+        if empty:
+            raise UsageError(f"{where}: {empty[0]}: expected a text, got nothing; correct the line")
         if isinstance(row["label"], bool) or row["label"] not in said["targets"]:
             raise UsageError(
                 f"{where}: label: expected one of {', '.join(map(str, said['targets']))}, "

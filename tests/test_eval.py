@@ -511,6 +511,7 @@ def test_a_request_that_is_wrong(tasks: str, data: list[str], said: str) -> None
         ([QUESTIONS[0], "[]"], "line 2: no 'question'"),
         ([{**QUESTIONS[0], "label": 5}], "expected one of 0, 1, 2, 3, 4, got '5'"),
         ([{**QUESTIONS[0], "label": True}], "got 'True'"),
+        ([{**QUESTIONS[0], "choice2": " "}], "choice2: expected a text"),
         ([{key: value for key, value in QUESTIONS[0].items() if key != "choice4"}], "choice4"),
         (["[" * 100_000], "line 1: not JSON"),
     ],
