@@ -151,3 +151,55 @@ def test_the_leaderboards_tasks_by_name(
     assert done.returncode == code, done.stderr[-3000:]
     assert done.stdout == ""
     assert said in the_error(done.stderr)
+
+
+#: A group of two tasks, answered at random by the library's own stand-in for a model.
+GROUP = """
+import json, sys
+from lm_eval.api.group import Group
+from lm_eval.config.group import GroupConfig
+from lm_eval.models.dummy import DummyLM
+from lm_eval.tasks import TaskManager
+from quantkit import harness
+from quantkit.outcomes import outcomes
+from quantkit.tasks import read_tasks
+
+class Manager(TaskManager):
+    def load(self, specs):
+        own = [super(Manager, self).load([{**task, "task": name}])["tasks"][name] for name in "ab"]
+        weighted = {"metric": "acc", "weight_by_size": True, "aggregation": "mean"}
+        group = Group.from_config(
+            GroupConfig(group="g", task=["a", "b"], aggregate_metric_list=[weighted]))
+        for each in own:
+            group.add(each)
+        return super().load([group])
+
+wanted = read_tasks("jcommonsenseqa", ["jcommonsenseqa=" + sys.argv[1]])
+task = harness._configuration(wanted.local["jcommonsenseqa"], form=False)
+import lm_eval.tasks
+lm_eval.tasks.TaskManager = Manager
+harness._check_known = lambda name, known: None
+harness.adapter = lambda *args: DummyLM()
+DummyLM.truncated = 0
+loaded = harness.load_tasks(read_tasks("g"), form=False)
+both = [harness.ask(None, None, loaded, harness.Manner(shots=1)) for _ in range(2)]
+(found,) = outcomes(loaded, *both)
+parts = [each.results[name]["acc,none"] for each in both for name in "ab"]
+print(json.dumps([loaded.parts, found, parts]))
+"""
+
+
+def test_a_groups_figure_is_of_all_its_tasks(python: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(python), "-c", GROUP, str(write_questions(tmp_path))],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    names, found, parts = json.loads(done.stdout.splitlines()[-1])
+    assert names == {"g": ["a", "b"]}
+    assert (found["task"], found["questions"], found["of"], found["shots"]) == ("g", 10, 10, 1)
+    (metric,) = found["metrics"]
+    assert metric["source"]["value"] == pytest.approx((parts[0] + parts[1]) / 2)
+    assert metric["quantized"]["value"] == pytest.approx((parts[2] + parts[3]) / 2)
+    assert metric["difference"] is None, "the tasks' questions are not in pairs here"
+    assert found["version"] is None
