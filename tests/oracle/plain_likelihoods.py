@@ -55,8 +55,10 @@ def likelihoods(
 
 def likelihood(model: Any, ids: list[int], start: int) -> float:
     """log p of ``ids[start:]`` after ``ids[:start]``."""
+    count = len(ids) - start
     with torch.no_grad():
-        logits = model(torch.tensor([ids[:-1]])).logits[0, start - 1 :].double().numpy()
+        said = model(torch.tensor([ids[:-1]]), logits_to_keep=count).logits[0]
+    logits = said[-count:].double().numpy()
     shifted = logits - logits.max(axis=1, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return float(logs[np.arange(len(logs)), ids[start:]].sum())
