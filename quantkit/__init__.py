@@ -8,6 +8,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        publishing     publish(): a passed folder -> a repository whose bytes were read back
        pushing        send, read back, and only then commit where people look
        demonstration  the same story on a model of our own
+       benchmarking   eval(): tasks on the source and on a finished folder, side by side
     3  planning       headers + recipe -> Plan
        conversion     the one pass: read -> hash -> quantize -> write
        companions     the small files beside the weights
@@ -27,12 +28,16 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        readiness      whether a folder may be published, and what it then says
        destination    what is there already where it is to be published
        remote         what lies on the Hub against what lies here
+       subject        a finished folder and its source, held to its manifest
        inspection     verify(): a source against the registry, an output by its lineage
     2  source         a folder, a Hub cache or a Hub id -> Source
        releases       the schema of checksums/*.toml
        registry       those entries -> a verdict on digests and fingerprints
        records        the manifest on the disk: read, written, sealed
        signing        a signature over a whole output
+       amending       a finished folder with a few files changed, swapped in whole
+       tasks          what a model may be asked: ours over local files, others by name
+       adapter harness outcomes   lm-evaluation-harness, and what two models answered
        methods        the [method] of each format
        recipe         recipes/*.toml -> Recipe
        skeleton       transformers' own class without its weights
@@ -76,6 +81,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from quantkit.assessment import check
+    from quantkit.benchmarking import eval
     from quantkit.comparison import compare
     from quantkit.demonstration import demo
     from quantkit.errors import QuantkitError
@@ -96,6 +102,7 @@ __all__ = [
     "compare",
     "convert",
     "demo",
+    "eval",
     "load_recipe",
     "plan",
     "publish",
@@ -113,6 +120,7 @@ _HOME = {
     "compare": "comparison",
     "convert": "pipeline",
     "demo": "demonstration",
+    "eval": "benchmarking",
     "load_recipe": "recipe",
     "plan": "pipeline",
     "publish": "publishing",

@@ -36,9 +36,8 @@ def _template() -> Template:
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters["gigabytes"] = lambda count: f"{count / 1e9:.3f} GB"
-    environment.filters["figure"] = lambda value: (
-        f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
+    environment.filters["figure"] = _figure
+    environment.filters["with_error"] = _with_error
     environment.filters["cell"] = _cell
     environment.filters["code"] = _code
     return environment.get_template("card.md.jinja")
@@ -52,6 +51,7 @@ def render_card(manifest: Mapping[str, Any]) -> str:
     languages = data.get("language", [])
     return _template().render(
         manifest,
+        benchmarks=manifest.get("benchmarks", []),
         front_matter=dump(data),
         title=title(manifest),
         name=name or source["name"],
@@ -82,6 +82,18 @@ def command(request: Mapping[str, Any]) -> str:
     for flag in ("require_verified", "allow_withdrawn", "no_gate"):
         words += [f"--{flag.replace('_', '-')}"] if request[flag] else []
     return shlex.join([*words, "--out", request["out"]])
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _with_error(measured: Mapping[str, Any] | None) -> str:
+    """A figure and its standard error, where there is one."""
+    if measured is None:
+        return ""
+    error = measured["stderr"]
+    return _figure(measured["value"]) + ("" if error is None else f" ± {_figure(error)}")
 
 
 def _cell(text: str) -> str:

@@ -75,7 +75,7 @@ def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
     if publication:
         found["quantized_by"] = publication["repo_id"].partition("/")[0]
     index = stated_results(stated, base)
-    if results := _results(manifest):
+    if results := [*_results(manifest), *_benchmarks(manifest)]:
         index = [{"name": title(manifest), "results": results}, *index]
     if index:
         found["model-index"] = index
@@ -112,13 +112,12 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     gate = manifest["gate"]
     if not gate["perplexity"]:
         return []
-    metrics = []
+    metrics: list[dict[str, Any]] = []
     for kind, name, path in _METRICS:
         value: Any = gate
         for key in path:
             value = value[key]
-        if isinstance(value, float):  # an infinity stands in the manifest as a text
-            metrics.append({"type": kind, "name": name, "value": value})
+        _add(metrics, kind, name, value)
     if not metrics:
         return []
     text = str(gate["perplexity"]["text"])
@@ -132,3 +131,31 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         said = f"quantkit {manifest['tool']['version']}, the saved files reopened"
         found["source"] = {"name": said, "url": page}
     return [found]
+
+
+def _benchmarks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``eval`` measured, of the source and of the quantized model, with standard errors."""
+    found: list[dict[str, Any]] = []
+    for each in manifest.get("benchmarks", []):
+        metrics: list[dict[str, Any]] = []
+        for metric in each["metrics"]:
+            kept = "" if metric["filter"] == "none" else f" ({metric['filter']})"
+            for side in ("quantized", "source"):
+                name = f"{metric['name']}{kept}, {side}"
+                _add(metrics, metric["name"], name, metric[side]["value"])
+                said = f"{name}, standard error"
+                _add(metrics, f"{metric['name']}_stderr", said, metric[side]["stderr"])
+        dataset = {"type": each["data"]["name"], "name": each["task"]}
+        if each["data"]["config"]:
+            dataset["config"] = each["data"]["config"]
+        asked = {**dataset, "args": {"num_few_shot": each["shots"]}}
+        if metrics:
+            task = {"type": "text-generation"}
+            found.append({"task": task, "dataset": asked, "metrics": metrics})
+    return found
+
+
+def _add(metrics: list[dict[str, Any]], kind: str, name: str, value: object) -> None:
+    """One metric of a model-index; an infinity, or no figure, is none."""
+    if isinstance(value, float):
+        metrics.append({"type": kind, "name": name, "value": value})

@@ -36,3 +36,8 @@ def prompts_file() -> Path:
 def demo_model() -> Path:
     """The small trained GPT-NeoX that ``quantkit demo`` converts."""
     return _DATA / "demo-model"
+
+
+def tasks_folder() -> Path:
+    """How the tasks that work from local files are put to a model, one YAML file each."""
+    return _DATA / "tasks"

@@ -15,7 +15,7 @@ from commanding import command, refused, succeeded
 
 import quantkit
 
-VERBS = ("convert", "plan", "verify", "check-tokenizer", "recipes", "checksums", "demo")
+VERBS = ("convert", "plan", "verify", "check-tokenizer", "recipes", "checksums", "demo", "eval")
 HEAVY = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "pydantic", "huggingface_hub")
 
 

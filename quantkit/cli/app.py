@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import quantkit
+from quantkit.cli.benchmarks import eval_
 from quantkit.cli.listing import listing
 from quantkit.cli.options import (
     Against,
@@ -260,3 +261,4 @@ def demo(
 
 
 app.command()(publish)
+app.command("eval")(eval_)

@@ -39,6 +39,9 @@ _STAGES = {
     "walk": "weights, layer by layer",
     "perplexity": "perplexity",
     "generation": "generation",
+    "source": "source against the manifest",
+    "eval source": "tasks, the source",
+    "eval quantized": "tasks, quantized",
 }
 
 

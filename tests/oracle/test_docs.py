@@ -135,5 +135,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
-    for name in ("convert", "verify", "check", "compare", "publish"):
+    for name in ("convert", "verify", "check", "compare", "publish", "eval"):
         assert f".{name}" in reference

@@ -1,0 +1,103 @@
+"""A finished folder with a few files changed: swapped in whole, or not at all.
+
+The new folder is made beside the old one, of links to the files that stay, and takes its
+place by rename, as a conversion's output does. A crash leaves the old one, or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import StorageError, UsageError
+from quantkit.records import manifest_text, read_raw
+from quantkit.signing import SIGNATURE, Signer
+from quantkit.staging import MANIFEST, NOTE, Staging, commit, empty, held, staging_for
+
+
+def staging_to_amend(folder: Path) -> Staging:
+    """The places of an amendment of ``folder``, recovered from a run that was killed.
+
+    Raises:
+        UsageError: the folder cannot be renamed from where the command runs.
+    """
+    usual = staging_for(folder)
+    if usual.replaced.exists() and not usual.out.exists():
+        usual.replaced.rename(usual.out)
+    if Path.cwd().resolve().is_relative_to(usual.out.resolve()):
+        raise UsageError(
+            f"{folder}: it is replaced whole, which would leave this shell in a folder that is "
+            "gone; run the command from outside it"
+        )
+    # a name of its own: OUT.partial may hold a conversion that waits to be judged again
+    return Staging(usual.out, usual.out.with_name(f"{usual.out.name}.amended"), usual.replaced)
+
+
+def amend(
+    place: Staging,
+    before: bytes,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    signer: Signer | None = None,
+) -> None:
+    """Put ``files`` and ``manifest`` into the folder ``place.out``, in one swap.
+
+    ``before`` is its manifest as it was read. ``signer`` signs the whole anew.
+
+    Raises:
+        UsageError: somebody else changed the manifest meanwhile.
+        StorageError: the folder beside it cannot be made.
+    """
+    with held(place):
+        empty(place)
+        if read_raw(place.out) != before:
+            raise UsageError(
+                f"{place.out}: {MANIFEST} changed while this ran, by another command; run again"
+            )
+        try:
+            _copy(place, files)
+            (place.partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+            if signer is not None:
+                signer.sign(place.partial)
+            commit(place)
+        except BaseException as error:
+            _undo(place)
+            if not isinstance(error, OSError):
+                raise
+            raise StorageError(
+                f"{place.out}: cannot be replaced: {error.strerror or error}; it is as it was; "
+                f"see that {place.out.parent} may be written to, and run again"
+            ) from error
+
+
+def _undo(place: Staging) -> None:
+    if place.replaced.exists() and not place.out.exists():
+        place.replaced.rename(place.out)
+    shutil.rmtree(place.partial, ignore_errors=True)
+
+
+def _copy(place: Staging, files: Mapping[str, bytes]) -> None:
+    """All that stays as links, all that is new as files of their own."""
+    changed = {*files, MANIFEST, SIGNATURE, NOTE}
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        inside = Path(folder).relative_to(place.out)
+        return {name for name in names if (inside / name).as_posix() in changed}
+
+    shutil.copytree(
+        place.out, place.partial, copy_function=_link, ignore=left_out, dirs_exist_ok=True
+    )
+    for name, data in files.items():
+        path = place.partial / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk that knows no links
+        shutil.copy2(source, target)

@@ -1,0 +1,156 @@
+"""A finished folder and the source that it was made from, each held to the folder's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.amending import staging_to_amend
+from quantkit.digests import digest_file
+from quantkit.errors import GateError, MismatchError, SourceError, UsageError
+from quantkit.lineage import differing
+from quantkit.records import read_manifest, read_raw
+from quantkit.signing import SIGNATURE, Signer, open_signer
+from quantkit.source import Source, is_hub_id, open_source
+from quantkit.staging import MANIFEST, Staging
+from quantkit.tokenization import compare
+from quantkit.tokenizer import open_tokenizer, sentencepiece_file
+from quantkit.types import Event, Listener
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A folder that is as its manifest says. ``before`` are the manifest's bytes, ``place``
+    where its successor is made, ``signer`` who signs that one."""
+
+    folder: Path
+    place: Staging
+    manifest: Mapping[str, Any]
+    before: bytes
+    signer: Signer | None
+
+
+def read_subject(given: str | Path, key: str | Path | None, listener: Listener) -> Subject:
+    """Read the finished folder ``given`` and hold it to its manifest.
+
+    Raises:
+        UsageError: quantkit did not make it, or it is signed and no ``key`` is given.
+        MismatchError: it has changed since.
+        SourceError: its manifest cannot be read.
+    """
+    folder = Path(given).expanduser()
+    place = staging_to_amend(folder.resolve())
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"
+        )
+    if (folder / SIGNATURE).exists() and key is None:
+        raise UsageError(
+            f"{folder}: signed ({SIGNATURE}), and new figures change the signed card; give the key "
+            "(--sign KEY) to sign it anew"
+        )
+    signer = open_signer(Path(key)) if key is not None else None
+    before, manifest = read_raw(place.out), read_manifest(place.out)
+    try:
+        changed = differing(place.out, manifest, listener)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
+        ) from error
+    if changed:
+        raise MismatchError(
+            f"{folder}: not as its manifest says: {'; '.join(changed)}; figures would be of "
+            "another model: fetch it or convert it again"
+        )
+    return Subject(place.out, place, manifest, before, signer)
+
+
+def source_of(subject: Subject, given: str | Path | None, listener: Listener) -> Source:
+    """The checkpoint that ``subject`` was made from: ``given``, its Hub id, or beside it.
+
+    Raises:
+        UsageError: it is nowhere to be found.
+        MismatchError: what is there is another checkpoint.
+        SourceError: it cannot be opened.
+    """
+    recorded = subject.manifest["source"]
+    where = given if given is not None else _place_of(subject)
+    revision = recorded["revision"] if is_hub_id(where) else None
+    container = subject.manifest["recipe"]["source"]["container"]
+    wanted = None if container == "auto" else container
+    opened = open_source(where, revision, listener, wanted)
+    if wrong := list(_unlike(opened, recorded, listener)):
+        raise MismatchError(
+            f"source {where}: not what {subject.folder.name} was made from: {'; '.join(wrong)}; "
+            "give that checkpoint (--source)"
+        )
+    return opened
+
+
+def _place_of(subject: Subject) -> str | Path:
+    recorded = subject.manifest["source"]
+    name = recorded["repo_id"] or subject.manifest["request"]["source"]
+    if is_hub_id(name):
+        return str(name)
+    places = (Path(name), subject.folder.parent / name)
+    found = next((each for each in places if (each / "config.json").is_file()), None)
+    if found is None:
+        raise UsageError(
+            f"{subject.folder}: its source {name!r} is not at hand (looked in "
+            f"{' and '.join(str(each.absolute().parent) for each in places)}); say where it lies: "
+            "--source FOLDER"
+        )
+    return found
+
+
+def _unlike(opened: Source, recorded: Mapping[str, Any], listener: Listener) -> Iterator[str]:
+    """Each file of the recorded source that is not there, or is another."""
+    total, done = sum(each["bytes"] for each in recorded["files"]), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        listener(Event("source", done, total))
+
+    for each in recorded["files"]:
+        path = opened.folder / each["name"]
+        if not path.is_file():
+            yield f"no {each['name']} there"
+        elif path.stat().st_size != each["bytes"]:
+            yield f"{each['name']} has {path.stat().st_size} bytes, expected {each['bytes']}"
+        elif (got := digest_file(path, progress=tell).sha256) != each["sha256"]:
+            yield f"{each['name']} has SHA-256 {got}, expected {each['sha256']}"
+
+
+def check_ids(
+    subject: Subject, opened: Source, tokenizer: Any, texts: Sequence[str]
+) -> dict[str, Any]:
+    """Whose ids the texts got, and how many are ties between equal segmentations.
+
+    Raises:
+        GateError: the folder's tokenizer, read by the transformers that is here, gives a text
+            other ids than the source's own model of it.
+    """
+    split = subject.manifest["recipe"]["tokenizer"]["split_special_tokens"]
+    judge = open_tokenizer(opened.folder, split_special_tokens=split)
+    if judge is None:
+        raise UsageError(f"source {opened.given}: no tokenizer there; nothing can be asked")
+
+    def encode(text: str) -> list[int]:
+        return [int(each) for each in tokenizer.encode(text, add_special_tokens=False)]
+
+    other = [text for text in texts if encode(text) != judge.encode(text)]
+    model = sentencepiece_file(opened.folder)
+    if other and judge.route == "sentencepiece" and model is not None:
+        ties = compare(encode, tokenizer.decode, model, other).ties
+    else:
+        ties = 0
+    if len(other) > ties:
+        raise GateError(
+            f"{subject.folder}: its tokenizer gives {len(other) - ties} of {len(texts)} texts "
+            f"other ids than {judge.route} does, e.g. {other[0][:60]!r}; see 'quantkit "
+            "check-tokenizer', and convert again"
+        )
+    return {"by": judge.route, "texts": len(texts), "ties": ties}

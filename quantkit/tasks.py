@@ -1,0 +1,135 @@
+"""What a model may be asked: tasks of ours over local files, and lm-evaluation-harness's by name.
+
+The Japanese tasks that rinna's cards name come from JGLUE, whose files people have and no
+download here gives. How each is put to a model stands in ``data/tasks/NAME.yaml``: in
+``harness`` the task as lm-evaluation-harness reads it, beside it what quantkit asks of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import UsageError
+from quantkit.resources import tasks_folder
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A task of ours with its questions; ``sha256`` is of the data file's bytes.
+
+    ``harness`` is its configuration in lm-evaluation-harness's own words, and ``plain_ending``
+    what a question ends with where the model has no prompt form.
+    """
+
+    name: str
+    harness: Mapping[str, Any]
+    plain_ending: str
+    rows: tuple[Mapping[str, Any], ...]
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Tasks in the order asked for: ``local`` ones by name, all others lm-evaluation-harness's."""
+
+    names: tuple[str, ...]
+    local: Mapping[str, LocalTask]
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """The names that lm-evaluation-harness has to know."""
+        return tuple(name for name in self.names if name not in self.local)
+
+
+def read_tasks(tasks: str | Sequence[str], data: Sequence[str] = ()) -> Wanted:
+    """The tasks that ``tasks`` names, commas between names or not; ``data`` is ``NAME=FILE``.
+
+    Raises:
+        UsageError: no task, one twice, a file that is missing or no data of its task.
+    """
+    given = [tasks] if isinstance(tasks, str) else tasks
+    names = [name.strip() for each in given for name in each.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        said = "one is named twice" if names else "none is named"
+        raise UsageError(f"--tasks {','.join(names)}: {said}; ours: {', '.join(local_names())}")
+    files = dict(_named_file(each) for each in ([data] if isinstance(data, str) else data))
+    if stray := sorted(files.keys() - set(names)):
+        raise UsageError(
+            f"--data {stray[0]}: no such task among --tasks {','.join(names)}; add it there"
+        )
+    ours = local_names()
+    local = {name: _read(name, files.get(name)) for name in names if name in ours}
+    if strange := sorted(files.keys() - set(local)):
+        raise UsageError(
+            f"--data {strange[0]}: lm-evaluation-harness fetches the data of {strange[0]} itself; "
+            f"files are for {', '.join(ours)}"
+        )
+    return Wanted(tuple(names), local)
+
+
+def local_names() -> tuple[str, ...]:
+    """The tasks that work from a local file."""
+    return tuple(sorted(path.stem for path in tasks_folder().glob("*.yaml")))
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals or not name.strip() or not path.strip():
+        raise UsageError(f"--data {text}: expected TASK=FILE, e.g. jcommonsenseqa=valid-v1.3.json")
+    return name.strip(), Path(path.strip()).expanduser()
+
+
+def _read(name: str, path: Path | None) -> LocalTask:
+    import yaml
+
+    if path is None:
+        raise UsageError(
+            f"task {name}: works from a local file; give it with --data {name}=FILE (JGLUE's "
+            "validation file, one JSON object a line)"
+        )
+    said = yaml.safe_load((tasks_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"task {name}: {path}: {error.strerror}; give a readable file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"task {name}: {path}: cannot be read as UTF-8: {error}") from error
+    rows = tuple(_rows(name, path, text, said))
+    if not rows:
+        raise UsageError(f"task {name}: {path}: expected a question a line, got none")
+    digest = hashlib.sha256(raw).hexdigest()
+    return LocalTask(name, said["harness"], said["plain_ending"], rows, path.name, digest)
+
+
+def _rows(name: str, path: Path, text: str, said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each line's fields and nothing else; every one is there and every answer is possible."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"task {name}: {path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not JSON ({error}); expected an object a line") from error
+        fields = said["fields"]
+        missing = [each for each in fields if not isinstance(row, dict) or each not in row]
+        if missing:
+            raise UsageError(
+                f"{where}: no {missing[0]!r}; expected {', '.join(fields)}: is it the right file?"
+            )
+        empty = [each for each in fields if each != "label" and not str(row[each]).strip()]
+        if empty:
+            raise UsageError(f"{where}: {empty[0]}: expected a text, got nothing; correct the line")
+        if isinstance(row["label"], bool) or row["label"] not in said["targets"]:
+            raise UsageError(
+                f"{where}: label: expected one of {', '.join(map(str, said['targets']))}, "
+                f"got {str(row['label'])[:40]!r}; questions without an answer cannot be scored"
+            )
+        yield {each: row[each] if each == "label" else str(row[each]) for each in fields}
