@@ -52,9 +52,9 @@ def desk(tmp_path: Path, made: Path, hub: Loopback, monkeypatch: pytest.MonkeyPa
     """A folder with everything that the pages take for granted, and the command on the PATH."""
     shutil.copytree(demo_model(), tmp_path / "my-model")
     text = (demo_model() / "heldout.txt").read_text(encoding="utf-8")
-    half = text.index("\n", len(text) // 2)
-    (tmp_path / "my-text.txt").write_text(text[:half], encoding="utf-8")
-    (tmp_path / "my-evaluation.txt").write_text(text[half:], encoding="utf-8")
+    first, last = (text.index("\n", len(text) * part // 4) for part in (1, 3))
+    (tmp_path / "my-text.txt").write_text(text[:first], encoding="utf-8")
+    (tmp_path / "my-evaluation.txt").write_text(text[last:], encoding="utf-8")
     for name in ("anybodys-4bit", "a", "b"):
         shutil.copytree(made, tmp_path / name)
     (tmp_path / "checksums").mkdir()
