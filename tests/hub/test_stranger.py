@@ -129,13 +129,10 @@ def test_gptq(hub: Loopback, which: str, tmp_path: Path, request: pytest.Fixture
     name = "quantkit/demo" if which == "demo" else "me/mini-rinna"
     hub.add(name, files_of(source))
     out = tmp_path / "out"
-    more = ["calibration.samples=16", "calibration.length=128"]
+    more = ["calibration.samples=32", "calibration.length=128"]
     recipe = "gptq-4bit-g128" if which == "demo" else "rinna-3.6b-ppo-gptq"
-    # mini-rinna is small; what 4 bits cost it is the gate's business elsewhere
-    loose = ["gate.max_perplexity_ratio=9", "gate.max_kl_mean=9", "gate.min_top1_agreement=0",
-             "gate.max_weight_error=9", "gate.min_generation_agreement=0"]  # fmt: skip
     claims = ["source.repo=''"] if which != "demo" else []
-    convert_and_publish(hub, name, recipe, out, *more, *loose, *claims, text=source / "heldout.txt")
+    convert_and_publish(hub, name, recipe, out, *more, *claims, text=source / "heldout.txt")
     text = "The value of 吾輩は猫"
     found = as_a_stranger(hub, tmp_path, "me/published", text, python)
     assert found["ids"] == sentencepiece_ids(source, text)
