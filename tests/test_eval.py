@@ -383,7 +383,7 @@ def test_a_signed_folder_is_signed_anew(
     folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
 ) -> None:
     pytest.importorskip("model_signing")
-    from trust.test_signing import make_key
+    from keys import make_key
 
     from quantkit.signing import open_signer
 

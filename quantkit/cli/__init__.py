@@ -12,6 +12,7 @@ Nothing heavy is imported before a verb needs it, so that ``--help`` is quick.
 """
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -24,6 +25,9 @@ __all__ = ["main"]
 def main() -> None:
     """The console script. The verbs are imported here, so that Ctrl-C never is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(
+        signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED)
+    )  # nothing is begun yet
     try:
         from quantkit.cli.app import app
 

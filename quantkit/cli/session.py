@@ -14,7 +14,7 @@ from quantkit.cli.display import Display
 from quantkit.errors import INTERRUPTED, QuantkitError
 
 _INTERRUPTED = (
-    "interrupted; nothing was saved: run the same command again, what is finished is taken up"
+    "interrupted; nothing was saved: run the same command again; a conversion takes up what is done"
 )
 
 

@@ -414,7 +414,7 @@ def test_a_missing_shard_and_lost_generation_settings_are_seen(tmp_path: Path) -
     assert good["failures"] == []
     (source / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
     lost = quantkit.check(sharded, source, text=ids, set=[*QUICK, *LAX])["gate"]
-    assert "generation_config.json is missing" in lost["failures"][0]
+    assert "generation_config.json: missing" in lost["failures"][0]
     (sharded / "model-00002-of-00003.safetensors").unlink()
     found = quantkit.check(sharded, source, text=ids, set=[*QUICK, *LAX])["gate"]
     assert found["levels"]["structure"] == "failed"
@@ -446,4 +446,4 @@ def test_out_of_range_ids_are_a_verdict(demo: Path, folder: Folder, tmp_path: Pa
     text = tmp_path / "ids.json"
     text.write_text("[[1, 2, 99999]]")
     report = judge(demo, folder.path, "bnb-nf4", *QUICK, text=text)
-    assert "largest token id is 99999" in str(report.failures[0])
+    assert "largest token id: 99999" in str(report.failures[0])

@@ -26,7 +26,7 @@ import quantkit
 pytestmark = pytest.mark.oracle
 
 ROOT = Path(__file__).resolve().parents[2]
-ASKED = os.environ.get("QUANTKIT_EVAL_QUESTIONS", "60")
+ASKED = os.environ.get("QUANTKIT_EVAL_QUESTIONS", "12")
 NAME = "jcommonsenseqa-valid-v1.3.jsonl"
 
 #: How far two log-likelihoods of one text may be apart, in nats: sums in float32 and in float64.
