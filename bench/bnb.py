@@ -113,12 +113,17 @@ def main() -> None:
     source = make_model(args.work, args.model, args.container)
     rows = [compare(args, source, recipe) for recipe in args.recipes]
     text = report(args, source, rows)
+    record(text, args)
+    if args.clean:
+        shutil.rmtree(source)
+
+
+def record(text: str, args: argparse.Namespace) -> None:
+    """Print a bench's table, and append it to RESULTS.md unless it was told not to."""
     print(text)
     if not args.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-    if args.clean:
-        shutil.rmtree(source)
 
 
 def make_model(work: Path, size: str, container: str) -> Path:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bnb import RESULTS, SIZES, Run, machine, make_model, process
+from bnb import SIZES, Run, machine, make_model, process, record
 from random_neox import write
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -62,10 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     text = {"speed": speed, "quality": quality, "keys": keys, "memory": memory}[args.what](args)
-    print(text)
-    if not args.no_record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    record(text, args)
 
 
 #: What differs from 4 bits, groups of 128, symmetric: ours, theirs.

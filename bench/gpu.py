@@ -23,7 +23,7 @@ from typing import Any
 
 import bnb
 import scale
-from bnb import HERE, RESULTS, SIZES, machine
+from bnb import HERE, SIZES, machine, record
 
 #: what, measured, beside it, the bar that it is held to
 Row = tuple[str, str, str, str]
@@ -46,10 +46,7 @@ def main() -> None:
     end = time.monotonic() + args.budget
     rows = [row for name in args.steps for row in in_turn(args, name, end)]
     text = report(args, rows)
-    print(text)
-    if not args.no_record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    record(text, args)
 
 
 def parsed() -> argparse.Namespace:

@@ -12,11 +12,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from bitsandbytes import functional
-from bnb import RESULTS, machine
+from bnb import machine, record
 
 from quantkit.kernels.fourbit import quantize_4bit
 from quantkit.kernels.int8 import quantize_int8
@@ -47,10 +46,7 @@ def main() -> None:
             "",
         ]
     )
-    print(text)
-    if not args.no_record:
-        with Path(RESULTS).open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    record(text, args)
 
 
 def four_bit(weight: torch.Tensor, kind: str, runs: int) -> str:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from bnb import RESULTS, SIZES, THEIRS, Run, attempt, machine, make_model, median
+from bnb import SIZES, THEIRS, Run, attempt, machine, make_model, median, record
 
 #: Each code is run as ``python -c CODE SOURCE OUT IDS``.
 BEGIN = """
@@ -189,10 +189,7 @@ def main() -> None:
     for name in args.tools:
         rows += theirs(args, source, ids, name, peers.get(name)) if name in ROUTES else []
     text = report(args, source, rows)
-    print(text)
-    if not args.no_record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    record(text, args)
 
 
 def parsed() -> argparse.Namespace:

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import bnb
-from bnb import HERE, RESULTS, SIZES, Run, machine, make_model, median, process
+from bnb import HERE, SIZES, Run, machine, make_model, median, process, record
 from scale_report import FORECAST, Record, parameters, read_records, section, summary
 
 RECORDS = HERE / "scale.jsonl"
@@ -69,10 +69,10 @@ def main() -> None:
         print(f"{made}: {weight_bytes(made) / 1e9:.2f} GB")
         return
     if args.piece == "table":
-        publish(args, summary(args, read_records(args.records)))
+        record(summary(args, read_records(args.records)), args)
         return
     found = [stamped(each) for each in PIECES[args.piece](args)]
-    publish(args, section(args, found))
+    record(section(args, found), args)
     if not args.no_record:
         with args.records.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(each)) + "\n" for each in found)
@@ -95,13 +95,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--no-record", action="store_true", help="write neither file nor plot")
     return parser.parse_args()
-
-
-def publish(args: argparse.Namespace, text: str) -> None:
-    print(text)
-    if not args.no_record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
 
 
 # sources

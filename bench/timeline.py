@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bnb import HERE, RESULTS, SIZES, machine, make_model, process
+from bnb import HERE, SIZES, machine, make_model, process, record
 
 DOCS = HERE.parent / "docs"
 
@@ -149,12 +149,10 @@ def main() -> None:
     spans = [Span(*each) for each in json.loads(notes.read_text())]
     ranked = by_stage(run.seconds, spans)
     text = report(args, run.seconds, ranked)
-    print(text)
     if not args.no_record:
         draw(args.plots / f"timeline-{args.what}.png", spans, run.seconds)
         name_costs(args, run.seconds, ranked)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    record(text, args)
 
 
 def parsed() -> argparse.Namespace:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from bnb import RESULTS, machine
+from bnb import machine, record
 from sentencepiece import SentencePieceProcessor
 
 from quantkit.tokenization import make_files
@@ -61,10 +61,7 @@ def main() -> None:
             "",
         ]
     )
-    print(report)
-    if not args.no_record:
-        with Path(RESULTS).open("a", encoding="utf-8") as file:
-            file.write(report + "\n")
+    record(report, args)
 
 
 def encoders(source: Path, model: Path) -> dict[str, Encode]:

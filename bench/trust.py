@@ -91,10 +91,7 @@ def main() -> None:
     if args.make_only:
         return
     text = report(args, source)
-    print(text)
-    if not args.no_record:
-        with bnb.RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    bnb.record(text, args)
 
 
 def report(args: argparse.Namespace, source: Path) -> str:

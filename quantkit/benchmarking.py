@@ -8,7 +8,6 @@ say nothing. What is found goes into the manifest, and from there onto the card.
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from quantkit.amending import amend
 from quantkit.card import NAME as CARD
 from quantkit.card import render_card
 from quantkit.devices import Device, choose_device
+from quantkit.digests import digest_bytes
 from quantkit.errors import UsageError
 from quantkit.gate.field import REFERENCE, compute_dtype
 from quantkit.gate.models import load_plain, load_saved
@@ -30,7 +30,7 @@ from quantkit.source import Source
 from quantkit.subject import Subject, check_ids, read_subject, source_of
 from quantkit.tasks import Wanted, read_tasks
 from quantkit.tokenizer import has_library_files, library_tokenizer
-from quantkit.types import Event, FileDigest, Listener, silent
+from quantkit.types import Event, Listener, silent
 
 
 def eval(
@@ -192,7 +192,7 @@ def _record(
     """The folder with ``results`` in its manifest, on its card, and the answers beside."""
     manifest = amended(subject.manifest, results, answers)
     card = render_card(manifest).encode("utf-8")
-    manifest["output"]["files"].append(_digest(CARD, card))
+    manifest["output"]["files"].append(asdict(digest_bytes(CARD, card)))
     amend(subject.place, subject.before, manifest, {**answers, CARD: card}, subject.signer)
 
 
@@ -210,13 +210,9 @@ def amended(
         for each in manifest["output"]["files"]
         if each["name"] != CARD and each["name"] not in answers
     ]
-    files += [_digest(name, data) for name, data in answers.items()]
+    files += [asdict(digest_bytes(name, data)) for name, data in answers.items()]
     return {
         **manifest,
         "benchmarks": [*kept, *results],
         "output": {**manifest["output"], "files": files},
     }
-
-
-def _digest(name: str, data: bytes) -> dict[str, Any]:
-    return asdict(FileDigest(name, len(data), hashlib.sha256(data).hexdigest()))

@@ -49,6 +49,11 @@ class StreamDigest:
         return FileDigest(name, self._length, found[0], md5, is_weight)
 
 
+def digest_bytes(name: str, data: bytes) -> FileDigest:
+    """SHA-256 of a small file that is about to be written."""
+    return FileDigest(name, len(data), hashlib.sha256(data).hexdigest())
+
+
 def digest_file(
     path: Path,
     name: str | None = None,

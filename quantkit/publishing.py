@@ -8,7 +8,6 @@ in place. So a branch has all of it or nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jinja2 import UndefinedError
 
 from quantkit.card import NAME as CARD
 from quantkit.destination import Destination, Push, look
-from quantkit.digests import digest_file
+from quantkit.digests import digest_bytes, digest_file
 from quantkit.errors import HubError, SourceError, UsageError
 from quantkit.hub import HUB_ID, api, explained, large_file_route
 from quantkit.licences import Licence
@@ -182,16 +181,15 @@ def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:
 
 def _files(folder: Path, manifest: Mapping[str, Any], *, signed: bool) -> tuple[LocalFile, ...]:
     """What the manifest lists, the manifest itself, and a signature that is yet to be made."""
-    own = manifest_text(manifest).encode("utf-8")
+    own = digest_bytes(MANIFEST, manifest_text(manifest).encode("utf-8"))
     listed = [
         LocalFile(
             each["name"], folder / each["name"], each["bytes"], each["sha256"], each["is_weight"]
         )
         for each in manifest["output"]["files"]
     ]
-    digest = hashlib.sha256(own).hexdigest()
     signature = [LocalFile(SIGNATURE, folder / SIGNATURE, 0, "")] if signed else []
-    return (*listed, LocalFile(MANIFEST, folder / MANIFEST, len(own), digest), *signature)
+    return (*listed, LocalFile(MANIFEST, folder / MANIFEST, own.bytes, own.sha256), *signature)
 
 
 def _offer(asked: Push, there: Destination | None, said: Sequence[str]) -> dict[str, Any]:

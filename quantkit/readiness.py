@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from quantkit.card import NAME as CARD
 from quantkit.card import render_card
-from quantkit.digests import digest_file
+from quantkit.digests import digest_bytes, digest_file
 from quantkit.errors import (
     GateError,
     LicenceError,
@@ -22,7 +21,7 @@ from quantkit.licences import Licence, licence_json
 from quantkit.lineage import differing, judge_source
 from quantkit.registry import Registry
 from quantkit.staging import MANIFEST
-from quantkit.types import FileDigest, silent
+from quantkit.types import silent
 
 Kind = Literal["unjudged", "changed", "withdrawn", "licence"]
 
@@ -110,12 +109,8 @@ def described(
         ]
     made["output"] = {**manifest["output"], "files": files}
     card = render_card(made).encode("utf-8")
-    made["output"]["files"] = [*files, _digest(card)]
+    made["output"]["files"] = [*files, asdict(digest_bytes(CARD, card))]
     return made, card
-
-
-def _digest(card: bytes) -> dict[str, Any]:
-    return asdict(FileDigest(CARD, len(card), hashlib.sha256(card).hexdigest()))
 
 
 def _present(folder: Path) -> list[str]:

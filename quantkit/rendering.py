@@ -28,7 +28,7 @@ def misbehaviour(template: str) -> str:
 
     That it refuses the two messages, or lacks a variable, is not wrong.
     """
-    words = [sys.executable, "-P", "-m", __name__]
+    words = [sys.executable, "-P", __file__]  # by its path: it needs nothing else of ours
     try:
         done = subprocess.run(
             words, input=template.encode(), capture_output=True, timeout=10 * SECONDS, check=False
@@ -39,7 +39,10 @@ def misbehaviour(template: str) -> str:
         return done.stdout.decode("utf-8", "replace").strip()
     if done.returncode < 0:  # the system's limit on its time
         return f"it takes more than {SECONDS} seconds"
-    return "" if done.returncode == 0 else "it takes more memory than any prompt"
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return f"it could not be rendered: {said}"
+    return ""
 
 
 def _render(template: str) -> str:

@@ -17,13 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from quantkit.errors import (
-    MismatchError,
-    QuantkitError,
-    SourceError,
-    UsageError,
-    on_one_line,
-)
+from quantkit.errors import MismatchError, SourceError, UsageError, on_one_line
 
 SIGNATURE = "model.sig"
 
@@ -55,11 +49,13 @@ class Signer:
         self.config.sign(folder, folder / SIGNATURE)
 
     def _has_signed(self, folder: Path) -> bool:
-        with TemporaryDirectory() as room:
+        if not (folder / SIGNATURE).is_file():
+            return False
+        with TemporaryDirectory() as room, suppress(MismatchError):
             public = Path(room) / "key.pub"
             public.write_bytes(_public_half(self.key))
-            with suppress(QuantkitError):
-                return check_signature(folder, public) == "valid"
+            _verify(folder, _verifier(public), every_file=True)
+            return True
         return False
 
 
@@ -115,21 +111,34 @@ def check_signature(folder: Path, public_key: Path | None) -> str:
             "publisher, or drop the option"
         )
     try:
-        from model_signing import hashing, verifying
+        config = _verifier(public_key)
     except ImportError as error:
         raise SourceError(
             f"{folder / SIGNATURE}: cannot be checked without model-signing ({error}); {_INSTALL}"
         ) from error
+    # files that are in no manifest have been refused before; the hub client adds its own
+    _verify(folder, config, every_file=False)
+    return "valid"
+
+
+def _verifier(public_key: Path) -> Any:
+    from model_signing import verifying
+
     try:
-        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+        return verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:  # the cryptography library raises many kinds
         raise UsageError(
             f"--public-key {public_key}: not a readable elliptic-curve public key in PEM: "
             f"{on_one_line(error)}"
         ) from error
-    # files that are in no manifest have been refused before; the hub client adds its own
+
+
+def _verify(folder: Path, config: Any, *, every_file: bool) -> None:
+    """Hold ``folder`` to its signature; with ``every_file``, one that it does not name is wrong."""
+    from model_signing import hashing
+
     config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
-    config.set_ignore_unsigned_files(True)
+    config.set_ignore_unsigned_files(not every_file)
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as error:  # ValueError, or whatever a damaged bundle ends in
@@ -137,4 +146,3 @@ def check_signature(folder: Path, public_key: Path | None) -> str:
             f"{folder / SIGNATURE}: not this key's signature over these files: "
             f"{on_one_line(error)}; do not use the folder"
         ) from error
-    return "valid"

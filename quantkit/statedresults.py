@@ -19,9 +19,10 @@ def stated_results(stated: Mapping[str, Any], repo_id: str | None) -> list[dict[
     """
     if repo_id is None:
         return []
-    own = {"name": f"the card of {repo_id}, of the weights before quantization"}
+    said = f"the card of {repo_id}, of the weights before quantization"
+    own = {"name": said, "url": f"{SITE}/{repo_id}"}
     results = [
-        {**each, "source": _attribution(each) or {**own, "url": f"{SITE}/{repo_id}"}}
+        {**each, "source": _attribution(each) or own}
         for each in _results(stated.get("model-index"))
     ]
     return [{"name": f"{repo_id} (the source)", "results": results[:_MOST]}] if results else []

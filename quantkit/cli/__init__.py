@@ -25,9 +25,8 @@ __all__ = ["main"]
 def main() -> None:
     """The console script. The verbs are imported here, so that Ctrl-C never is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    signal.signal(
-        signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED)
-    )  # nothing is begun yet
+    # until a verb has a handler of its own: nothing is begun yet
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     try:
         from quantkit.cli.app import app
 
@@ -35,7 +34,7 @@ def main() -> None:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:  # before a verb's own handler was in place
+    except KeyboardInterrupt:  # a verb's handler was at work, and its session had ended
         code = INTERRUPTED
     _leave(code)
 

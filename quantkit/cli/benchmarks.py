@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import quantkit
-from quantkit.cli.options import AsJson, ComputeDevice, DeviceName
+from quantkit.cli.options import AsJson, ComputeDevice, DeviceName, SigningKey
 from quantkit.cli.session import session
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
@@ -46,10 +46,6 @@ PlainPrompts = Annotated[
 BatchSize = Annotated[
     int, typer.Option("--batch-size", help="Requests at a time; the figures are stated with it.")
 ]
-Sign = Annotated[
-    Path | None,
-    typer.Option("--sign", metavar="KEY", help="The private key (PEM) of a folder that is signed."),
-]
 
 
 def eval_(
@@ -62,7 +58,7 @@ def eval_(
     plain_prompts: PlainPrompts = False,
     batch_size: BatchSize = 1,
     device: ComputeDevice = DeviceName.auto,
-    sign: Sign = None,
+    sign: SigningKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Run benchmark tasks on a finished folder and on its source; figures go onto the card."""

@@ -35,7 +35,7 @@ _ears: set[str] = set()
 
 def _listen(event: str, given: tuple[object, ...]) -> None:
     # a chat template is rendered by a process of our own, which is no file's choosing
-    ours = event == "subprocess.Popen" and "quantkit.rendering" in str(given[1])
+    ours = event == "subprocess.Popen" and "rendering.py" in str(given[1])
     if event in _ears and not ours:
         heard.append(event)
 

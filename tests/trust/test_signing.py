@@ -14,6 +14,7 @@ from tiny import write_source
 
 import quantkit
 from quantkit.records import read_manifest, write_manifest
+from quantkit.signing import SIGNATURE, check_signature, open_signer
 
 pytest.importorskip("model_signing")
 
@@ -113,3 +114,20 @@ def test_without_the_package_nothing_is_called_valid(
         "    raise SystemExit('it passed')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_it_is_signed_again_only_where_the_signature_no_longer_covers_it(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    signature = folder / SIGNATURE
+    mine, other = (open_signer(keys[name][0]) for name in ("mine", "other"))
+    before = signature.read_bytes()
+    mine.sign(folder)
+    assert signature.read_bytes() == before
+    (folder / "more.txt").write_text("a file that the signature does not name")
+    mine.sign(folder)
+    assert (after := signature.read_bytes()) != before
+    other.sign(folder)
+    assert signature.read_bytes() != after
+    assert check_signature(folder, keys["other"][1]) == "valid"
