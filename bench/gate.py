@@ -1,11 +1,15 @@
 """What the gate costs: passes of the source, and memory with 8 and with 32 layers.
 
-    python bench/gate.py [--hidden 512] [--windows 12] [--length 256]
+    python bench/gate.py [layers] [--hidden 512] [--windows 12] [--length 256]
+    python bench/gate.py convert [--model 267M] [--windows 16] [--length 1024]
+
+``convert`` is the whole command, gate included, beside one pass and the floor of bench/bnb.py.
 
 Random GPT-NeoX models in fp16, quantized to NF4 by quantkit, judged on random ids. Every
 measurement is a process of its own. A *pass* is the source itself, held whole in the data
 type that the quantized model computes in (float16), over the same windows; the gate's cost
-is that of `quantkit check` from the opened folder to the verdict, without imports.
+is that of `quantkit check` from the opened folder to the verdict, without imports; that of
+`convert` is its whole process.
 Appends to bench/RESULTS.md.
 """
 
@@ -14,16 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+import bnb
+from bnb import RESULTS, SIZES
+
 LAX = (
     "gate.max_perplexity_ratio=1e9",
     "gate.max_kl_mean=1e9",
@@ -34,14 +40,20 @@ LAX = (
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("what", nargs="?", choices=["layers", "convert"], default="layers")
     options.add_argument("--hidden", type=int, default=512)
-    options.add_argument("--windows", type=int, default=12)
-    options.add_argument("--length", type=int, default=256)
+    options.add_argument("--model", choices=SIZES, default="267M", help="for convert")
+    options.add_argument("--windows", type=int, help="12, for convert 16")
+    options.add_argument("--length", type=int, help="256 tokens, for convert 1024")
     options.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     asked = options.parse_args()
+    usual = (12, 256) if asked.what == "layers" else (16, 1024)
+    asked.windows, asked.length = asked.windows or usual[0], asked.length or usual[1]
     with tempfile.TemporaryDirectory(prefix="quantkit-bench-") as name:
-        found = measure(Path(name), asked)
-    lines = report(found, asked)
+        if asked.what == "convert":
+            lines = converted(Path(name), asked)
+        else:
+            lines = report(measure(Path(name), asked), asked)
     print("\n".join(lines))
     if not asked.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
@@ -58,6 +70,33 @@ def measure(place: Path, asked: argparse.Namespace) -> dict[str, dict[str, float
     return found
 
 
+def converted(place: Path, asked: argparse.Namespace) -> list[str]:
+    """The whole of ``convert`` in NF4 with its gate, after one that fills the caches."""
+    source = bnb.make_source(place / "source-0", SIZES[asked.model], "safetensors")
+    write_ids(place, SIZES[asked.model]["vocab_size"], asked)
+    out, spent = place / "out", child("one_pass", place, 0)
+    words = [sys.executable, "-m", "quantkit", "convert", source, "--recipe", "bnb-nf4"]
+    words += ["--out", out, "--text", place / "ids.json", "--device", "cpu", "--overwrite"]
+    os.environ["QUANTKIT_CACHE"] = str(place / "cache")
+    bnb.process([*map(str, words), "--no-gate"], out)
+    run = bnb.process([*map(str, words), *(f"--set={each}" for each in LAX)], out)
+    stages = json.loads((out / "quantkit-manifest.json").read_text())
+    assert stages["gate"]["levels"]["perplexity"] == "passed", stages["gate"]
+    floor = bnb.floor(place, source, "bnb-nf4", (out / "model.safetensors").stat().st_size)
+    passes = (run.seconds - floor["floor"]) / spent["seconds"]
+    return [
+        *heading(asked, f"convert --model {asked.model}"),
+        "| what | seconds | peak MB |",
+        "| --- | --- | --- |",
+        f"| one pass of {asked.windows} windows | {spent['seconds']:.1f} | "
+        f"{spent['peak'] / 1e6:.0f} |",
+        f"| floor of the conversion | {floor['floor']:.1f} | |",
+        f"| convert with its gate | {run.seconds:.1f} | {run.peak / 1e6:.0f} |",
+        "",
+        f"Beyond the floor: {passes:.2f} passes.",
+    ]
+
+
 def prepare(place: Path, layers: int, asked: argparse.Namespace) -> None:
     from random_neox import write
 
@@ -68,8 +107,12 @@ def prepare(place: Path, layers: int, asked: argparse.Namespace) -> None:
     folder.mkdir()
     write(str(folder), size, "safetensors")
     quantkit.convert(folder, "bnb-nf4", place / f"nf4-{layers}", no_gate=True)
+    write_ids(place, 4096, asked)
+
+
+def write_ids(place: Path, vocabulary: int, asked: argparse.Namespace) -> None:
     drawn = random.Random(0)
-    ids = [[drawn.randrange(4096) for _ in range(asked.length)] for _ in range(asked.windows)]
+    ids = [[drawn.randrange(vocabulary) for _ in range(asked.length)] for _ in range(asked.windows)]
     (place / "ids.json").write_text(json.dumps(ids))
 
 
@@ -127,16 +170,8 @@ def check(place: Path, layers: int, *more: str) -> float:
 
 
 def report(found: dict[str, dict[str, float]], asked: argparse.Namespace) -> list[str]:
-    from importlib.metadata import version
-
-    libraries = ", ".join(f"{each} {version(each)}" for each in ("torch", "transformers"))
     lines = [
-        f"## Gate, {datetime.now(UTC):%Y-%m-%d %H:%M}",
-        "",
-        f"`python bench/gate.py --hidden {asked.hidden} --windows {asked.windows} --length "
-        f"{asked.length}`; {platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS="
-        f"{os.environ.get('OMP_NUM_THREADS', 'unset')}, load {os.getloadavg()[0]:.1f}, {libraries}",
-        "",
+        *heading(asked, f"--hidden {asked.hidden}"),
         "| layers | what | seconds | passes | peak MB |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -150,6 +185,18 @@ def report(found: dict[str, dict[str, float]], asked: argparse.Namespace) -> lis
             )
     growth = found["gate by layer 32"]["peak"] / found["gate by layer 8"]["peak"] - 1
     return [*lines, "", f"Peak by layer, 32 layers against 8: {growth:+.1%}."]
+
+
+def heading(asked: argparse.Namespace, words: str) -> list[str]:
+    libraries = ", ".join(f"{each} {version(each)}" for each in ("torch", "transformers"))
+    return [
+        f"## Gate, {datetime.now(UTC):%Y-%m-%d %H:%M}",
+        "",
+        f"`python bench/gate.py {words} --windows {asked.windows} --length {asked.length}`; "
+        f"{bnb.machine()}; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}, "
+        f"load {os.getloadavg()[0]:.1f}, {libraries}",
+        "",
+    ]
 
 
 if __name__ == "__main__":

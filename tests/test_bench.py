@@ -245,6 +245,7 @@ WHOLE = [
     ["bnb.py", *TINY, "--runs", "1", "--container", "torch", "--clean"],
     ["gptq.py", "speed", *TINY],
     ["gate.py", "--hidden", "64", "--windows", "2", "--length", "32", "--no-record"],
+    ["gate.py", "convert", *TINY, "--windows", "2", "--length", "32"],
     ["trust.py", *TINY, "--runs", "1"],
     ["peers.py", *TINY, "--runs", "1", "--samples", "2"],
     ["kernel_rates.py", "--runs", "1", "--no-record"],
