@@ -202,7 +202,7 @@ def quality(args: argparse.Namespace) -> str:
     import quantkit
 
     rows: list[str] = []
-    removed: list[tuple[float, float]] = []
+    removed: list[list[float | None]] = []
     for name, source, ids, text, skip in trained(args.work):
         if args.only and name not in args.only:
             continue
@@ -243,10 +243,11 @@ def quality(args: argparse.Namespace) -> str:
             )
         if args.peer:
             pairs = zip(lost["GPTQ, quantkit"], lost["GPTQ, GPTQModel"], strict=True)
-            removed.append(tuple(1 - mine / peers for mine, peers in pairs))
+            removed.append([_share(mine, peers) for mine, peers in pairs])
             rows.append(_removed(name, removed[-1]))
     if removed:
-        means = [sum(each) / len(removed) for each in zip(*removed, strict=True)]
+        known = [[x for x in each if x is not None] for each in zip(*removed, strict=True)]
+        means = [sum(each) / len(each) if each else None for each in known]
         rows.append(_removed("mean", means))
     return "\n".join(
         [
@@ -264,9 +265,14 @@ def quality(args: argparse.Namespace) -> str:
     )
 
 
-def _removed(name: str, shares: Sequence[float]) -> str:
-    loss, divergence = shares
-    return f"| {name} | share of GPTQModel's removed | | | {loss:.2f} | {divergence:.2f} |"
+def _share(mine: float, peers: float) -> float | None:
+    """Of the peer's loss, what ours is less; None where the peer lost nothing."""
+    return 1 - mine / peers if peers > 0 else None
+
+
+def _removed(name: str, shares: Sequence[float | None]) -> str:
+    said = ["nothing lost" if each is None else f"{each:.2f}" for each in shares]
+    return f"| {name} | share of GPTQModel's removed | | | {' | '.join(said)} |"
 
 
 #: As in the paper.

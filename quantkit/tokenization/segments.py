@@ -32,7 +32,10 @@ _CLUSTERS_AFTER = (
 )
 
 # Most of what is written, in few ranges.
-_USUAL = r"\n\x{20}-\x{7e}\x{400}-\x{45f}\x{3041}-\x{30ff}\x{4e00}-\x{9fff}\x{ac00}-\x{d7a3}"
+_USUAL = (
+    r"\n\x{20}-\x{7e}\x{400}-\x{45f}\x{2010}-\x{2027}\x{3000}-\x{3029}\x{3041}-\x{30ff}"
+    r"\x{4e00}-\x{9fff}\x{ac00}-\x{d7a3}\x{ff01}-\x{ff5e}"
+)
 
 
 def cut_pattern(coverage: Coverage, copied: tuple[str, ...]) -> str:
