@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,12 @@ def main() -> None:
 VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "sym": ([], {}),
     "asym": (["method.sym=false"], {"sym": False}),
-    "desc_act": (["method.desc_act=true"], {"desc_act": True}),
+    "desc_act": (["method.desc_act=true", "method.group_order=false"], {"desc_act": True}),
 }
+
+
+#: The calibration windows are taken as they are.
+USUAL = ["calibration.length=256", "calibration.packing=apart"]
 
 
 def speed(args: argparse.Namespace) -> str:
@@ -146,13 +151,14 @@ def cells(run: Run) -> str:
 
 
 def ours(source: Path, out: Path, ids: Path, overrides: list[str]) -> list[str]:
-    usual = ["calibration.length=256", "calibration.packing=apart", "source.repo="]
     words = [
         sys.executable, "-m", "quantkit", "convert", str(source),
         "--recipe", "gptq-4bit-g128", "--out", str(out), "--no-gate", "--device", "cpu",
         "--calibration", str(ids),
     ]  # fmt: skip
-    return words + [word for each in [*usual, *overrides] for word in ("--set", each)]
+    return words + [
+        word for each in [*USUAL, "source.repo=", *overrides] for word in ("--set", each)
+    ]
 
 
 def theirs(python: Path, source: Path, out: Path, ids: Path, options: dict[str, Any]) -> list[str]:
@@ -203,14 +209,16 @@ def quality(args: argparse.Namespace) -> str:
 
     rows: list[str] = []
     removed: list[list[float | None]] = []
-    for name, source, ids, text, skip in trained(args.work):
-        if args.only and name not in args.only:
-            continue
+    chosen = [each for each in trained(args.work) if not args.only or each[0] in args.only]
+    for variant, (model, source, ids, text, skip) in product(args.variants, chosen):
+        more, options = VARIANTS[variant]
+        options = {"group_size": 64, **options} | ({"dynamic": skip} if skip else {})
+        name = model if variant == "sym" else f"{model}-{variant}"
         made = {}
         for label, recipe, overrides in (
             ("NF4", "bnb-nf4", []),
-            ("GPTQ, quantkit", "gptq-4bit-g128", ["method.group_size=64", "calibration.length=256",
-                                                  "calibration.packing=apart", "method.ignore=[]"]),
+            ("GPTQ, quantkit", "gptq-4bit-g128", [*more, *USUAL, "method.group_size=64",
+                                                  "method.ignore=[]"]),
         ):  # fmt: skip
             out = args.work / f"{name}-{recipe}"
             made[label] = out
@@ -223,7 +231,6 @@ def quality(args: argparse.Namespace) -> str:
             )  # fmt: skip
         if args.peer:
             out = args.work / f"{name}-gptqmodel"
-            options: dict[str, Any] = {"group_size": 64} | ({"dynamic": skip} if skip else {})
             if not (args.reuse and out.is_dir()):
                 process(theirs(args.peer, source, out, ids, options), out)
             made["GPTQ, GPTQModel"] = out
@@ -252,7 +259,7 @@ def quality(args: argparse.Namespace) -> str:
     return "\n".join(
         [
             f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py quality: 4 bits, groups of 64, "
-            "symmetric, no g_idx shuffling",
+            f"{', '.join(args.variants)}",
             "",
             f"{machine()}; {versions(args.peer)}; windows of 256 tokens, the same calibration ids; "
             "weights decoded alike for all.",
@@ -303,8 +310,8 @@ def keys(args: argparse.Namespace) -> str:
             out = made[label] = args.work / "keys" / f"{name}-{len(made)}"
             quantkit.convert(
                 source, "gptq-4bit-g128", out, overwrite=True, no_gate=True, calibration=ids,
-                set=["source.repo=", "calibration.length=256", "calibration.packing=apart",
-                     "method.group_size=64", *(f"method.{each}" for each in overrides)],
+                set=["source.repo=", *USUAL, "method.group_size=64",
+                     *(f"method.{each}" for each in overrides)],
             )  # fmt: skip
         found = quantkit.compare(
             list(made.values()), source, text=text,
