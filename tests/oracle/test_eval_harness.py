@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from commanding import COMMAND, the_error
+from oracle import environments
 from oracle.plain_likelihoods import likelihoods, read, right
 from test_eval import write_questions
 
@@ -45,11 +46,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(os.environ["QUANTKIT_LMEVAL_PYTHON"])
     if find_spec("lm_eval") is not None:
         return Path(sys.executable)
-    folder = tmp_path_factory.mktemp("lm-eval")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    subprocess.run([*pip, f"{ROOT}[eval]"], check=True)
+    python = environments.make(tmp_path_factory.mktemp("lm-eval"))
+    environments.lend_all(python)
+    environments.install(python, "--constraint", ROOT / "constraints.txt", f"{ROOT}[eval]")
     return python
 
 

@@ -12,12 +12,12 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from oracle import environments
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -125,30 +125,26 @@ def decoded_logits(folder: Path, source: Path, ids: list[list[int]]) -> list[tor
         return [model(torch.tensor([each])).logits[0] for each in ids]
 
 
-def environment(folder: Path, named: str, wanted: tuple[str, ...], *last: str) -> Path:
-    if os.environ.get(named):
-        return Path(os.environ[named])
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, *wanted], check=True)
-    if last:
-        built = os.environ | {"BUILD_CUDA_EXT": "0"}
-        subprocess.run([*pip, "--no-build-isolation", *last], check=True, env=built)
+@pytest.fixture(scope="module")
+def python_gptqmodel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if named := os.environ.get("QUANTKIT_GPTQMODEL_PYTHON"):
+        return Path(named)
+    python = environments.make(tmp_path_factory.mktemp("gptqmodel"))
+    environments.lend_torch(python)
+    environments.install(python, *GPTQMODEL)
     return python
 
 
 @pytest.fixture(scope="module")
-def python_gptqmodel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gptqmodel")
-    return environment(folder, "QUANTKIT_GPTQMODEL_PYTHON", GPTQMODEL)
-
-
-@pytest.fixture(scope="module")
 def python_autogptq(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("autogptq")
+    if named := os.environ.get("QUANTKIT_AUTOGPTQ_PYTHON"):
+        return Path(named)
+    python = environments.make(tmp_path_factory.mktemp("autogptq"))
+    environments.lend_torch(python)
+    environments.install(python, *AUTOGPTQ)
     wanted = ("auto-gptq==0.7.1", "torch==2.13.0", "numpy<2")
-    return environment(folder, "QUANTKIT_AUTOGPTQ_PYTHON", AUTOGPTQ, *wanted)
+    environments.install(python, "--no-build-isolation", *wanted, BUILD_CUDA_EXT="0")
+    return python
 
 
 def opens_alike(python: Path, how: str, folders: dict, tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from oracle import environments
 from sentencepiece import SentencePieceProcessor
 
 from quantkit.resources import demo_model, evaluation_text
@@ -50,10 +50,8 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def python_457(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("transformers-4.57")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *WANTED], check=True)
+    python = environments.make(tmp_path_factory.mktemp("transformers-4.57"))
+    environments.install(python, *WANTED)
     return python
 
 
