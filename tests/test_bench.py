@@ -82,7 +82,7 @@ def columns(text: str) -> set[str]:
 def test_every_figure_of_speed_or_memory_was_measured(page: str) -> None:
     path = ROOT / page if page == "README.md" else ROOT / "docs" / page
     results = (BENCH / "RESULTS.md").read_text(encoding="utf-8")
-    known = set(re.findall(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?", results))
+    known = set(re.findall(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?", results))
     unknown = figures(path.read_text(encoding="utf-8")) - known
     assert not unknown, f"{page}: not in bench/RESULTS.md: {sorted(unknown)}"
 
