@@ -209,8 +209,7 @@ def quality(args: argparse.Namespace) -> str:
 
     rows: list[str] = []
     removed: list[list[float | None]] = []
-    chosen = [each for each in trained(args.work) if not args.only or each[0] in args.only]
-    for variant, (model, source, ids, text, skip) in product(args.variants, chosen):
+    for variant, (model, source, ids, text, skip) in product(args.variants, chosen(args)):
         more, options = VARIANTS[variant]
         options = {"group_size": 64, **options} | ({"dynamic": skip} if skip else {})
         name = model if variant == "sym" else f"{model}-{variant}"
@@ -304,7 +303,7 @@ def keys(args: argparse.Namespace) -> str:
     import quantkit
 
     rows = []
-    for name, source, ids, text, _ in trained(args.work):
+    for name, source, ids, text, _ in chosen(args):
         made = {}
         for label, overrides in KEYS.items():
             out = made[label] = args.work / "keys" / f"{name}-{len(made)}"
@@ -336,6 +335,11 @@ def keys(args: argparse.Namespace) -> str:
 
 #: A model, its source, calibration ids, evaluation text, and what GPTQModel must skip.
 Trained = tuple[str, Path, Path, Path | list[Path], dict[str, Any]]
+
+
+def chosen(args: argparse.Namespace) -> list[Trained]:
+    """``--only`` some of them, or all."""
+    return [each for each in trained(args.work) if not args.only or each[0] in args.only]
 
 
 def trained(work: Path) -> list[Trained]:
