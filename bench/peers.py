@@ -246,7 +246,7 @@ def theirs(
         return [absent(name, each, f"no --peer {name}=PYTHON") for each in routes]
     package = PACKAGES.get(name, name)
     try:
-        named = f"{name} {installed(python, package)}"
+        named = f"{name} ({package} {installed(python, package)})"
     except (OSError, subprocess.CalledProcessError):
         return [absent(name, each, f"{python} has no {package}") for each in routes]
     out = args.work / "peers-out"
