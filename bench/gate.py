@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import bnb
-from bnb import RESULTS, SIZES
+from bnb import SIZES
 
 LAX = (
     "gate.max_perplexity_ratio=1e9",
@@ -54,10 +54,7 @@ def main() -> None:
             lines = converted(Path(name), asked)
         else:
             lines = report(measure(Path(name), asked), asked)
-    print("\n".join(lines))
-    if not asked.no_record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write("\n".join(["", *lines, ""]))
+    bnb.record("\n".join([*lines, ""]), asked)
 
 
 def measure(place: Path, asked: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -80,8 +77,8 @@ def converted(place: Path, asked: argparse.Namespace) -> list[str]:
     os.environ["QUANTKIT_CACHE"] = str(place / "cache")
     bnb.process([*map(str, words), "--no-gate"], out)
     run = bnb.process([*map(str, words), *(f"--set={each}" for each in LAX)], out)
-    stages = json.loads((out / "quantkit-manifest.json").read_text())
-    assert stages["gate"]["levels"]["perplexity"] == "passed", stages["gate"]
+    judged = json.loads((out / "quantkit-manifest.json").read_text())["gate"]
+    assert judged["levels"]["perplexity"] == judged["levels"]["generation"] == "passed", judged
     floor = bnb.floor(place, source, "bnb-nf4", (out / "model.safetensors").stat().st_size)
     passes = (run.seconds - floor["floor"]) / spent["seconds"]
     return [

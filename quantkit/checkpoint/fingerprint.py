@@ -12,7 +12,7 @@ order play no part. It recognizes what was repacked, not what was changed: one o
 one weight is another model.
 
 BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) because these bytes are digested a second
-time, beside the files' SHA-256; a second SHA-256 took three times as long.
+time, beside the files' SHA-256, and a second SHA-256 is slower.
 """
 
 from __future__ import annotations

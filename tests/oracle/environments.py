@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 
-#: torch is most of what an environment weighs, and every one wants the version that is here.
+#: torch is most of what an environment weighs.
 _TORCH = ("torch", "torchgen", "functorch")
 
 
@@ -24,9 +25,14 @@ def install(python: Path, *wanted: str | Path, **variables: str) -> None:
     subprocess.run([python, *words], check=True, env=os.environ | variables)
 
 
-def lend_torch(python: Path) -> None:
-    """Links to the torch that is here; pip takes it for installed, and adds what it needs."""
+def lend_torch(python: Path, wanted: Sequence[str]) -> None:
+    """Links to the torch that is here; pip takes it for installed, and adds what it needs.
+
+    Only where it is the one that is wanted: pip would remove another through the links.
+    """
     torch = distribution("torch")
+    if f"torch=={torch.version.partition('+')[0]}" not in wanted:
+        return
     here = Path(str(torch.locate_file("")))
     metadata = next(here.glob(f"torch-{torch.version}.dist-info"))
     for name in (*_TORCH, metadata.name):

@@ -130,7 +130,7 @@ def python_gptqmodel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if named := os.environ.get("QUANTKIT_GPTQMODEL_PYTHON"):
         return Path(named)
     python = environments.make(tmp_path_factory.mktemp("gptqmodel"))
-    environments.lend_torch(python)
+    environments.lend_torch(python, GPTQMODEL)
     environments.install(python, *GPTQMODEL)
     return python
 
@@ -140,7 +140,7 @@ def python_autogptq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if named := os.environ.get("QUANTKIT_AUTOGPTQ_PYTHON"):
         return Path(named)
     python = environments.make(tmp_path_factory.mktemp("autogptq"))
-    environments.lend_torch(python)
+    environments.lend_torch(python, AUTOGPTQ)
     environments.install(python, *AUTOGPTQ)
     wanted = ("auto-gptq==0.7.1", "torch==2.13.0", "numpy<2")
     environments.install(python, "--no-build-isolation", *wanted, BUILD_CUDA_EXT="0")
