@@ -6,11 +6,14 @@ import ctypes
 import sys
 from contextlib import suppress
 
-#: glibc's name for it in malloc.h.
-_M_MMAP_THRESHOLD = -3
+#: glibc's names for them in malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 #: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed.
-_LARGE = 1 << 20
+_LARGE = 8 << 20
+
+#: So much may be free at the end of the heap: what comes and goes is not asked for anew.
+_FREE = 32 << 20
 
 
 def return_large_blocks() -> None:
@@ -21,4 +24,6 @@ def return_large_blocks() -> None:
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+            library.mallopt(_M_TRIM_THRESHOLD, _FREE)

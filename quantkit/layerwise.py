@@ -1,17 +1,16 @@
 """GPTQ over a whole model, one layer in memory.
 
-Each layer is run once to gather its modules' Hessians, quantized, and run again as it now
-is, so that the next layer sees what it will be given. With ``error_feedback`` it is run once
-more as it was, on what the unquantized model gives it, and weights make good a share of the
-difference. All modules of a layer are calibrated in one run (``true_sequential``: each group
-of modules in a run of its own, after those before it). A finished layer is on the disk; a
-rerun takes it up, runs it for its outputs, and goes on with the next: the same bytes as one
-undisturbed run.
+Each layer is run to gather its modules' Hessians, quantized, and run again as it now is, so
+that the next layer sees what it will be given. With ``true_sequential`` each group of modules
+is calibrated after those before it were quantized, on what they then give; outputs that are
+final are kept, so that no module is run twice for it. With ``error_feedback`` some windows
+also go through the unquantized model, and weights make good a share of the difference. A
+finished layer is on the disk; a rerun takes it up, runs it for its outputs, and goes on with
+the next: the same bytes as one undisturbed run.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantkit.activations import Activations
 from quantkit.calibration import Calibration
@@ -30,13 +29,14 @@ from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
 from quantkit.heap import return_large_blocks
 from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
+from quantkit.layer import Layer
 from quantkit.methods import GptqMethod
 from quantkit.modulewise import ModuleReport, notes
-from quantkit.observing import Shared, Unquantized, gather, shared_inputs
+from quantkit.observing import FEEDBACK_EVERY, Shared, Wanted, advance, gather, shared_inputs
 from quantkit.plans import Plan, TensorPlan
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
-from quantkit.sweep import Layer, Load, Sweep
+from quantkit.sweep import Load, Sweep
 from quantkit.types import Event, Listener
 
 
@@ -89,17 +89,17 @@ def calibrate(
         sweep = stack.enter_context(
             Sweep(model, load, windows, folder, device=device, to_logits=False)
         )
-        states = stack.enter_context(sweep.copy_states()) if feedback else None
+        some = range(0, len(windows), FEEDBACK_EVERY)
+        states = stack.enter_context(sweep.copy_states(some)) if feedback else None
         total = len(sweep.names) * len(calibration.windows)
         for layer in sweep.layers():
             items = _items(plan, layer)
             home |= {each.source.name: layer.index for each in items.values()}
             tell = _counter(listener, layer, total)
             recorded = layers.found(layer.index)
-            unquantized = _unquantized(layer, states, form.method)
             if recorded is not None:
-                if unquantized:
-                    unquantized.advance(layer)
+                if states is not None:
+                    advance(layer, states)
                 _take_up(layer, items, form, layers.tensors(layer.index))
                 resumed += 1
                 found = [ModuleReport(**each) for each in recorded["modules"]]
@@ -107,9 +107,9 @@ def calibrate(
             else:
                 if resumed and resumed == layer.index:
                     listener(Event("resume", message=f"{resumed} layers are finished; going on"))
-                found = _quantize_layer(layer, items, form, layers, unquantized, tell)
+                found = _quantize_layer(layer, items, form, layers, states, tell)
             reports += found
-            del layer, unquantized  # before the next is built
+            del layer  # before the next is built
     return Calibrated(tuple(reports), digests, layers, home)
 
 
@@ -146,12 +146,12 @@ def _quantize_layer(
     items: Mapping[str, TensorPlan],
     form: Gptq,
     layers: FinishedLayers,
-    unquantized: Unquantized | None,
+    states: Activations | None,
     tell: Callable[[int], None],
 ) -> list[ModuleReport]:
     reports: dict[str, ModuleReport] = {}
     writes: list[Write] = []
-    for shared in _gathered(layer, tuple(items), form.method, unquantized, tell):
+    for shared in _gathered(layer, tuple(items), form.method, states, tell):
         grids = {
             name: form.grid(items[name].source.name, shared.hessian.shape[0])
             for name in shared.modules
@@ -159,14 +159,14 @@ def _quantize_layer(
         factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
         for name, grid in grids.items():
             item, factor = items[name], factors[grid.group_size]
-            weight = _finite(_weight(layer, name), item)
+            weight = _finite(layer.weight(name), item)
             if name in shared.lacking:
                 share = form.method.error_feedback
                 weight = make_good(weight, shared.lacking[name], factor, share)
             made = quantize(weight, factor, grid)
             decoded = made.dequantized()
             reports[name] = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
-            _weight(layer, name).copy_(decoded)
+            layer.weight(name).copy_(decoded)
             writes += form.stored(item.source.name, made)
     outputs = [output for each in items.values() for output in each.outputs]
     found = [reports[name] for name in items]
@@ -174,35 +174,34 @@ def _quantize_layer(
     return found
 
 
-def _unquantized(
-    layer: Layer, states: Activations | None, method: GptqMethod
-) -> Unquantized | None:
-    """The layer as it is now; a copy of it if some is quantized before all is gathered."""
-    if states is None:
-        return None
-    module = copy.deepcopy(layer.module) if method.true_sequential else layer.module
-    return Unquantized(module, states)
-
-
 def _gathered(
     layer: Layer,
     names: Sequence[str],
     method: GptqMethod,
-    unquantized: Unquantized | None,
+    states: Activations | None,
     tell: Callable[[int], None],
 ) -> Iterator[Shared]:
     """The Hessians, of all groups in one run or of each in its own; then modules never run."""
     groups = shared_inputs(layer, names)
+    firsts = [group[0] for group in groups]
+    wanted = Wanted() if states is None else advance(layer, states, firsts)
     runs = [[group] for group in groups] if method.true_sequential else [groups]
-    for run in filter(None, runs):
-        yield from gather(layer, run, tell, unquantized, last=run is runs[-1])
-    if not groups and unquantized:
-        unquantized.advance(layer)
-    reached = {name for group in groups for name in group}
+    for at, run in enumerate(filter(None, runs)):
+
+        def progress(done: int, before: int = at * len(layer.windows)) -> None:
+            tell((before + done) // len(runs))
+
+        yield from gather(layer, run, wanted, progress)
+        if at + 1 < len(runs):
+            layer.keep(_flat(groups[: at + 1]), _flat(groups[at + 1 :]))
     for name in names:
-        if name not in reached:
-            columns = _weight(layer, name).shape[1]
+        if name not in _flat(groups):
+            columns = layer.weight(name).shape[1]
             yield Shared((name,), torch.full((columns, columns), torch.nan), 0)
+
+
+def _flat(groups: Sequence[Sequence[str]]) -> list[str]:
+    return [name for group in groups for name in group]
 
 
 def _factors(shared: Shared, method: GptqMethod, group_sizes: set[int]) -> dict[int, Factor]:
@@ -220,13 +219,6 @@ def _order(method: GptqMethod) -> Order:
     return "grouped" if method.group_order else "source"
 
 
-def _weight(layer: Layer, name: str) -> Tensor:
-    """(out, in), whatever way round the module keeps it."""
-    module = layer.module.get_submodule(name)
-    weight = module.get_parameter("weight").data
-    return weight if isinstance(module, nn.Linear) else weight.T
-
-
 def _finite(weight: Tensor, item: TensorPlan) -> Tensor:
     if not bool(torch.isfinite(weight).all()):
         count = weight.numel() - int(torch.isfinite(weight).sum())
@@ -240,7 +232,7 @@ def _take_up(
     layer: Layer, items: Mapping[str, TensorPlan], form: Gptq, tensors: Mapping[str, Tensor]
 ) -> None:
     for name, item in items.items():
-        _weight(layer, name).copy_(form.restored(item.source.name, tensors).dequantized())
+        layer.weight(name).copy_(form.restored(item.source.name, tensors).dequantized())
 
 
 def _report(
@@ -253,7 +245,7 @@ def _report(
     factor: Factor,
     tokens: int,
 ) -> ModuleReport:
-    weight = _weight(layer, name)
+    weight = layer.weight(name)
     noise = float((weight - decoded).norm().square())
     signal = float(weight.norm().square())
     grid = form.grid(item.source.name, weight.shape[1])

@@ -3,14 +3,14 @@
 Modules that are given the very same tensor (a layer's queries, keys and values) share one
 Hessian. Which do is seen in the first window's run.
 
-Beside it the same layer may be run on what the unquantized model would give it
-(:class:`Unquantized`): what a module's output then lacks, for the layers before it are
-quantized already, is gathered too, and can be made good (:func:`kernels.gptq.make_good`).
+Some windows also go through the unquantized model (:func:`advance`): what a module's output
+then lacks, for the layers before it are quantized already, is gathered beside the Hessian,
+and can be made good (:func:`kernels.gptq.make_good`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,29 +20,14 @@ from torch import Tensor, nn
 
 from quantkit.activations import Activations
 from quantkit.kernels.gptq import accumulate
-from quantkit.sweep import Layer
+from quantkit.layer import Layer
+
+#: Of how many windows one goes through the unquantized model too: docs/gptq.md has what all buy.
+FEEDBACK_EVERY = 4
 
 
 class _SeenAll(Exception):  # noqa: N818 - no error
     """The last module that is watched has been given its input; what follows is not needed."""
-
-
-@dataclass(frozen=True)
-class Unquantized:
-    """The model as it was before any of it was quantized: one layer, and its inputs."""
-
-    module: nn.Module
-    states: Activations
-
-    def run(self, layer: Layer, window: int) -> Tensor:
-        """The output of the layer for one window, which the next layer will be given."""
-        return layer.run(window, self.module, self.states)
-
-    def advance(self, layer: Layer) -> None:
-        """Turn the layer's inputs into its outputs."""
-        with torch.inference_mode():
-            for window in layer.windows:
-                self.states[window] = self.run(layer, window)
 
 
 @dataclass(frozen=True)
@@ -52,13 +37,34 @@ class Shared:
     ``hessian``: float32 (columns, columns), the upper triangle of the sum of ``x x^T`` over
     ``tokens`` inputs. ``lacking``: of each module float32 (rows, columns), the sum of
     ``(y - y~) x^T``, where ``y`` is its output in the unquantized model and ``y~`` the one
-    that it has on ``x``; empty where that was not asked for.
+    that it has on ``x``; drawn from some windows and scaled to all, empty where it was not
+    asked for.
     """
 
     modules: tuple[str, ...]
     hessian: Tensor
     tokens: int
     lacking: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Wanted:
+    """What the unquantized model gives some modules of a layer, in some windows."""
+
+    _held: dict[str, Activations] = field(default_factory=dict)
+    _windows: set[tuple[str, int]] = field(default_factory=set)
+
+    def put(self, layer: Layer, name: str, window: int, given: Tensor) -> None:
+        rows = _rows(given)
+        if rows.shape[0] == layer.lengths[window]:
+            if name not in self._held:
+                self._held[name] = layer.room(rows.shape[-1])
+            self._held[name][window] = rows[None]
+            self._windows.add((name, window))
+
+    def get(self, name: str, window: int) -> Tensor | None:
+        """(tokens, columns), or nothing."""
+        return self._held[name][window][0] if (name, window) in self._windows else None
 
 
 def shared_inputs(layer: Layer, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -69,7 +75,7 @@ def shared_inputs(layer: Layer, names: Sequence[str]) -> tuple[tuple[str, ...], 
     seen: dict[int, list[str]] = {}
     alive: list[Tensor] = []  # an id is the tensor's own only as long as it lives
 
-    def note(name: str, given: Tensor, _: Tensor | None) -> None:
+    def note(name: str, given: Tensor) -> None:
         alive.append(given)
         seen.setdefault(id(given), []).append(name)
 
@@ -78,84 +84,96 @@ def shared_inputs(layer: Layer, names: Sequence[str]) -> tuple[tuple[str, ...], 
     return tuple(tuple(group) for group in seen.values())
 
 
+def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wanted:
+    """Turn an unquantized layer's inputs in the unquantized model into its outputs.
+
+    ``states`` holds every ``FEEDBACK_EVERY``-th window; what ``names`` are given is noted.
+    """
+    wanted = Wanted()
+    for window in layer.windows[::FEEDBACK_EVERY]:
+
+        def note(name: str, given: Tensor, window: int = window) -> None:
+            wanted.put(layer, name, window, given)
+
+        with _watched(layer.module, names, note), torch.inference_mode():
+            states[window] = layer.run(window, states)
+    return wanted
+
+
 def gather(
     layer: Layer,
     groups: Sequence[Sequence[str]],
+    wanted: Wanted,
     progress: Callable[[int], None],
-    unquantized: Unquantized | None = None,
-    *,
-    last: bool = True,
 ) -> Iterator[Shared]:
     """Run the layer over all windows, and sum up what each group is given.
 
-    ``groups`` are in the order in which they run; a run ends with what is seen last.
-    ``unquantized`` is run beside it, and goes on to the next layer if this is the ``last``
-    run. Each result is let go as the next is asked for.
+    ``groups`` are in the order in which they run; a run ends with what the last is given.
+    Each result is let go as the next is asked for.
     """
-    sums = _Sums(groups)
-    with torch.inference_mode():
-        for window in layer.windows:
-            if unquantized is not None:
-                with _watched(unquantized.module, sums.modules, sums.want, after=True):
-                    output = unquantized.run(layer, window)
-                if last:
-                    unquantized.states[window] = output
-                with _watched(layer.module, sums.modules, sums.see, after=True), suppress(_SeenAll):
-                    layer.run(window)
-            else:
-                with _watched(layer.module, sums.firsts, sums.add), suppress(_SeenAll):
-                    layer.run(window)
-            progress(window + 1)
-    yield from sums.results()
+    sums = {group[0]: _Sum(layer, tuple(group)) for group in groups}
+    last = groups[-1][0]
+    for window in layer.windows:
+
+        def see(name: str, given: Tensor, window: int = window) -> None:
+            sums[name].add(_rows(given), wanted.get(name, window))
+            if name == last:
+                raise _SeenAll
+
+        with _watched(layer.module, sums, see), suppress(_SeenAll), torch.inference_mode():
+            layer.run(window)
+        progress(window + 1)
+    for name in [*sums]:
+        shared = sums.pop(name).result()
+        if shared is not None:
+            yield shared
 
 
-class _Sums:
-    """What is gathered while a layer runs, by module."""
+class _Sum:
+    """What is gathered for one group of modules.
 
-    def __init__(self, groups: Sequence[Sequence[str]]) -> None:
-        self._groups = groups
-        self.firsts = [group[0] for group in groups]
-        self.modules = [name for group in groups for name in group]
-        self._hessians: dict[str, Tensor] = {}
-        self._tokens = dict.fromkeys(self.firsts, 0)
+    ``(y - y~) x^T`` is ``W (x' - x) x^T``, with ``x'`` as the unquantized model has it: where
+    that is less work, ``(x' - x) x^T`` is summed up, and multiplied by each weight once.
+    """
+
+    def __init__(self, layer: Layer, modules: tuple[str, ...]) -> None:
+        self._modules = modules
+        self._weights = {name: layer.weight(name) for name in modules}
+        self._hessian: Tensor | None = None
+        self._crossed: Tensor | None = None
         self._lacking: dict[str, Tensor] = {}
-        self._wanted: dict[str, Tensor] = {}
+        self._tokens = self._compared = 0
 
-    def add(self, name: str, given: Tensor, made: Tensor | None = None) -> None:
-        """A group's input; nothing after the last one's is needed."""
-        inputs = _rows(given)
-        held = self._hessians.get(name)
-        if held is None:
-            held = self._hessians[name] = inputs.new_zeros(inputs.shape[-1], inputs.shape[-1])
-        accumulate(held, inputs)
-        self._tokens[name] += inputs.shape[0]
-        if made is None and name == self.firsts[-1]:
-            raise _SeenAll
+    def add(self, inputs: Tensor, wanted: Tensor | None) -> None:
+        """Inputs (tokens, columns), and those in the unquantized model if they are known."""
+        columns = inputs.shape[-1]
+        if self._hessian is None:
+            self._hessian = inputs.new_zeros(columns, columns)
+        accumulate(self._hessian, inputs)
+        self._tokens += inputs.shape[0]
+        if wanted is not None and wanted.shape == inputs.shape:
+            self._compare(inputs, wanted.to(inputs.device).sub_(inputs))
 
-    def want(self, name: str, given: Tensor, made: Tensor | None) -> None:
-        """A module's output in the unquantized model."""
-        assert made is not None
-        self._wanted[name] = made
+    def _compare(self, inputs: Tensor, missing: Tensor) -> None:
+        self._compared += inputs.shape[0]
+        columns = inputs.shape[-1]
+        if 2 * sum(each.shape[0] for each in self._weights.values()) < columns:
+            for name, weight in self._weights.items():
+                held = self._lacking.setdefault(name, torch.zeros_like(weight))
+                held.addmm_((missing @ weight.T).T, inputs)
+        else:
+            if self._crossed is None:
+                self._crossed = inputs.new_zeros(columns, columns)
+            self._crossed.addmm_(missing.T, inputs)
 
-    def see(self, name: str, given: Tensor, made: Tensor | None) -> None:
-        """A module's input and output; nothing after the last one's is needed."""
-        assert made is not None
-        if name in self._tokens:
-            self.add(name, given, made)
-        inputs, lacks = _rows(given), _rows(self._wanted.pop(name) - made)
-        held = self._lacking.get(name)
-        if held is None:
-            held = self._lacking[name] = inputs.new_zeros(lacks.shape[-1], inputs.shape[-1])
-        held.addmm_(lacks.T, inputs)
-        if name == self.modules[-1]:
-            raise _SeenAll
-
-    def results(self) -> Iterator[Shared]:
-        for group in self._groups:
-            if group[0] in self._hessians:
-                lacking = {n: self._lacking.pop(n) for n in group if n in self._lacking}
-                hessian = self._hessians.pop(group[0])
-                yield Shared(tuple(group), hessian, self._tokens[group[0]], lacking)
+    def result(self) -> Shared | None:
+        if self._hessian is None:
+            return None
+        if self._crossed is not None:
+            self._lacking = {name: each @ self._crossed for name, each in self._weights.items()}
+        for lacking in self._lacking.values():
+            lacking.mul_(self._tokens / self._compared)
+        return Shared(self._modules, self._hessian, self._tokens, self._lacking)
 
 
 def _rows(states: Tensor) -> Tensor:
@@ -164,27 +182,14 @@ def _rows(states: Tensor) -> Tensor:
 
 @contextmanager
 def _watched(
-    module: nn.Module,
-    names: Sequence[str],
-    see: Callable[[str, Tensor, Tensor | None], None],
-    *,
-    after: bool = False,
+    module: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """``see`` is called with each named module's input before it runs, or its output too after."""
+    """``see`` is called with each named module's input before it runs."""
 
-    def before_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, given: see(name, given[0], None)
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, given: see(name, given[0])
 
-    def after_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        return lambda _, given, made: see(name, given[0], made)
-
-    watched = [(name, module.get_submodule(name)) for name in names]
-    handles = [
-        each.register_forward_hook(after_hook(name))
-        if after
-        else each.register_forward_pre_hook(before_hook(name))
-        for name, each in watched
-    ]
+    handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:
         yield
     finally:

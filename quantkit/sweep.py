@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from quantkit.activations import ROOM_BYTES, Activations
 from quantkit.calls import Call, same
 from quantkit.errors import UnsupportedModelError
+from quantkit.layer import Layer
 from quantkit.skeleton import layer_names
 
 #: Names in memory -> tensors. Called from a second thread.
@@ -43,33 +44,6 @@ class _Reached(Exception):  # noqa: N818 - no error
 
 class _WantsTuple(Exception):  # noqa: N818 - no error
     """The model takes the first of what a layer returns."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer in memory, and its inputs.
-
-    ``module`` may be changed until the walk goes on; what it then computes is what the
-    next layer sees.
-    """
-
-    index: int
-    name: str
-    module: nn.Module
-    _sweep: Sweep = field(repr=False)
-
-    def run(
-        self, window: int, module: nn.Module | None = None, states: Activations | None = None
-    ) -> Tensor:
-        """The layer's output (1, tokens, hidden) for one window.
-
-        Another ``module`` in its place, or other ``states`` as its inputs, if given.
-        """
-        return self._sweep.run(self, window, module or self.module, states)
-
-    @property
-    def windows(self) -> range:
-        return range(len(self._sweep.windows))
 
 
 class Sweep:
@@ -141,29 +115,39 @@ class Sweep:
             weights = coming.result()
             if index + 1 < len(self._names):
                 coming = self._reader.submit(self._weights, self._names[index + 1])
-            layer = Layer(index, name, self._build(name, weights), self)
+            layer = Layer(
+                index,
+                name,
+                self._build(name, weights),
+                [len(window) for window in self.windows],
+                partial(self._run, index),
+                self._room_for,
+            )
             del weights
-            yield layer
-            if index + 1 == len(self._names) and not self._to_logits:
-                return
-            with torch.inference_mode():
-                for window in layer.windows:
-                    self._states[window] = layer.run(window)
+            try:
+                yield layer
+                if index + 1 == len(self._names) and not self._to_logits:
+                    return
+                with torch.inference_mode():
+                    for window in layer.windows:
+                        self._states[window] = layer.run(window)
+            finally:
+                layer.close()
             del layer  # before the next is built
 
-    def copy_states(self) -> Activations:
-        """What the coming layer is given, to be walked apart. Use as a context manager."""
-        made = self._room_for(self._states[0].shape[-1])
-        for window in range(len(self.windows)):
+    def copy_states(self, windows: Sequence[int]) -> Activations:
+        """What the coming layer is given in ``windows``, to be walked apart; a context manager."""
+        made = self._room_for(self._states[windows[0]].shape[-1])
+        for window in windows:
             made[window] = self._states[window]
         return made
 
-    def run(
-        self, layer: Layer, window: int, module: nn.Module, states: Activations | None
+    def _run(
+        self, index: int, module: nn.Module, window: int, states: Activations | None
     ) -> Tensor:
-        """``module`` on the hidden states of ``window``, called as the model calls ``layer``."""
+        """``module`` on the hidden states of ``window``, called as the model calls a layer."""
         hidden = (self._states if states is None else states)[window].to(self._device)
-        call = self._calls[len(self.windows[window])][layer.index]
+        call = self._calls[len(self.windows[window])][index]
         made = module(hidden, *call.args, **call.kwargs)
         output: Tensor = made[0] if isinstance(made, tuple) else made
         return output

@@ -201,10 +201,16 @@ def make_good(weight: Tensor, lacking: Tensor, factor: Factor, share: float) -> 
     """
     if not factor.usable or not share:
         return weight
-    # H^-1 = P^T C^-1 P with the factor's ``passing`` and ``cost``
-    moved = lacking[:, factor.order] @ factor.passing.T
-    moved = (moved / factor.cost) @ factor.passing
-    return weight + share * moved[:, torch.argsort(factor.order)]
+    # H^-1 = P^T C^-1 P with the factor's ``passing`` and ``cost``; in stripes, as half of P is 0
+    columns, passing = weight.shape[1], factor.passing
+    stripes = [slice(at, at + _STRIPE) for at in range(0, columns, _STRIPE)]
+    moved = lacking.index_select(1, factor.order)
+    for here in stripes:  # what comes after it is as it was
+        moved[:, here] = moved[:, here.start :] @ passing[here, here.start :].T
+    moved *= share / factor.cost
+    for here in reversed(stripes):
+        moved[:, here] = moved[:, : here.stop] @ passing[: here.stop, here]
+    return moved.index_select(1, torch.argsort(factor.order)).add_(weight)
 
 
 def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
@@ -214,7 +220,7 @@ def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
     """
     kind, device = factor.passing.dtype, factor.passing.device
     rows, columns = weight.shape
-    left = weight.to(kind)[:, factor.order].contiguous()
+    left = weight.to(kind).index_select(1, factor.order)
     groups = _groups(factor.order, grid)
     scales = torch.ones(rows, columns // grid.group_size, dtype=kind, device=device)
     zeros = torch.full_like(scales, grid.middle)

@@ -1,7 +1,9 @@
-"""GPTQ's inner loop on the CPU, compiled, one row at a time.
+"""GPTQ's inner loop on the CPU, compiled, many rows side by side.
 
-The same as :mod:`rounding`, which explains it; here a row's block stays in the first-level
-cache, and rows are shared out among threads.
+The same as :mod:`rounding`, which explains it; here ``LANES`` rows stand in the lanes of a
+tile (columns, lanes) that stays in the second-level cache, so that every step is one vector
+operation over them, and no row's chain of errors waits for itself. Tiles are shared out among
+threads.
 """
 
 from __future__ import annotations
@@ -15,8 +17,15 @@ from torch import Tensor
 
 from quantkit.kernels.rounding import Block, Grid
 
-#: Sums may be reordered and products fused: what a compiler needs to use vectors.
-_FAST = {"reassoc", "contract"}
+#: Rows that are rounded side by side: enough to outweigh what a loop costs to enter.
+LANES = 128
+
+#: Columns whose errors are passed on together to what comes after them.
+_TOGETHER = 4
+
+#: Products may be fused; weights are finite, and the sign of a zero does not matter. Sums stay
+#: in their order.
+_FAST = {"contract", "nnan", "nsz"}
 
 #: float16's least number above zero, and its least with a full significand.
 _TINY, _NORMAL = 2.0**-24, 2.0**-14
@@ -38,7 +47,6 @@ def round_block(block: Block, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
             kind(grid.top),
             kind(grid.middle),
             kind(grid.least_zero),
-            grid.group_size,
             grid.sym,
             block.known,
             grid.tried,
@@ -56,103 +64,173 @@ def round_block(block: Block, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return codes, errors, losses
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _round_rows(  # type: ignore[no-untyped-def]
     weights, scales, zeros, codes, errors, losses, passing, cost, groups, shrinks, grid
 ):
-    top, middle, _, group_size, _, known, _ = grid
-    count = weights.shape[1]
-    room = (np.empty(count, weights.dtype), np.empty_like(shrinks), np.empty_like(shrinks))
-    for row in range(weights.shape[0]):
-        line = weights[row]
-        scale, zero, loss = middle, middle, top - top  # numba's way to a typed zero
-        for at in range(count):
-            group = groups[at]
-            if at == 0 or group != groups[at - 1]:
-                if not known:
-                    here = slice(at, at + group_size)
-                    found = _find_scale(
-                        line[here], passing[here, here], cost[here], shrinks, grid, room
-                    )
-                    scales[row, group], zeros[row, group] = found
-                scale, zero = scales[row, group], zeros[row, group]
-            code = _code(line[at], top / top / scale, zero, top)
-            error = line[at] - scale * (code - zero)
-            codes[row, at] = np.uint8(code)
-            errors[row, at] = error
-            loss += cost[at] * error * error
-            _pass_on(line[at + 1 :], passing[at, at + 1 :], error)
-        losses[row] = loss
+    count, kind = weights.shape[1], weights.dtype
+    tile, tile_codes, tile_errors = _rooms(count, LANES, kind)
+    rooms = _rooms(count, LANES, kind)
+    for first in range(0, weights.shape[0], LANES):
+        live = min(LANES, weights.shape[0] - first)
+        for lane in range(live):
+            for at in range(count):
+                tile[at, lane] = weights[first + lane, at]
+        loss = np.zeros(LANES, kind)
+        start = 0
+        while start < count:
+            stop, group = start + 1, groups[start]
+            while stop < count and groups[stop] == group:
+                stop += 1
+            if grid[4]:
+                scale, zero = np.ones(LANES, kind), np.zeros(LANES, kind)
+                scale[:live] = scales[first : first + live, group]
+                zero[:live] = zeros[first : first + live, group]
+            else:
+                scale, zero = _find_scales(tile, start, stop, passing, cost, shrinks, grid, rooms)
+                scales[first : first + live, group] = scale[:live]
+                zeros[first : first + live, group] = zero[:live]
+            _round(
+                tile, start, stop, count, passing, cost, scale, zero, grid[0],
+                tile_codes, tile_errors, loss,
+            )  # fmt: skip
+            start = stop
+        for lane in range(live):
+            losses[first + lane] = loss[lane]
+            for at in range(count):
+                codes[first + lane, at] = np.uint8(tile_codes[at, lane])
+                errors[first + lane, at] = tile_errors[at, lane]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _find_scale(weights, passing, cost, shrinks, grid, room):  # type: ignore[no-untyped-def]
-    """The scale and the zero point of least loss for one group of one row."""
-    top, middle, least, _, sym, _, tried = grid
-    trial, likely, scales = room
-    nothing = top - top
-    low, high = nothing, nothing
-    for value in weights:
-        low, high = min(low, value), max(high, value)
-    if sym:
-        high = max(-low, high)
-        low = -high
-    if low == high:
-        high = top / top
-        low = -high
-    for at in range(shrinks.size):
-        scales[at] = _float16_scale((high - low) * shrinks[at] / top, trial[:1])
-        zero = middle if sym else _zero(low * shrinks[at], scales[at], least, top)
-        likely[at] = _loss_alone(weights, cost, scales[at], zero, top)
-    best, best_scale, best_zero = nothing, nothing, middle
+@njit(cache=True, nogil=True, error_model="numpy")
+def _find_scales(  # type: ignore[no-untyped-def]
+    tile, start, stop, passing, cost, shrinks, grid, rooms
+):
+    """Scales and zero points (lanes,) of least loss for the columns of one group."""
+    top, middle, least, sym, _, tried = grid
+    kind, lanes = tile.dtype, tile.shape[1]
+    low, high = _ranges(tile[start:stop], sym)
+    scales, zeros, likely = _rooms(shrinks.size, lanes, kind)
+    room, inverse = np.empty(1, kind), np.empty(lanes, kind)
+    for trial in range(shrinks.size):
+        for lane in range(lanes):
+            wanted = (high[lane] - low[lane]) * shrinks[trial] / top
+            scale = scales[trial, lane] = _float16_scale(wanted, room)
+            part = low[lane] * shrinks[trial]
+            zeros[trial, lane] = middle if sym else min(max(np.rint(-part / scale), least), top)
+        for lane in range(lanes):
+            inverse[lane] = top / top / scales[trial, lane]  # a 1 of their type
+        for at in range(start, stop):
+            _lose(tile, at, scales, inverse, zeros, trial, cost[at], top, likely)
+    best = np.full(lanes, np.inf).astype(kind)
+    best_scale, best_zero, scale, zero = np.empty((4, lanes), kind)
+    trial_tile, codes, errors = rooms
     for _ in range(tried):
-        chosen = np.argmin(likely)
-        scale = scales[chosen]
-        zero = middle if sym else _zero(low * shrinks[chosen], scale, least, top)
-        likely[chosen] = np.inf
-        loss = _loss(weights, trial, passing, cost, scale, zero, top)
-        if best_scale == 0 or loss < best:
-            best, best_scale, best_zero = loss, scale, zero
+        for lane in range(lanes):
+            chosen = np.argmin(likely[:, lane])
+            scale[lane], zero[lane] = scales[chosen, lane], zeros[chosen, lane]
+            likely[chosen, lane] = np.inf
+        trial_tile[start:stop] = tile[start:stop]
+        loss = np.zeros(lanes, kind)
+        _round(trial_tile, start, stop, stop, passing, cost, scale, zero, top, codes, errors, loss)
+        for lane in range(lanes):
+            if loss[lane] < best[lane]:
+                best[lane], best_scale[lane], best_zero[lane] = loss[lane], scale[lane], zero[lane]
     return best_scale, best_zero
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _loss_alone(weights, cost, scale, zero, top):  # type: ignore[no-untyped-def]
-    """What rounding costs when no error is passed on."""
-    loss, inverse = top - top, top / top / scale
-    for at in range(weights.size):
-        error = weights[at] - scale * (_code(weights[at], inverse, zero, top) - zero)
-        loss += cost[at] * error * error
-    return loss
+@njit(cache=True, nogil=True)
+def _rooms(rows, lanes, kind):  # type: ignore[no-untyped-def]
+    """Three matrices of zeros; parts of one would not be told apart, and not be vectors."""
+    shape = rows, lanes
+    return np.zeros(shape, kind), np.zeros(shape, kind), np.zeros(shape, kind)
+
+
+@njit(cache=True, nogil=True)
+def _ranges(values, sym):  # type: ignore[no-untyped-def]
+    """From the least to the largest value of each lane, zero inside."""
+    low, high = np.zeros((2, values.shape[1]), values.dtype)
+    for at in range(values.shape[0]):
+        for lane in range(values.shape[1]):
+            low[lane], high[lane] = (
+                min(low[lane], values[at, lane]),
+                max(high[lane], values[at, lane]),
+            )
+    for lane in range(values.shape[1]):
+        if sym:
+            high[lane] = max(-low[lane], high[lane])
+            low[lane] = -high[lane]
+        if low[lane] == high[lane]:
+            low[lane], high[lane] = -1, 1
+    return low, high
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _round(  # type: ignore[no-untyped-def]
+    tile, start, stop, end, passing, cost, scale, zero, top, codes, errors, loss
+):
+    """Round columns ``start`` to ``stop``, each error passed on to the columns before ``end``."""
+    inverse = top / top / scale  # a 1 of their type
+    for first in range(start, stop, _TOGETHER):
+        last = min(first + _TOGETHER, stop)
+        whole = last == first + _TOGETHER
+        for at in range(first, last):
+            _round_column(tile, at, scale, inverse, zero, cost[at], top, codes, errors, loss)
+            for later in range(at + 1, last if whole else end):
+                _pass_on(tile, later, errors, at, passing[at, later])
+        if whole:
+            for later in range(last, end):
+                _pass_four(tile, later, errors, first, passing)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _loss(weights, trial, passing, cost, scale, zero, top):  # type: ignore[no-untyped-def]
-    """What rounding costs, each error passed on inside the group."""
-    loss, inverse = top - top, top / top / scale
-    trial = trial[: weights.size]
-    trial[:] = weights
-    for at in range(trial.size):
-        error = trial[at] - scale * (_code(trial[at], inverse, zero, top) - zero)
-        loss += cost[at] * error * error
-        _pass_on(trial[at + 1 :], passing[at, at + 1 :], error)
-    return loss
+def _round_column(  # type: ignore[no-untyped-def]
+    tile, at, scale, inverse, zero, cost, top, codes, errors, loss
+):
+    for lane in range(tile.shape[1]):
+        value = tile[at, lane]
+        code = np.rint(value * inverse[lane]) + zero[lane]
+        code = code if code > top - top else top - top  # numba's way to a typed zero
+        code = code if code < top else top
+        error = value - scale[lane] * (code - zero[lane])
+        codes[at, lane] = code
+        errors[at, lane] = error
+        loss[lane] += cost * error * error
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _lose(  # type: ignore[no-untyped-def]
+    tile, at, scales, inverse, zeros, trial, cost, top, losses
+):
+    """Add what rounding a column costs when no error is passed on."""
+    for lane in range(tile.shape[1]):
+        value, zero = tile[at, lane], zeros[trial, lane]
+        code = np.rint(value * inverse[lane]) + zero
+        code = code if code > top - top else top - top
+        code = code if code < top else top
+        error = value - scales[trial, lane] * (code - zero)
+        losses[trial, lane] += cost * error * error
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _pass_on(later, shares, error):  # type: ignore[no-untyped-def]
-    for at in range(later.size):
-        later[at] -= error * shares[at]
+def _pass_on(tile, later, errors, at, share):  # type: ignore[no-untyped-def]
+    for lane in range(tile.shape[1]):
+        tile[later, lane] -= errors[at, lane] * share
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _code(value, inverse, zero, top):  # type: ignore[no-untyped-def]
-    return min(max(np.rint(value * inverse) + zero, top - top), top)
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _zero(low, scale, least, top):  # type: ignore[no-untyped-def]
-    return min(max(np.rint(-low / scale), least), top)
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _pass_four(tile, later, errors, at, passing):  # type: ignore[no-untyped-def]
+    """:func:`_pass_on` for four columns: what is passed to is read and written once."""
+    a, b, c, d = (
+        passing[at, later],
+        passing[at + 1, later],
+        passing[at + 2, later],
+        passing[at + 3, later],
+    )
+    for lane in range(tile.shape[1]):
+        passed = errors[at, lane] * a + errors[at + 1, lane] * b
+        passed += errors[at + 2, lane] * c + errors[at + 3, lane] * d
+        tile[later, lane] -= passed
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,133 @@
+"""One decoder layer in memory: run it, change it, and have what is final kept.
+
+A layer that is quantized module by module is run again for each; what its finished modules
+give is kept (:meth:`Layer.keep`), a tensor a window, so that none is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from quantkit.activations import Activations
+
+#: Bytes of a layer's kept outputs, in files; windows beyond that are computed again.
+KEPT_BYTES = 8 << 30
+
+#: A layer's output for a window, on the walk's own hidden states or on others.
+Run = Callable[[nn.Module, int, Activations | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in memory, and its inputs.
+
+    ``module`` may be changed until the walk goes on; what it then computes is what the
+    next layer sees. ``lengths`` are the windows' tokens.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    lengths: Sequence[int]
+    _run: Run = field(repr=False)
+    _room: Callable[[int], Activations] = field(repr=False)
+    _open: ExitStack = field(default_factory=ExitStack, repr=False)
+    _kept: set[str] = field(default_factory=set, repr=False)
+    _now: _Now = field(default_factory=lambda: _Now(KEPT_BYTES), repr=False)
+
+    @property
+    def windows(self) -> range:
+        return range(len(self.lengths))
+
+    def run(self, window: int, states: Activations | None = None) -> Tensor:
+        """The layer's output (1, tokens, hidden) for one window, on other ``states`` if given."""
+        self._now.window = window
+        return self._run(self.module, window, states)
+
+    def weight(self, name: str) -> Tensor:
+        """A module's weight (out, in), whatever way round the module keeps it."""
+        module = self.module.get_submodule(name)
+        weight = module.get_parameter("weight").data
+        return weight if isinstance(module, nn.Linear) else weight.T
+
+    def room(self, width: int) -> Activations:
+        """Room for one tensor of ``width`` a token, until the walk goes on."""
+        return self._open.enter_context(self._room(width))
+
+    def keep(self, final: Collection[str], changing: Collection[str]) -> None:
+        """From now on compute once a window what modules give whose weights are ``final``.
+
+        Where no module inside a parent is still ``changing``, that is what the parent gives:
+        an attention block is run once more, and then never. On a CUDA device all is computed
+        anew: that is sooner done than fetched.
+        """
+        if next(self.module.parameters()).device.type != "cpu":
+            return
+        for name in {_largest(name, changing) for name in final} - self._kept:
+            self._kept.add(name)
+            self._keep(self.module.get_submodule(name))
+
+    def _keep(self, module: nn.Module) -> None:
+        compute, now = module.forward, self._now
+        states: Activations | None = None
+        kept: dict[int, Callable[[Tensor], Any]] = {}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal states
+            if states is not None and now.window in kept:
+                return kept[now.window](states[now.window])
+            made = compute(*args, **kwargs)
+            tensor, again = _taken_apart(made)
+            if tensor is not None and self._fits(tensor):
+                states = states or self.room(tensor.shape[-1])
+                states[now.window] = tensor.reshape(1, -1, tensor.shape[-1])
+                kept[now.window] = again
+            return made
+
+        module.forward = forward
+        self._open.callback(delattr, module, "forward")  # else they would hold each other
+
+    def _fits(self, tensor: Tensor) -> bool:
+        width, tokens = tensor.shape[-1], self.lengths[self._now.window]
+        return tensor.numel() == tokens * width and self._now.take(tensor)
+
+    def close(self) -> None:
+        """Let go of all that was kept."""
+        self._open.close()
+
+
+def _largest(name: str, changing: Collection[str]) -> str:
+    """The largest module around ``name`` in which nothing is still ``changing``."""
+    parts = name.split(".")
+    around = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next(
+        (each for each in around if not any(f"{c}.".startswith(f"{each}.") for c in changing)), name
+    )
+
+
+def _taken_apart(made: Any) -> tuple[Tensor | None, Callable[[Tensor], Any]]:
+    """The one tensor in what a module gives, and how it is given again; none if it is not one."""
+    if isinstance(made, Tensor):
+        return made, lambda kept, shape=made.shape: kept.view(shape)
+    if isinstance(made, tuple) and made and all(each is None for each in made[1:]):
+        tensor, again = _taken_apart(made[0])
+        rest = made[1:]  # not `made`: the tensor is to be let go
+        return tensor, lambda kept: (again(kept), *rest)
+    return None, lambda kept: kept
+
+
+@dataclass
+class _Now:
+    """Which window is run, and how many bytes may still be kept."""
+
+    left: int
+    window: int = 0
+
+    def take(self, made: Tensor) -> bool:
+        self.left -= made.nbytes
+        return self.left >= 0
