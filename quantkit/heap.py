@@ -10,7 +10,7 @@ from contextlib import suppress
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 #: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed.
-_LARGE = 8 << 20
+_LARGE = 4 << 20
 
 #: So much may be free at the end of the heap: what comes and goes is not asked for anew.
 _FREE = 32 << 20

@@ -7,7 +7,7 @@ give is kept (:meth:`Layer.keep`), a tensor a window, so that none is computed t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ class Layer:
     module: nn.Module
     lengths: Sequence[int]
     _run: Run = field(repr=False)
-    _room: Callable[[int], Activations] = field(repr=False)
+    _lend: Callable[[int], AbstractContextManager[Activations]] = field(repr=False)
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
     _kept: set[str] = field(default_factory=set, repr=False)
     _now: _Now = field(default_factory=lambda: _Now(KEPT_BYTES), repr=False)
@@ -57,7 +57,7 @@ class Layer:
 
     def room(self, width: int) -> Activations:
         """Room for one tensor of ``width`` a token, until the walk goes on."""
-        return self._open.enter_context(self._room(width))
+        return self._open.enter_context(self._lend(width))
 
     def keep(self, final: Collection[str], changing: Collection[str]) -> None:
         """From now on compute once a window what modules give whose weights are ``final``.

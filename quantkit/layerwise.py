@@ -12,7 +12,6 @@ the next: the same bytes as one undisturbed run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import log10
 from pathlib import Path
@@ -85,12 +84,9 @@ def calibrate(
     resumed = 0
     load, windows = _loader(plan, source, model), calibration.windows
     feedback = form.method.error_feedback > 0
-    with ExitStack() as stack:
-        sweep = stack.enter_context(
-            Sweep(model, load, windows, folder, device=device, to_logits=False)
-        )
+    with Sweep(model, load, windows, folder, device=device, to_logits=False) as sweep:
         some = range(0, len(windows), FEEDBACK_EVERY)
-        states = stack.enter_context(sweep.copy_states(some)) if feedback else None
+        states = sweep.copy_states(some) if feedback else None
         total = len(sweep.names) * len(calibration.windows)
         for layer in sweep.layers():
             items = _items(plan, layer)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.activations import ROOM_BYTES, Activations
+from quantkit.activations import ROOM_BYTES, Activations, Rooms
 from quantkit.calls import Call, same
 from quantkit.errors import UnsupportedModelError
 from quantkit.layer import Layer
@@ -93,10 +93,12 @@ class Sweep:
 
     def __enter__(self) -> Sweep:
         self._reader = ThreadPoolExecutor(1, "read-layer")
+        lengths = [len(window) for window in self.windows]
+        self._rooms = Rooms(lengths, self._dtype, self._scratch, self._room)
         with torch.inference_mode():
             self._materialize_shell()
             first = self._enter_window(0)
-            self._states = self._room_for(first.shape[-1])
+            self._states = self._rooms.new(first.shape[-1])
             self._states[0] = first
             for at in range(1, len(self.windows)):
                 self._states[at] = self._enter_window(at)
@@ -106,7 +108,7 @@ class Sweep:
 
     def __exit__(self, *_: object) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)
-        self._states.__exit__(None, None, None)
+        self._rooms.close()
 
     def layers(self) -> Iterator[Layer]:
         """Each layer in turn, filled; it is run over all windows when the next is asked for."""
@@ -121,7 +123,7 @@ class Sweep:
                 self._build(name, weights),
                 [len(window) for window in self.windows],
                 partial(self._run, index),
-                self._room_for,
+                self._rooms.lend,
             )
             del weights
             try:
@@ -136,8 +138,8 @@ class Sweep:
             del layer  # before the next is built
 
     def copy_states(self, windows: Sequence[int]) -> Activations:
-        """What the coming layer is given in ``windows``, to be walked apart; a context manager."""
-        made = self._room_for(self._states[windows[0]].shape[-1])
+        """What the coming layer is given in ``windows``, to be walked apart."""
+        made = self._rooms.new(self._states[windows[0]].shape[-1])
         for window in windows:
             made[window] = self._states[window]
         return made
@@ -162,10 +164,6 @@ class Sweep:
         with torch.inference_mode(), self._standing_in(stand_in):
             logits: Tensor = self._forward(window).logits[0]
             return logits
-
-    def _room_for(self, width: int) -> Activations:
-        lengths = [len(window) for window in self.windows]
-        return Activations(lengths, width, self._dtype, self._scratch, self._room)
 
     # the shell: all but the layers
 

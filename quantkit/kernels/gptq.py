@@ -1,13 +1,14 @@
 """GPTQ: weights rounded column by column, each error made good by the columns still to come.
 
 Frantar et al., arXiv 2210.17323, minimize ``(w - d) H (w - d)`` row by row, over ``d`` on a
-grid, where ``H`` is the Hessian ``sum of x x^T`` over a module's inputs ``x``. With
-``H^-1 = U^T U``, ``U`` upper triangular, the error of column ``j`` is passed on to a later
-column ``k`` as ``-error * U_jk / U_jj``, and what stays of it costs ``(error / U_jj)^2``. As in
-the paper: the Cholesky form, dampening, columns in blocks. Not as there:
+grid, where ``H`` is the Hessian ``sum of x x^T`` over a module's inputs ``x``. The paper
+factors ``H^-1 = U^T U`` and passes the error of each column on to all later ones, ``-error *
+U_jk / U_jj``; what stays of it costs ``(error / U_jj)^2``. Here ``H = R R^T`` is factored,
+``R = U^-1`` upper triangular, and no inverse is made but of blocks on the diagonal: what the
+columns before a block lack is ``d``, and moves the block by ``d R`` (Chen et al., arXiv
+2507.18553, on Babai's nearest plane); inside the block errors are passed on as in the paper,
+with ``U`` there the inverse of the block of ``R``. The integers are the paper's. Unlike it:
 
-* ``U`` comes from one Cholesky factor of ``H`` itself (``H = R R^T``, ``U = R^-1``) rather
-  than from a factor, an inverse and a factor again;
 * one factor serves all modules with the same input;
 * dampening grows until the factorization succeeds;
 * an input that was always zero leaves its column rounded to nearest, where the paper's code
@@ -31,11 +32,8 @@ from quantkit.kernels.rounding import Block, Grid
 #: Columns between two large products; a multiple of every group size but the whole row.
 COLUMN_BLOCK = 128
 
-#: Rows of the Hessian that one product adds to.
+#: Rows of a matrix that are worked on at once.
 _STRIPE = 512
-
-#: Below this many columns a triangle is inverted at once.
-_LEAF = 256
 
 #: How often the dampening is multiplied by ten before a Hessian is given up.
 _RETRIES = 3
@@ -48,10 +46,10 @@ class Factor:
     """One input's Hessian, factored; shared by all modules that see that input.
 
     ``order``: int64 (columns,), the column rounded at each step; what follows is in that
-    order. ``passing``: (columns, columns), ``U_jk / U_jj``. ``cost``: (columns,),
-    ``1 / U_jj^2``. ``damp_percent`` is what was used in the end; ``dead`` counts inputs that
-    were always zero; ``usable`` is false where the Hessian was not finite or could not be
-    factored: all columns then weigh alike, and none makes good another's error.
+    order. ``passing``: (columns, columns), ``R_jk / R_kk``, so ones on its diagonal.
+    ``cost``: (columns,), ``R_kk^2``. ``damp_percent`` is what was used in the end; ``dead``
+    counts inputs that were always zero; ``usable`` is false where the Hessian was not finite
+    or could not be factored: all columns then weigh alike, and none makes good another's error.
     """
 
     order: Tensor
@@ -92,16 +90,16 @@ def accumulate(hessian: Tensor, inputs: Tensor) -> None:
     In stripes, so that little more than half of the products are computed, and without a
     second copy of the inputs. Both float32.
     """
-    for at in range(0, hessian.shape[0], _STRIPE):
-        hessian[at : at + _STRIPE, at:].addmm_(inputs[:, at : at + _STRIPE].T, inputs[:, at:])
+    for here in _stripes(hessian):
+        hessian[here, here.start :].addmm_(inputs[:, here].T, inputs[:, here.start :])
 
 
 def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: int) -> Factor:
     """Dampen and factor ``hessian`` (columns, columns), whose upper triangle is read.
 
     ``damp_percent`` of the mean diagonal is added to the diagonal, ten times as much each
-    time that the factorization fails. ``hessian`` is used up: the factor is made in its place.
-    Memory: one matrix of its size beside it.
+    time that the factorization fails. ``hessian`` is used up: the factor is made in its place,
+    with little beside it.
     """
     diagonal = hessian.diagonal().clone()
     dead = diagonal == 0
@@ -110,34 +108,60 @@ def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: in
     visited = visiting_order(diagonal, order, group_size)
     mean = diagonal.mean()
     diagonal[dead] = 1.0 if bool(dead.all()) else mean
-    _mirror(hessian)
-    # the lower factor of H turned about both its diagonals is the upper one of H
-    turned = visited.flip(0)
-    full = hessian[turned[:, None], turned]
-    lower = hessian.mT  # columns outermost, as LAPACK wants them: made in place
-    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
+    mirror(hessian)
+    permute(hessian, visited)
     used = damp_percent
     for _ in range(_RETRIES + 1):
-        full.diagonal().copy_(diagonal[turned] + used * mean)
-        torch.linalg.cholesky_ex(full, out=(lower, failed))
-        if not int(failed) and bool(torch.isfinite(lower.sum())):
-            del full
-            invert_lower(lower)
-            turn(lower)  # now upper, and U
-            peaks = lower.diagonal().clone()
-            lower /= peaks[:, None]
-            return Factor(visited, lower, peaks.pow(-2), used, int(dead.sum()), usable=True)
+        hessian.diagonal().copy_(diagonal[visited] + used * mean)
+        if factor_upper(hessian):
+            hessian.triu_()
+            peaks = hessian.diagonal().clone()
+            hessian /= peaks
+            return Factor(visited, hessian, peaks.square(), used, int(dead.sum()), usable=True)
+        mirror(hessian.mT)  # the lower triangle is as it was
         used *= 10
     return _unusable(hessian, int(dead.sum()))
 
 
-def _mirror(hessian: Tensor) -> None:
+def mirror(matrix: Tensor) -> None:
     """Copy the upper triangle onto the lower one, in place."""
-    for at in range(0, hessian.shape[0], _STRIPE):
-        end = at + _STRIPE
-        hessian[end:, at:end] = hessian[at:end, end:].T
-        square = hessian[at:end, at:end]
+    for here in _stripes(matrix):
+        matrix[here.stop :, here] = matrix[here, here.stop :].T
+        square = matrix[here, here]
         square.copy_(square.triu() + square.triu(1).T)
+
+
+def permute(matrix: Tensor, order: Tensor) -> None:
+    """Put rows and columns in another order, in place."""
+    for here in _stripes(matrix):
+        matrix[:, here] = matrix[:, here].index_select(0, order)
+    for here in _stripes(matrix):
+        matrix[here] = matrix[here].index_select(1, order)
+
+
+def factor_upper(matrix: Tensor) -> bool:
+    """``R`` with ``R R^T = matrix`` in the place of its upper triangle; false if there is none.
+
+    The lower triangle, without the diagonal, stays. By blocks, from the last to the first.
+    """
+    for here in reversed(_stripes(matrix)):
+        square, above = matrix[here, here], matrix[: here.start, here]
+        lower, failed = torch.linalg.cholesky_ex(square.flip(0, 1))
+        if int(failed) or not bool(torch.isfinite(lower.diagonal()).all()):
+            return False
+        upper = lower.flip(0, 1)
+        square.copy_(upper + square.tril(-1))
+        above.copy_(torch.linalg.solve_triangular(upper.mT, above, upper=False, left=False))
+        for rows in _stripes(matrix[: here.start]):
+            stripe, later = above[rows], above[rows.stop :]
+            matrix[rows, rows] -= (stripe @ stripe.T).triu_()
+            matrix[rows, rows.stop : here.start].addmm_(stripe, later.T, alpha=-1.0)
+    return True
+
+
+def _stripes(matrix: Tensor) -> list[slice]:
+    rows = matrix.shape[0]
+    return [slice(at, min(at + _STRIPE, rows)) for at in range(0, rows, _STRIPE)]
 
 
 def visiting_order(diagonal: Tensor, order: Order, group_size: int) -> Tensor:
@@ -160,30 +184,6 @@ def visiting_order(diagonal: Tensor, order: Order, group_size: int) -> Tensor:
     return ordered.reshape(-1)
 
 
-def invert_lower(lower: Tensor) -> None:
-    """Invert a lower triangular matrix in place, by halves: a third of a full solve's work."""
-    size = lower.shape[0]
-    if size <= _LEAF:
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
-        return
-    half = size // 2
-    first, last, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
-    invert_lower(first)
-    invert_lower(last)
-    below.copy_((last @ below @ first).neg_())
-
-
-def turn(matrix: Tensor) -> None:
-    """Put a square matrix's first row last and its first column last, in place."""
-    size = matrix.shape[0]
-    for at in range(0, (size + 1) // 2, _STRIPE):
-        end = min(at + _STRIPE, (size + 1) // 2)
-        first = matrix[at:end].flip(0, 1)
-        matrix[at:end] = matrix[size - end : size - at].flip(0, 1)
-        matrix[size - end : size - at] = first
-
-
 def _unusable(hessian: Tensor, dead: int) -> Factor:
     columns = hessian.shape[0]
     identity = torch.eye(columns, dtype=hessian.dtype, device=hessian.device)
@@ -201,16 +201,10 @@ def make_good(weight: Tensor, lacking: Tensor, factor: Factor, share: float) -> 
     """
     if not factor.usable or not share:
         return weight
-    # H^-1 = P^T C^-1 P with the factor's ``passing`` and ``cost``; in stripes, as half of P is 0
-    columns, passing = weight.shape[1], factor.passing
-    stripes = [slice(at, at + _STRIPE) for at in range(0, columns, _STRIPE)]
-    moved = lacking.index_select(1, factor.order)
-    for here in stripes:  # what comes after it is as it was
-        moved[:, here] = moved[:, here.start :] @ passing[here, here.start :].T
-    moved *= share / factor.cost
-    for here in reversed(stripes):
-        moved[:, here] = moved[:, : here.stop] @ passing[: here.stop, here]
-    return moved.index_select(1, torch.argsort(factor.order)).add_(weight)
+    # H = P C P^T with the factor's ``passing`` and ``cost``
+    moved = _solve(factor.passing.mT, lacking[:, factor.order], upper=False)
+    moved = _solve(factor.passing, moved.mul_(share / factor.cost), upper=True)
+    return weight + moved[:, torch.argsort(factor.order)]
 
 
 def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
@@ -220,22 +214,26 @@ def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
     """
     kind, device = factor.passing.dtype, factor.passing.device
     rows, columns = weight.shape
-    left = weight.to(kind).index_select(1, factor.order)
+    source = weight.to(kind).index_select(1, factor.order)
+    missing = torch.empty_like(source)  # what each was less what it became
     groups = _groups(factor.order, grid)
     scales = torch.ones(rows, columns // grid.group_size, dtype=kind, device=device)
     zeros = torch.full_like(scales, grid.middle)
     known = grid.static or grid.group_size > COLUMN_BLOCK
     if known:
-        _find_all(left, factor, grid, groups, scales, zeros)
+        _find_all(source, factor, grid, groups, scales, zeros)
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
     losses = torch.zeros(rows, dtype=torch.float64, device=device)
     solve = rounding_cpu.round_block if device.type == "cpu" else rounding.round_block
     for start in range(0, columns, COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, columns)
         here = slice(start, stop)
+        passed = missing[:, :start] @ factor.passing[:start, here]
+        own = factor.passing[here, here]
+        within = _solve(own, torch.eye(*own.shape, dtype=kind, device=device), upper=True)
         block = Block(
-            left[:, here].contiguous(),
-            factor.passing[here, here].contiguous(),
+            torch.addmm(source[:, here], passed, within),
+            within,
             factor.cost[here].contiguous(),
             groups[here].contiguous(),
             scales,
@@ -244,11 +242,19 @@ def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
         )
         codes[:, here], errors, lost = solve(block, grid)
         losses += lost
-        left[:, stop:].addmm_(errors, factor.passing[here, stop:], alpha=-1.0)
+        missing[:, here] = (errors - passed) @ within
     back = torch.argsort(factor.order)
     return Quantized(
         codes[:, back], scales, zeros.to(torch.uint8), groups[back].int(), float(losses.sum())
     )
+
+
+def _solve(triangle: Tensor, wanted: Tensor, *, upper: bool) -> Tensor:
+    """``wanted`` times the inverse of a triangle with ones on its diagonal."""
+    found: Tensor = torch.linalg.solve_triangular(
+        triangle, wanted, upper=upper, left=False, unitriangular=True
+    )
+    return found
 
 
 def _groups(order: Tensor, grid: Grid) -> Tensor:
@@ -270,5 +276,6 @@ def _find_all(
     for group in range(scales.shape[1]):
         columns = torch.nonzero(groups == group).reshape(-1)
         alone = torch.eye(columns.numel(), dtype=weight.dtype, device=weight.device)
-        found = rounding.find_scales(weight[:, columns], alone, factor.cost[columns], grid)
+        own = weight[:, columns]
+        found = rounding.find_scales(own, alone, factor.cost[columns], grid)
         scales[:, group], zeros[:, group] = found

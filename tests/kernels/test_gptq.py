@@ -11,11 +11,12 @@ from torch import Tensor
 from quantkit.kernels import rounding, rounding_cpu
 from quantkit.kernels.gptq import (
     accumulate,
+    factor_upper,
     factorize,
-    invert_lower,
     make_good,
+    mirror,
+    permute,
     quantize,
-    turn,
     visiting_order,
 )
 from quantkit.kernels.rounding import Grid, float16_scale
@@ -207,19 +208,33 @@ def test_stripes_sum_the_upper_triangle() -> None:
     torch.testing.assert_close(hessian.triu(), (inputs.T @ inputs).triu(), rtol=1e-5, atol=1e-4)
 
 
-def test_a_triangle_is_inverted_by_halves() -> None:
-    lower = torch.randn(700, 700, dtype=torch.float64).tril() * 0.01 + torch.eye(700)
-    inverse = lower.clone()
-    invert_lower(inverse)
-    torch.testing.assert_close(inverse @ lower, torch.eye(700, dtype=torch.float64))
+@pytest.mark.parametrize("size", [1, 2, 7, 512, 1100])
+def test_an_upper_factor_is_made_in_place(size) -> None:
+    inputs = torch.randn(size, size + 9, generator=torch.Generator().manual_seed(1)).double()
+    matrix = inputs @ inputs.T
+    made = matrix.clone()
+    assert factor_upper(made)
+    upper = made.triu()
+    torch.testing.assert_close(upper @ upper.T, matrix)
+    assert torch.equal(made.tril(-1), matrix.tril(-1))
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 1024, 1537])
-def test_a_matrix_is_turned_in_place(size) -> None:
-    matrix = torch.randn(size, size)
-    wanted = matrix.flip(0, 1)
-    turn(matrix)
-    assert torch.equal(matrix, wanted)
+@pytest.mark.parametrize("place", [0, 300, 700])
+def test_a_matrix_without_a_factor_can_be_restored(place) -> None:
+    matrix = torch.eye(701, dtype=torch.float64) * 3 + 0.001
+    matrix[place, place] = -1
+    made = matrix.clone()
+    assert not factor_upper(made)
+    made.diagonal().copy_(matrix.diagonal())
+    mirror(made.mT)
+    assert torch.equal(made, matrix)
+
+
+def test_rows_and_columns_are_put_in_order_in_place() -> None:
+    matrix, order = torch.randn(1100, 1100), torch.randperm(1100)
+    made = matrix.clone()
+    permute(made, order)
+    assert torch.equal(made, matrix[order][:, order])
 
 
 @pytest.mark.parametrize("order", ["source", "diagonal", "grouped"])
