@@ -156,10 +156,10 @@ def _quantize_layer(
         for name, grid in grids.items():
             item, factor = items[name], factors[grid.group_size]
             weight = _finite(layer.weight(name), item)
-            if name in shared.lacking:
-                share = form.method.error_feedback
-                weight = make_good(weight, shared.lacking[name], factor, share)
-            made = quantize(weight, factor, grid)
+            lacking = shared.lacking.get(name)
+            share = form.method.error_feedback
+            moved = None if lacking is None else make_good(lacking, factor, share)
+            made = quantize(weight, factor, grid, moved)
             decoded = made.dequantized()
             reports[name] = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
             layer.weight(name).copy_(decoded)

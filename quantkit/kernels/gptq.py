@@ -191,26 +191,29 @@ def _unusable(hessian: Tensor, dead: int) -> Factor:
     return Factor(order, identity, torch.ones_like(identity[0]), 0.0, dead, usable=False)
 
 
-def make_good(weight: Tensor, lacking: Tensor, factor: Factor, share: float) -> Tensor:
-    """``weight`` (rows, columns) moved so that its outputs make good what they lack.
+def make_good(lacking: Tensor, factor: Factor, share: float) -> Tensor:
+    """By how much a weight's columns move, in visiting order, so that its outputs make good what
+    they lack.
 
     ``lacking`` (rows, columns) is the sum of ``(y - y~) x^T`` over inputs ``x``, for wanted
     outputs ``y`` and present ones ``y~``; the least-squares answer is to add ``lacking H^-1``,
     of which ``share`` is taken, as calibration inputs are few (GPTAQ, arXiv 2504.02692, has
-    the idea, and weighs it alike). Where the Hessian is of no use the weight stays.
+    the idea, and weighs it alike). The result, for :func:`quantize`, is that times ``passing``:
+    where each column is rounded when those before it are as they were. Nothing where the
+    Hessian is of no use.
     """
-    if not factor.usable or not share:
-        return weight
-    # H = P C P^T with the factor's ``passing`` and ``cost``
-    moved = _solve(factor.passing.mT, lacking[:, factor.order], upper=False)
-    moved = _solve(factor.passing, moved.mul_(share / factor.cost), upper=True)
-    return weight + moved[:, torch.argsort(factor.order)]
+    if not factor.usable:
+        return torch.zeros_like(lacking)
+    return _solve(factor.passing.mT, lacking[:, factor.order], upper=False).mul_(
+        share / factor.cost
+    )
 
 
-def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
+def quantize(weight: Tensor, factor: Factor, grid: Grid, moved: Tensor | None = None) -> Quantized:
     """Round ``weight`` (rows, columns) of any float type, on the factor's device.
 
-    Computed in the factor's type. Memory: the weight in that type, and its codes.
+    ``moved`` is what :func:`make_good` gives. Computed in the factor's type. Memory: the
+    weight in that type twice, and its codes.
     """
     kind, device = factor.passing.dtype, factor.passing.device
     rows, columns = weight.shape
@@ -220,6 +223,9 @@ def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
     scales = torch.ones(rows, columns // grid.group_size, dtype=kind, device=device)
     zeros = torch.full_like(scales, grid.middle)
     known = grid.static or grid.group_size > COLUMN_BLOCK
+    if known and moved is not None:
+        source += _solve(factor.passing, moved, upper=True)
+        moved = None
     if known:
         _find_all(source, factor, grid, groups, scales, zeros)
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
@@ -229,6 +235,8 @@ def quantize(weight: Tensor, factor: Factor, grid: Grid) -> Quantized:
         stop = min(start + COLUMN_BLOCK, columns)
         here = slice(start, stop)
         passed = missing[:, :start] @ factor.passing[:start, here]
+        if moved is not None:
+            passed += moved[:, here]
         own = factor.passing[here, here]
         within = _solve(own, torch.eye(*own.shape, dtype=kind, device=device), upper=True)
         block = Block(

@@ -248,13 +248,24 @@ def test_what_outputs_lack_is_made_good(layer, order) -> None:
     factor = factorize(hessian.clone(), DAMP, order, 64)
     damped = hessian + torch.eye(COLUMNS) * DAMP * hessian.diagonal().mean()
     expected = weight + torch.linalg.solve(damped, lacking.T).T
-    torch.testing.assert_close(make_good(weight, lacking, factor, 1.0), expected)
+    moved = make_good(lacking, factor, 1.0)
+    for group, static in ((64, False), (64, True), (COLUMNS, False)):
+        grid = Grid(8, group, False, False, static)
+        got, wanted_ = quantize(weight, factor, grid, moved), quantize(expected, factor, grid)
+        assert torch.equal(got.codes, wanted_.codes)
+        assert got.loss == pytest.approx(wanted_.loss, rel=1e-9)
 
     def distance(moved: Tensor) -> float:
         return float((wanted @ weight.T - given @ moved.T).norm())
 
-    assert distance(make_good(weight, lacking, factor, 1.0)) < 0.9 * distance(weight)
-    assert torch.equal(make_good(weight, lacking, factor, 0.0), weight)
+    assert distance(got.dequantized()) < 0.9 * distance(weight)
+    assert not make_good(lacking, factor, 0.0).any()
+
+
+def test_nothing_is_made_good_by_a_hessian_of_no_use(layer) -> None:
+    weight, hessian = layer
+    factor = factorize(torch.full_like(hessian, torch.nan), DAMP, "source", 64)
+    assert not make_good(weight, factor, 1.0).any()
 
 
 def test_scales_are_float16_and_never_zero() -> None:
