@@ -282,18 +282,19 @@ def _removed(name: str, shares: Sequence[float | None]) -> str:
 
 
 #: As in the paper.
-PLAIN = ["scale_search=false", "error_feedback=0.0"]
+PLAIN = ["scale_search=false", "true_sequential=false", "error_feedback=0.0"]
 
 #: From the paper's form to the recipe's, key by key.
 KEYS = {
-    "whole range, source order": [*PLAIN, "group_order=false"],
+    "whole range, source order, one run": [*PLAIN, "group_order=false"],
     "+ group_order": PLAIN,
-    "+ scale_search": ["error_feedback=0.0"],
+    "+ scale_search": PLAIN[1:],
+    "+ true_sequential": PLAIN[2:],
     "+ error_feedback = 0.25 (the recipe)": [],
     "the recipe, error_feedback = 0.5": ["error_feedback=0.5"],
     "the recipe, error_feedback = 1": ["error_feedback=1.0"],
     "the recipe without group_order": ["group_order=false"],
-    "the recipe, true_sequential": ["true_sequential=true"],
+    "the recipe without true_sequential": ["true_sequential=false"],
     "the recipe, desc_act for group_order": ["desc_act=true", "group_order=false"],
     "the recipe, sym = false": ["sym=false"],
 }
