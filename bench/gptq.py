@@ -11,8 +11,9 @@ PYTHON is an interpreter with GPTQModel installed (it has pins of its own):
         optimum gptqmodel==7.6.0 sentencepiece protobuf
 
 Both sides calibrate on the same windows of ids. Results are appended to RESULTS.md. The
-floor of ``speed`` is the arithmetic at this machine's measured matrix rate: both runs of
-each layer, the upper half of each Hessian, its factor and inverse, and the update.
+floor of ``speed`` is the arithmetic at this machine's measured matrix rate: one run of each
+layer, the upper half of each Hessian, its factor, and the update. (Until 2026-11-26 15:18 it
+counted two runs, and an inverse.)
 """
 
 from __future__ import annotations
@@ -186,9 +187,9 @@ def floor(size: dict[str, int], tokens: int) -> float:
     """Seconds of arithmetic for a GPT-NeoX, at the rate of a square product measured here."""
     hidden, layers = size["hidden_size"], size["num_hidden_layers"]
     shapes = [(3 * hidden, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 4 * hidden)]
-    runs = sum(2 * 2 * rows * columns * tokens for rows, columns in shapes)
+    runs = sum(2 * rows * columns * tokens for rows, columns in shapes)
     hessians = sum(columns * columns * tokens for _, columns in shapes)
-    factors = sum(columns**3 * 2 / 3 for _, columns in shapes)
+    factors = sum(columns**3 / 3 for _, columns in shapes)
     updates = sum(rows * columns * columns for rows, columns in shapes)
     return layers * (runs + hessians + factors + updates) / matrix_rate()
 

@@ -32,6 +32,9 @@ from quantkit.kernels.rounding import Block, Grid
 #: Columns between two large products; a multiple of every group size but the whole row.
 COLUMN_BLOCK = 128
 
+#: Below this many columns a symmetric product is computed whole.
+_LEAF = 128
+
 #: Rows of a matrix that are worked on at once.
 _STRIPE = 512
 
@@ -87,11 +90,17 @@ class Quantized:
 def accumulate(hessian: Tensor, inputs: Tensor) -> None:
     """Add ``inputs^T inputs`` to ``hessian``'s upper triangle; ``inputs`` (tokens, columns).
 
-    In stripes, so that little more than half of the products are computed, and without a
+    By halves, so that little more than half of the products are computed, and without a
     second copy of the inputs. Both float32.
     """
-    for here in _stripes(hessian):
-        hessian[here, here.start :].addmm_(inputs[:, here].T, inputs[:, here.start :])
+    columns = hessian.shape[0]
+    if columns <= _LEAF:
+        hessian.addmm_(inputs.T, inputs)
+        return
+    first, last = slice(columns // 2), slice(columns // 2, columns)
+    accumulate(hessian[first, first], inputs[:, first])
+    accumulate(hessian[last, last], inputs[:, last])
+    hessian[first, last].addmm_(inputs[:, first].T, inputs[:, last])
 
 
 def factorize(hessian: Tensor, damp_percent: float, order: Order, group_size: int) -> Factor:

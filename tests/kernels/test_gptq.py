@@ -200,7 +200,7 @@ def test_static_groups_are_the_sources_own(layer) -> None:
     assert got.g_idx.tolist() == [at // 64 for at in range(COLUMNS)]
 
 
-def test_stripes_sum_the_upper_triangle() -> None:
+def test_halves_sum_the_upper_triangle() -> None:
     inputs = torch.randn(40, 1100, generator=torch.Generator().manual_seed(0))
     hessian = torch.zeros(1100, 1100)
     accumulate(hessian, inputs[:20])
