@@ -37,8 +37,8 @@ class Shared:
     ``hessian``: float32 (columns, columns), the upper triangle of the sum of ``x x^T`` over
     ``tokens`` inputs. ``lacking``: of each module float32 (rows, columns), the sum of
     ``(y - y~) x^T``, where ``y`` is its output in the unquantized model and ``y~`` the one
-    that it has on ``x``; drawn from some windows and scaled to all, empty where it was not
-    asked for.
+    that it has on ``x``; drawn from ``n`` tokens of some windows, and scaled to all and by
+    ``n / (n + columns)``, as few tokens tell little. Empty where it was not asked for.
     """
 
     modules: tuple[str, ...]
@@ -171,8 +171,8 @@ class _Sum:
             return None
         if self._crossed is not None:
             self._lacking = {name: each @ self._crossed for name, each in self._weights.items()}
-        for lacking in self._lacking.values():
-            lacking.mul_(self._tokens / self._compared)
+        for lacking in self._lacking.values():  # to all tokens; less, where few say it of many
+            lacking.mul_(self._tokens / (self._compared + self._hessian.shape[0]))
         return Shared(self._modules, self._hessian, self._tokens, self._lacking)
 
 
