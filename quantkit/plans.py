@@ -90,8 +90,8 @@ class Plan:
     @property
     def _calibration_bytes(self) -> int:
         """In float32: all that lies outside the layers, or two layers (the next is read while
-        one is worked on), what their outputs lack, the widest Hessian with its factor, and the
-        narrower ones, which are no larger together."""
+        one is worked on), the widest Hessian, what its modules' outputs lack, and the weight
+        that is rounded."""
         if self.method["format"] != "gptq":
             return 0
         sizes: dict[str, int] = {}
@@ -101,8 +101,7 @@ class Plan:
             sizes[inside] = sizes.get(inside, 0) + each.source.elements
         outside = sizes.pop("", 0)
         widest = max((each.shape[1] for each in self.tensors if each.shape), default=0)
-        layers = 3 if self.method["error_feedback"] else 2
-        return 4 * max(outside, layers * max(sizes.values(), default=0) + 3 * widest**2)
+        return 4 * max(outside, 2 * max(sizes.values(), default=0) + 3 * widest**2)
 
     @property
     def quantized_share(self) -> float:

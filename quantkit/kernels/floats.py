@@ -6,16 +6,41 @@ that kernel calls: after a change here, delete ``quantkit/kernels/__pycache__``.
 
 from __future__ import annotations
 
+import platform
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import njit, types
+from numba.extending import intrinsic
+
+
+def has_instruction() -> bool:
+    """Whether this CPU widens float16 itself; LLVM would call a function that may not be there."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return True
+    return bool(get_host_cpu_features().get("f16c"))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _widened(typing: Any, bits: Any) -> Any:
+    """A float16 bit pattern, uint16, as float32: numba has no float16 of its own."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
 
 
 @njit(cache=True, nogil=True)
-def float16_to_word(bits):  # type: ignore[no-untyped-def]
-    """The float32 bit pattern, uint32, of a float16 bit pattern, uint16.
+def _word_by_instruction(bits):  # type: ignore[no-untyped-def]
+    return np.float32(_widened(np.uint16(bits))).view(np.uint32)
 
-    Exact; infinities and NaN stay what they are.
-    """
+
+@njit(cache=True, nogil=True)
+def float16_word_by_hand(bits):  # type: ignore[no-untyped-def]
+    """:func:`float16_to_word` in whole numbers, for CPUs without an instruction for it."""
     magnitude = np.uint32(bits) & np.uint32(0x7FFF)
     # Move exponent and mantissa into place and correct the exponent's bias from 15 to 127;
     # the highest exponent, of infinity and NaN, must become 255.
@@ -27,3 +52,8 @@ def float16_to_word(bits):  # type: ignore[no-untyped-def]
     if magnitude < np.uint32(0x0400):
         word = np.float32(np.float32(magnitude) * np.float32(2.0**-24)).view(np.uint32)
     return np.uint32(word | ((np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16)))
+
+
+#: The float32 bit pattern, uint32, of a float16 bit pattern, uint16. Exact; infinities stay what
+#: they are, NaN stays NaN.
+float16_to_word = _word_by_instruction if has_instruction() else float16_word_by_hand
