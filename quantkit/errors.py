@@ -117,3 +117,11 @@ def on_one_line(error: BaseException) -> str:
     """What a library said, its lines run together, or the error's kind when it said nothing."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would act on, line breaks too, written as escapes.
+
+    Names of files may hold anything but a slash; letters of every script stay as they are.
+    """
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
