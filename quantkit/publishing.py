@@ -88,8 +88,7 @@ def publish(
     )
     registry = read_checksums([Path(each) for each in checksums])
     ready = _ready(folder, repo_id, registry, licence, allowed)
-    if signer is not None and not allow_changed:
-        _refuse_anothers(folder, signer)
+    _refuse_anothers(folder, None if allow_changed else signer)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
     if there and there.exists and there.private and public:
@@ -175,9 +174,9 @@ def _folder(dir: str | Path, *, signed: bool) -> Path:
     return folder
 
 
-def _refuse_anothers(folder: Path, signer: Signer) -> None:
+def _refuse_anothers(folder: Path, signer: Signer | None) -> None:
     """See that the signature that would be replaced is this key's, over what is there."""
-    if is_signed(folder) and not signer.has_signed(folder):
+    if signer is not None and is_signed(folder) and not signer.has_signed(folder):
         raise MismatchError(
             f"{folder / SIGNATURE}: not the signature of --sign {signer.key} over these files, and "
             "publishing would replace it; see who signed what ('quantkit verify --public-key'), "
