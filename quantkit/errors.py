@@ -26,6 +26,8 @@ do next, on one line.
 
 from __future__ import annotations
 
+from unicodedata import category
+
 #: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
 INTERRUPTED = 130
 
@@ -124,4 +126,8 @@ def printable(text: str) -> str:
 
     Names of files may hold anything but a slash; letters of every script stay as they are.
     """
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+    def shown(each: str) -> bool:
+        return each.isprintable() or category(each) == "Zs"  # blanks, the wide one too
+
+    return "".join(each if shown(each) else ascii(each)[1:-1] for each in text)

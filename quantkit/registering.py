@@ -168,7 +168,7 @@ def _text(asked: Request, release: Mapping[str, Any]) -> str:
 
 
 def _check_consistent(others: Sequence[Release], added: Release, weights: Sequence[str]) -> None:
-    """No release is listed twice, nor as withdrawn and in good standing.
+    """No release is listed twice, nor one that stands in good standing as withdrawn.
 
     Weights that a release in good standing lists too tell nothing of a withdrawn one, so
     that the registry spares them (:func:`quantkit.registry.Registry.judge`).
@@ -180,12 +180,11 @@ def _check_consistent(others: Sequence[Release], added: Release, weights: Sequen
                 f"the existing entry has this release of {added.label} already; nothing to add"
             )
         listed = {file.sha256 for file in each.files}
-        contrary = "withdrawn" in (each.status, added.status) and each.status != added.status
-        if contrary and digests <= listed:
+        if added.status == "withdrawn" != each.status and digests <= listed:
             raise UsageError(
                 f"the existing entry lists these weights as the {each.status} release of "
-                f"{each.label}, and a release is not {added.status} beside it: change the status "
-                "of that release in the file"
+                f"{each.label}, which would still be found first: change the status of that "
+                "release in the file"
             )
 
 

@@ -240,3 +240,15 @@ def test_what_is_no_signature_is_named(
     assert SIGNATURE in refused(3, "verify", folder, "--public-key", keys["mine"][1])
     with pytest.raises(UsageError, match="remove it"):
         open_signer(keys["mine"][0]).sign(folder)
+
+
+def test_what_has_no_signature_does_not_pass_with_a_key(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(signed, tmp_path / "copy")
+    (copy / "quantkit-manifest.json").unlink()
+    public = keys["mine"][1]
+    for folder in (copy, signed.parent / "source"):
+        said = refused(3, "verify", folder, "--public-key", public)
+        assert "no quantkit-manifest.json" in said
+    assert "no such folder" in refused(2, "verify", tmp_path / "no", "--public-key", public)
