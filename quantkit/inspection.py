@@ -12,6 +12,7 @@ from typing import Any
 from quantkit.errors import MismatchError, SourceError, UsageError
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import Ways, check_tokenizer_level
+from quantkit.given import read_given_text
 from quantkit.lineage import verify_output
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
@@ -118,10 +119,7 @@ def check_tokenizer(
     config = read_object(folder / "config.json")
     check_config(config, f"{folder}/config.json")
     chosen = Path(text) if text is not None else evaluation_text()
-    try:
-        whole = chosen.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
+    whole = read_given_text(chosen, f"text {chosen}")
     strings = [whole, *whole.splitlines()]
     level = check_tokenizer_level(
         folder,

@@ -18,7 +18,7 @@ from jinja2 import UndefinedError
 from quantkit.card import NAME as CARD
 from quantkit.destination import Destination, Push, check_names, look
 from quantkit.digests import digest_bytes, digest_file
-from quantkit.errors import HubError, MismatchError, SourceError, StorageError, UsageError
+from quantkit.errors import HubError, MismatchError, SourceError, UsageError
 from quantkit.hub import api, explained, large_file_route
 from quantkit.licences import Licence
 from quantkit.pushing import push
@@ -30,6 +30,8 @@ from quantkit.remote import LocalFile
 from quantkit.signing import SIGNATURE, Signer, is_signed, open_signer, refuse_odd_signature
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
+
+_STAYS_PRIVATE = "exists and is private; it stays private until you change that in its settings"
 
 
 def agreed(offer: Mapping[str, Any]) -> bool:
@@ -78,8 +80,7 @@ def publish(
         RemoteError: what the Hub holds is not what was sent; the branch is as it was.
     """
     check_names(repo_id, branch)
-    folder = _folder(dir, signed=sign is not None)
-    signer = open_signer(Path(sign)) if sign is not None else None
+    folder, signer = _opened(dir, sign)
     allowed = _allowed(
         unjudged=allow_unjudged,
         changed=allow_changed,
@@ -91,9 +92,8 @@ def publish(
     _refuse_anothers(folder, None if allow_changed else signer)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
-    if there and there.exists and there.private and public:
-        said = "exists and is private; it stays private until you change that in its settings"
-        listener(Event("publish", message=f"{repo_id}: {said}"))
+    if public and there and there.exists and there.private:
+        listener(Event("publish", message=f"{repo_id}: {_STAYS_PRIVATE}"))
     files = _files(folder, ready.manifest, signed=signer is not None)
     asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
     offer = _offer(asked, there, ready.said)
@@ -101,9 +101,9 @@ def publish(
         return offer
     if not confirm(offer):
         raise UsageError(f"publish {repo_id}: not confirmed; nothing was pushed")
-    settled = replace(asked, files=_written(folder, ready, files, signer))
+    asked = replace(asked, files=_written(folder, ready, files, signer))
     with large_file_route():
-        done = push(client, settled, there or Destination(), folder.resolve().parent, listener)
+        done = push(client, asked, there or Destination(), folder.resolve().parent, listener)
     if collection is not None:
         _collect(repo_id, collection, done["url"])
     listener(Event("publish", message=f"published and verified: {done['url']}"))
@@ -149,7 +149,7 @@ def _written(
         return tuple(files)
     signer.sign(folder)
     if not signer.has_signed(folder):  # said here, not by whoever downloads it
-        raise StorageError(
+        raise MismatchError(
             f"{folder / SIGNATURE}: does not verify, though just made; nothing was sent: see that "
             "nothing else writes to the folder, and run again"
         )
@@ -158,7 +158,8 @@ def _written(
     return tuple(signature if each.name == SIGNATURE else each for each in files)
 
 
-def _folder(dir: str | Path, *, signed: bool) -> Path:
+def _opened(dir: str | Path, sign: str | Path | None) -> tuple[Path, Signer | None]:
+    """The folder, of which nothing leads elsewhere, and whoever signs it."""
     folder = Path(dir).expanduser()
     if not (folder / MANIFEST).is_file():
         raise UsageError(
@@ -166,12 +167,12 @@ def _folder(dir: str | Path, *, signed: bool) -> Path:
         )
     refuse_odd_files(folder)
     refuse_odd_signature(folder)
-    if is_signed(folder) and not signed:
+    if is_signed(folder) and sign is None:
         raise UsageError(
             f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "
             "name the repository; give the key (--sign), or remove the signature"
         )
-    return folder
+    return folder, open_signer(Path(sign)) if sign is not None else None
 
 
 def _refuse_anothers(folder: Path, signer: Signer | None) -> None:

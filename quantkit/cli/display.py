@@ -184,10 +184,12 @@ class Display:
             self._table("recipes", [(each.name, each.summary) for each in recipes])
 
     def registry(self, registry: Registry, repository: str | None) -> None:
-        entries = [each for each in registry.entries if not repository or each.named(repository)]
+        entries = [
+            each for each in registry.entries if repository is None or each.named(repository)
+        ]
         if not entries:
             raise UsageError(f"checksums: no entry for {repository!r}; see 'quantkit checksums'")
-        if self._as_json or repository:
+        if self._as_json or repository is not None:
             self._json({"entries": [each.model_dump(mode="json") for each in entries]})
             return
         rows = [

@@ -31,7 +31,7 @@ from quantkit.errors import (
     WithdrawnError,
 )
 from quantkit.records import read_manifest, write_manifest
-from quantkit.signing import SIGNATURE
+from quantkit.signing import SIGNATURE, Signer
 from quantkit.types import Event
 
 REPO = "me/demo-nf4"
@@ -391,6 +391,17 @@ def test_anothers_signature_is_not_replaced_without_a_word(
     assert "other.pem" in refused(3, "publish", folder, REPO, "--sign", other, "--yes")
     assert (here(folder), len(hub.seen)) == (before, seen)
     quantkit.publish(folder, REPO, sign=other, allow_changed=True)
+
+
+def test_a_signature_that_does_not_verify_is_not_sent(
+    hub: Loopback, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing")
+    private, _ = make_key(tmp_path, "mine")
+    monkeypatch.setattr(Signer, "sign", lambda self, at: (at / SIGNATURE).write_text("{}"))
+    with pytest.raises(MismatchError, match="nothing was sent"):
+        quantkit.publish(folder, REPO, sign=private)
+    assert hub.repositories == {}
 
 
 def test_a_signature_that_is_a_link_is_seen_first(
