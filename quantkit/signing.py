@@ -57,17 +57,12 @@ class Signer:
             UsageError: what is there in place of ``model.sig`` is no file, or what is to be
                 signed cannot be.
         """
-        from model_signing import hashing
-
         # the library takes what it is to ignore as relative to a folder given absolutely
         place = folder.resolve()
         refuse_odd_signature(place)
         if self.has_signed(place):  # a new one would be other bytes that say the same
             return
-        hidden = [each.relative_to(place) for each in place.rglob(".*")]
-        self.config.set_hashing_config(
-            hashing.Config().set_ignored_paths(paths=[*_IGNORED, *hidden])
-        )
+        self.config.set_hashing_config(_Visible())
         try:
             self.config.sign(place, place / SIGNATURE)
         except ValueError as error:  # a link, say
@@ -81,6 +76,22 @@ class Signer:
             _verify(folder, _verifier(self.public, f"{self.key}"), every_file=True)
             return True
         return False
+
+
+class _Visible:
+    """How the library is to hash a folder: without hidden files, whose very names it would
+    otherwise write into the signature, as those that were ignored."""
+
+    def hash(self, folder: Path) -> Any:
+        from model_signing import hashing
+
+        files = [
+            each
+            for each in folder.rglob("*")
+            if not any(part.startswith(".") for part in each.relative_to(folder).parts)
+        ]
+        config = hashing.Config().set_ignored_paths(paths=_IGNORED)
+        return config.hash(folder, files_to_hash=files)
 
 
 def refuse_odd_signature(folder: Path) -> None:
@@ -228,11 +239,15 @@ def _verifier(public: bytes, what: str) -> Any:
 
 
 def _verify(folder: Path, config: Any, *, every_file: bool) -> None:
-    """Hold ``folder`` to its signature; with ``every_file``, one that it does not name is wrong."""
+    """Hold ``folder`` to its signature; with ``every_file``, one that it does not name is wrong,
+    unless it is hidden."""
     from model_signing import hashing
 
     folder = folder.resolve()  # see Signer.sign
-    config.set_hashing_config(hashing.Config().set_allow_symlinks(True))
+    hidden = [each.relative_to(folder) for each in folder.rglob(".*")] if every_file else []
+    config.set_hashing_config(
+        hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=hidden)
+    )
     config.set_ignore_unsigned_files(not every_file)
     try:
         config.verify(folder, folder / SIGNATURE)

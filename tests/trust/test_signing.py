@@ -151,14 +151,18 @@ def test_a_relative_folder_is_signed_again_as_any(
     signer.sign(folder)
     assert signer.has_signed(folder)
     assert SIGNATURE not in signed_names(folder)
-    assert ".DS_Store" not in signed_names(folder)
+    assert ".DS_Store" not in bundled(folder), "nor named as ignored"
     assert check_signature(folder, keys["mine"][1]) == "valid"
 
 
-def signed_names(folder: Path) -> list[str]:
+def bundled(folder: Path) -> str:
+    """What a signature was made of."""
     bundle = json.loads((folder / SIGNATURE).read_text())
-    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
-    return [each["name"] for each in payload["predicate"]["resources"]]
+    return base64.b64decode(bundle["dsseEnvelope"]["payload"]).decode()
+
+
+def signed_names(folder: Path) -> list[str]:
+    return [each["name"] for each in json.loads(bundled(folder))["predicate"]["resources"]]
 
 
 def encrypted(key: Path, path: Path, password: bytes) -> Path:
