@@ -65,6 +65,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        calls          how a model calls its layers
        frontmatter    a card's text -> its metadata and its body
        licences       which licence a source has, and what it forbids
+       given          a small file that a user names, where it is one
        digests cache clock devices heap quiet tokenizer resources
     0  types errors
 

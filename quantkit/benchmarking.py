@@ -28,7 +28,7 @@ from quantkit.outcomes import answer_lines, outcomes
 from quantkit.quiet import quiet_libraries
 from quantkit.source import Source
 from quantkit.subject import Subject, check_ids, read_subject, source_of
-from quantkit.tasks import Wanted, read_tasks
+from quantkit.tasks import Wanted, check_shots, read_tasks
 from quantkit.tokenizer import has_library_files, library_tokenizer
 from quantkit.types import Event, Listener, silent
 
@@ -70,6 +70,7 @@ def eval(
     harness = require_harness()
     wanted = read_tasks(tasks, data)
     _check_counts(shots, limit, batch_size)
+    check_shots(wanted, shots)
     where = choose_device(device)
     subject = read_subject(dir, sign, listener)
     tokenizer = _tokenizer(subject.folder)

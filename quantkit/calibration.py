@@ -20,6 +20,7 @@ import numpy as np
 
 from quantkit.errors import UsageError, on_one_line
 from quantkit.evaluation import Material, largest_id, read_ids
+from quantkit.given import read_given
 from quantkit.methods import CalibrationSection
 from quantkit.plans import Plan
 from quantkit.recipe import Prompt, Recipe
@@ -83,10 +84,7 @@ def read_calibration(
         else open_tokenizer(source.folder, split_special_tokens=split)
     )
     path = given or _find(section)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"calibration {path}: {error.strerror}; give a readable file") from error
+    raw = read_given(path, f"calibration {path}")
     documents, route = _encoded(path, raw, recipe.prompt, tokenizer)
     length = min(section.length, plan.max_positions or section.length)
     end = source.config.get("eos_token_id")

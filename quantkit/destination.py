@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.card import NAME as CARD
-from quantkit.errors import HubError, UsageError
-from quantkit.hub import RemoteFile, explained, list_files, reason
+from quantkit.errors import HubError, UsageError, on_one_line, printable
+from quantkit.hub import HUB_ID, RemoteFile, explained, list_files, reason
 from quantkit.remote import HUBS_OWN, LocalFile
 from quantkit.signing import SIGNATURE
 from quantkit.staging import MANIFEST
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+#: Where files wait until they have been read back.
+WAITING = "quantkit-upload"
+
+#: Names that git and the Hub take for a branch, and no more than those.
+_BRANCH = re.compile(r"[A-Za-z0-9_][\w.+@=/-]*", re.ASCII)
+
+
+def check_names(repo_id: str, branch: str) -> None:
+    """See that a repository and a branch can be called that, before anything is done.
+
+    Raises:
+        UsageError: they cannot, or the branch is the one that files wait on.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    shown = f"publish {printable(repo_id)}"
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        said = printable(on_one_line(error))
+        raise UsageError(f"{shown}: not a repository's name ({said}); give OWNER/NAME") from error
+    if not HUB_ID.fullmatch(repo_id):
+        raise UsageError(f"{shown}: not a repository's name; give OWNER/NAME")
+    if branch == WAITING:
+        raise UsageError(
+            f"--branch {branch}: files wait there until they have been read back, and it is "
+            "removed; choose another"
+        )
+    taken = not _BRANCH.fullmatch(branch) or branch.startswith("refs/")
+    if taken or any(each in branch for each in ("..", "//", "@{", "/.")) or branch[-1] in "./":
+        raise UsageError(
+            f"--branch {printable(branch)!r}: not a branch's name; expected letters, digits and "
+            "._-/, no '..', and nothing below refs/"
+        )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ do next, on one line.
 
 from __future__ import annotations
 
+from unicodedata import category
+
 #: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
 INTERRUPTED = 130
 
@@ -117,3 +119,15 @@ def on_one_line(error: BaseException) -> str:
     """What a library said, its lines run together, or the error's kind when it said nothing."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would act on, line breaks too, written as escapes.
+
+    Names of files may hold anything but a slash; letters of every script stay as they are.
+    """
+
+    def shown(each: str) -> bool:
+        return each.isprintable() or category(each) == "Zs"  # blanks, the wide one too
+
+    return "".join(each if shown(each) else ascii(each)[1:-1] for each in text)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.errors import UsageError
+from quantkit.given import read_given
 from quantkit.recipe import Recipe
 from quantkit.resources import evaluation_text, prompts_file
 from quantkit.tokenizer import Tokenizer, open_tokenizer
@@ -142,7 +143,7 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
     """
     chosen = path or evaluation_text()
     try:
-        raw = chosen.read_bytes()
+        raw = read_given(chosen, f"text {chosen}")
         if chosen.suffix.lower() == ".json":
             ids = read_ids("text", chosen, raw)
             found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)
@@ -156,8 +157,6 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
             text = raw.decode("utf-8")
             whole = (tuple(tokenizer.encode(text)),)
             found = EvaluationText(chosen.name, text, _sha256(raw), tokenizer.route, whole)
-    except OSError as error:
-        raise UsageError(f"text {chosen}: {error.strerror}; give a readable file") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
     if not found.windows(length=2, limit=1):

@@ -105,7 +105,7 @@ def load_tasks(wanted: Wanted, *, form: bool) -> Loaded:
         for name in wanted.names:
             ours = wanted.local.get(name)
             spec = name if ours is None else _configuration(ours, form=form)
-            found = _loaded(manager, name, spec)
+            found = _loaded(manager, name, spec, local=ours is not None)
             leaves, inside = found["tasks"], found.get("groups", {})
             if twice := sorted(leaves.keys() & tasks.keys()):
                 raise UsageError(f"task {name}: {twice[0]} is asked for twice; name it once")
@@ -125,7 +125,7 @@ def _check_known(name: str, known: Sequence[str]) -> None:
         raise UsageError(f"task {name}: neither ours nor lm-evaluation-harness's{hint}")
 
 
-def _loaded(manager: Any, name: str, spec: Any) -> Any:
+def _loaded(manager: Any, name: str, spec: Any, *, local: bool) -> Any:
     try:
         found = manager.load([spec])
     except ImportError as error:
@@ -134,6 +134,11 @@ def _loaded(manager: Any, name: str, spec: Any) -> Any:
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # the datasets library raises a dozen kinds for a failed download
+        if local:  # nothing is downloaded, whatever the library stumbled over
+            raise UsageError(
+                f"task {name}: lm-evaluation-harness cannot take its questions "
+                f"({type(error).__name__}: {on_one_line(error)}); see to the file (--data)"
+            ) from error
         raise HubError(
             f"task {name}: its data cannot be downloaded here ({type(error).__name__}: "
             f"{scrub(on_one_line(error))}); see to the network and HF_HUB_OFFLINE, or leave the "

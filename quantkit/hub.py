@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 #: ``owner/name``.
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z", re.ASCII)
 
 #: What a rerun does after a break, in messages.
 AGAIN = "run again, files that have arrived are kept"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import SourceError, UsageError
+from quantkit.errors import MismatchError, SourceError, UsageError
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import Ways, check_tokenizer_level
+from quantkit.given import read_given_text
 from quantkit.lineage import verify_output
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
@@ -42,7 +44,7 @@ def verify(
     An output is held to its manifest file by file, and the source that its manifest
     names to today's registry: it may have been withdrawn since. ``repo`` is what a
     checkpoint is said to be (``owner/name``): it is then held to that entry. ``public_key``
-    is whose signature is expected on an output.
+    is whose signature is expected on an output; what has none is then refused.
 
     Raises:
         VerificationError: a digest differs, or the release was withdrawn.
@@ -51,13 +53,25 @@ def verify(
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
     key = Path(public_key) if public_key is not None else None
-    folder = Path(path_or_repo)
+    folder = Path(path_or_repo).expanduser()
     if is_hub_id(path_or_repo):
         # whole where quantkit made it; else what a conversion needs
         fetched = fetch(str(path_or_repo), revision, wanted_to_verify, listener)
         folder, revision = fetched.folder, fetched.commit
-    if (folder / MANIFEST).is_file():
+    elif revision is not None:
+        raise UsageError(
+            f"verify {path_or_repo}: --revision {revision} is of a Hub id, and this is a folder; "
+            "drop it"
+        )
+    if os.path.lexists(folder / MANIFEST):
+        if repo is not None:
+            raise UsageError(
+                f"verify {path_or_repo}: --repo {repo} is what a checkpoint is said to be, and "
+                "this is an output, whose manifest says what it was made from; drop it"
+            )
         return verify_output(folder, registry, policy, key, listener)
+    if key is not None:
+        _refuse_unsigned(path_or_repo, key)
     source = open_source(path_or_repo, revision, listener)
     digested = digest_source(source, registry, listener)
     verified = settle(source, digested, None, registry, policy, claimed=repo)
@@ -70,6 +84,16 @@ def verify(
         "files": [asdict(each) for each in verified.files],
         "fingerprint": asdict(verified.fingerprint),
     }
+
+
+def _refuse_unsigned(given: str | Path, key: Path) -> None:
+    """A signature is of an output: one whose manifest was taken away has none either."""
+    if not is_hub_id(given) and not Path(given).expanduser().is_dir():
+        return  # which is said in other words
+    raise MismatchError(
+        f"{given}: no {MANIFEST} there, so no output whose signature --public-key {key} could "
+        "check; ask the publisher, or drop the option"
+    )
 
 
 def wanted_to_verify(names: list[str]) -> list[str]:
@@ -95,10 +119,7 @@ def check_tokenizer(
     config = read_object(folder / "config.json")
     check_config(config, f"{folder}/config.json")
     chosen = Path(text) if text is not None else evaluation_text()
-    try:
-        whole = chosen.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
+    whole = read_given_text(chosen, f"text {chosen}")
     strings = [whole, *whole.splitlines()]
     level = check_tokenizer_level(
         folder,

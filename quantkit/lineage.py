@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from quantkit.checkpoint.fingerprint import FORM
 from quantkit.digests import digest_file
-from quantkit.errors import MismatchError, SourceError
+from quantkit.errors import MismatchError, SourceError, printable
 from quantkit.records import is_sealed, read_manifest, read_raw
 from quantkit.registry import Registry
-from quantkit.signing import SIGNATURE, check_signature
+from quantkit.signing import SIGNATURE, check_signature, is_signed
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, FileDigest, Fingerprint, Listener, Verdict, silent
 from quantkit.verification import Policy, enforce
@@ -29,6 +30,10 @@ _NOT_OURS = (".git", ".cache", ".gitattributes")
 _BESIDE = (MANIFEST, SIGNATURE)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+#: Of a value that is shown to say that it cannot be one.
+_LONGEST = 80
 
 
 def verify_output(
@@ -65,6 +70,7 @@ def _hold_to(
     listener: Listener,
 ) -> dict[str, Any]:
     source, gate = manifest["source"], manifest["gate"]["status"]
+    is_signed(folder)  # what stands in a signature's place is named before gigabytes are read
     lineage = judge_source(source, registry)
     differences = differing(folder, manifest, listener)
     if differences:
@@ -80,24 +86,84 @@ def _hold_to(
         "verdict": asdict(lineage),
         "gate": gate,
         "signature": signature,
+        "notes": notes(source),
         "files": manifest["output"]["files"],
     }
 
 
 def judge_source(source: Mapping[str, Any], registry: Registry) -> Verdict:
     """What ``registry`` says of a manifest's ``source`` today."""
-    known = source.get("fingerprint")
     return registry.judge(
-        [FileDigest(**each) for each in source["files"]],
+        _source_files(source["files"]),
         [each for each in (source["repo_id"],) if each],
-        Fingerprint(**known) if known else None,
+        _fingerprint(source),
         source["revision"],
+    )
+
+
+def notes(source: Mapping[str, Any]) -> list[str]:
+    """What was not compared of a manifest's ``source``, for those who rely on it."""
+    if "fingerprint" not in source:
+        return ["its manifest has no fingerprint of the source: only digests of files compared"]
+    if source.get("fingerprint_form") != FORM:
+        return [
+            "its manifest names no fingerprint of today's kind: one of an earlier kind matches "
+            "nothing, only digests of files compared"
+        ]
+    return []
+
+
+def _source_files(raw: Any) -> list[FileDigest]:
+    if not isinstance(raw, list) or not raw:
+        raise _not_whole("source.files", "at least one file", raw)
+    return [_digest(each, f"source.files[{at}]") for at, each in enumerate(raw)]
+
+
+def _fingerprint(source: Mapping[str, Any]) -> Fingerprint | None:
+    if "fingerprint" not in source:
+        return None
+    known, parts = source["fingerprint"], [each.name for each in fields(Fingerprint)]
+    if not isinstance(known, dict) or sorted(known) != sorted(parts):
+        raise _not_whole("source.fingerprint", f"an object of {', '.join(parts)}", known)
+    for name, value in known.items():
+        if not _is_hex(_SHA256, value):
+            raise _not_whole(f"source.fingerprint.{name}", "64 lower-case hex digits", value)
+    return Fingerprint(**known)
+
+
+def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
+    """A file as a manifest lists it, each field of which is one."""
+    file = FileDigest(**raw)
+    if not isinstance(file.name, str) or not file.name:
+        raise _not_whole(f"{where}.name", "a name", file.name)
+    if type(file.bytes) is not int or file.bytes < 0:
+        raise _not_whole(f"{where}.bytes", "a size", file.bytes)
+    if not _is_hex(_SHA256, file.sha256):
+        raise _not_whole(f"{where}.sha256", "64 lower-case hex digits", file.sha256)
+    if file.md5 is not None and not _is_hex(_MD5, file.md5):
+        raise _not_whole(f"{where}.md5", "32 lower-case hex digits, or null", file.md5)
+    if not isinstance(file.is_weight, bool):
+        raise _not_whole(f"{where}.is_weight", "true or false", file.is_weight)
+    return file
+
+
+def _is_hex(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _not_whole(field: str, expected: str, got: object) -> SourceError:
+    said = printable(repr(got))[:_LONGEST]
+    return SourceError(
+        f"{MANIFEST}: not a whole manifest: {field}: expected {expected}, got {said}; fetch it "
+        "again"
     )
 
 
 def differing(folder: Path, manifest: Mapping[str, Any], listener: Listener) -> list[str]:
     """Every file that is missing, changed or extra; the small ones are told of at once."""
-    listed = [_listed(each) for each in manifest["output"]["files"]]
+    listed = [
+        _listed(each, f"output.files[{at}]") for at, each in enumerate(manifest["output"]["files"])
+    ]
     found = [*_strays(folder, listed)]
     if not is_sealed(read_raw(folder)):
         found.append(f"{MANIFEST} has changed")
@@ -114,17 +180,15 @@ def differing(folder: Path, manifest: Mapping[str, Any], listener: Listener) -> 
     return found + list(_changed_weights(folder, [e for e in there if e.is_weight], listener))
 
 
-def _listed(raw: Mapping[str, Any]) -> FileDigest:
+def _listed(raw: Mapping[str, Any], where: str) -> FileDigest:
     """A file of the manifest, whose name may not lead out of the folder."""
-    file = FileDigest(**raw)
+    file = _digest(raw, where)
     path = PurePosixPath(file.name)
     if not file.name.isprintable() or path.is_absolute() or {".", ".."} & set(path.parts):
         raise SourceError(
             f"{MANIFEST}: lists a file by a name that leads elsewhere ({ascii(file.name)[:120]}); "
             "do not trust this folder"
         )
-    if type(file.bytes) is not int or not _SHA256.fullmatch(file.sha256):
-        raise TypeError(f"file {file.name} has no size or no SHA-256")
     return file
 
 
@@ -141,9 +205,10 @@ def _strays(folder: Path, listed: Sequence[FileDigest]) -> Iterator[str]:
     }
     there = top | inside
     present = {name for name in there if (folder / name).is_file()}
-    yield from (f"{name} is no file of the manifest" for name in sorted(there - present))
+    odd, extra = (sorted(map(printable, each)) for each in (there - present, present - names))
+    yield from (f"{name} is no file of the manifest" for name in odd)
     yield from (f"{name} is missing" for name in sorted(names - present))
-    yield from (f"{name} is not in the manifest" for name in sorted(present - names))
+    yield from (f"{name} is not in the manifest" for name in extra)
 
 
 def _is_as_listed(folder: Path, file: FileDigest) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from quantkit.calibration import Calibration
+from quantkit.checkpoint.fingerprint import FORM
 from quantkit.clock import Measured
 from quantkit.execution import Job, Staged
 from quantkit.frontmatter import read_card
@@ -53,6 +54,7 @@ def build_manifest(
             "config": dict(source.config),
             "files": [asdict(each) for each in verified.files],
             "fingerprint": asdict(verified.fingerprint),
+            "fingerprint_form": FORM,
             **_standing(job, verified),
         },
         "request": {**request, "revision": source.revision or request["revision"]},

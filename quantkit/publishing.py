@@ -16,20 +16,22 @@ from typing import Any, cast
 from jinja2 import UndefinedError
 
 from quantkit.card import NAME as CARD
-from quantkit.destination import Destination, Push, look
+from quantkit.destination import Destination, Push, check_names, look
 from quantkit.digests import digest_bytes, digest_file
-from quantkit.errors import HubError, SourceError, UsageError
-from quantkit.hub import HUB_ID, api, explained, large_file_route
+from quantkit.errors import HubError, MismatchError, SourceError, UsageError
+from quantkit.hub import api, explained, large_file_route
 from quantkit.licences import Licence
 from quantkit.pushing import push
-from quantkit.readiness import Kind, described, refusals, refuse
+from quantkit.readiness import Kind, described, refusals, refuse, refuse_odd_files
 from quantkit.records import manifest_text, read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
-from quantkit.signing import SIGNATURE, Signer, open_signer
+from quantkit.signing import SIGNATURE, Signer, is_signed, open_signer, refuse_odd_signature
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
+
+_STAYS_PRIVATE = "exists and is private; it stays private until you change that in its settings"
 
 
 def agreed(offer: Mapping[str, Any]) -> bool:
@@ -67,16 +69,18 @@ def publish(
     ``licence`` states what the source's card does not. The ``allow_`` options override one
     refusal each, and the card says so. ``overwrite`` removes what others put there. With
     ``quick`` weights are not read back, only compared with what the Hub lists. ``sign`` is
-    the private key (PEM) to sign the published files with.
+    the private key (PEM) to sign the published files with; a signature that is there is
+    replaced where it is this key's, or with ``allow_changed``.
 
     Raises:
-        UsageError: no folder that quantkit made, or no repository's name.
+        UsageError: no folder that quantkit made, or one with links; no name of a repository or
+            of a branch.
         GateError, MismatchError, WithdrawnError, LicenceError: not to be published.
         HubError: the Hub says no, or breaks off; the branch is as it was.
         RemoteError: what the Hub holds is not what was sent; the branch is as it was.
     """
-    folder = _folder(dir, repo_id, signed=sign is not None)
-    signer = open_signer(Path(sign)) if sign is not None else None
+    check_names(repo_id, branch)
+    folder, signer = _opened(dir, sign)
     allowed = _allowed(
         unjudged=allow_unjudged,
         changed=allow_changed,
@@ -85,11 +89,11 @@ def publish(
     )
     registry = read_checksums([Path(each) for each in checksums])
     ready = _ready(folder, repo_id, registry, licence, allowed)
+    _refuse_anothers(folder, None if allow_changed else signer)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
-    if there and there.exists and there.private and public:
-        said = "exists and is private; it stays private until you change that in its settings"
-        listener(Event("publish", message=f"{repo_id}: {said}"))
+    if public and there and there.exists and there.private:
+        listener(Event("publish", message=f"{repo_id}: {_STAYS_PRIVATE}"))
     files = _files(folder, ready.manifest, signed=signer is not None)
     asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
     offer = _offer(asked, there, ready.said)
@@ -97,9 +101,9 @@ def publish(
         return offer
     if not confirm(offer):
         raise UsageError(f"publish {repo_id}: not confirmed; nothing was pushed")
-    settled = replace(asked, files=_written(folder, ready, files, signer))
+    asked = replace(asked, files=_written(folder, ready, files, signer))
     with large_file_route():
-        done = push(client, settled, there or Destination(), folder.resolve().parent, listener)
+        done = push(client, asked, there or Destination(), folder.resolve().parent, listener)
     if collection is not None:
         _collect(repo_id, collection, done["url"])
     listener(Event("publish", message=f"published and verified: {done['url']}"))
@@ -144,25 +148,41 @@ def _written(
     if signer is None:
         return tuple(files)
     signer.sign(folder)
+    if not signer.has_signed(folder):  # said here, not by whoever downloads it
+        raise MismatchError(
+            f"{folder / SIGNATURE}: does not verify, though just made; nothing was sent: see that "
+            "nothing else writes to the folder, and run again"
+        )
     found = digest_file(folder / SIGNATURE)
     signature = LocalFile(SIGNATURE, folder / SIGNATURE, found.bytes, found.sha256)
     return tuple(signature if each.name == SIGNATURE else each for each in files)
 
 
-def _folder(dir: str | Path, repo_id: str, *, signed: bool) -> Path:
+def _opened(dir: str | Path, sign: str | Path | None) -> tuple[Path, Signer | None]:
+    """The folder, of which nothing leads elsewhere, and whoever signs it."""
     folder = Path(dir).expanduser()
     if not (folder / MANIFEST).is_file():
         raise UsageError(
             f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"
         )
-    if (folder / SIGNATURE).exists() and not signed:
+    refuse_odd_files(folder)
+    refuse_odd_signature(folder)
+    if is_signed(folder) and sign is None:
         raise UsageError(
             f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "
             "name the repository; give the key (--sign), or remove the signature"
         )
-    if not HUB_ID.match(repo_id) or ".." in repo_id or "--" in repo_id:
-        raise UsageError(f"publish {repo_id}: not a repository's name; give OWNER/NAME")
-    return folder
+    return folder, open_signer(Path(sign)) if sign is not None else None
+
+
+def _refuse_anothers(folder: Path, signer: Signer | None) -> None:
+    """See that the signature that would be replaced is this key's, over what is there."""
+    if signer is not None and is_signed(folder) and not signer.has_signed(folder):
+        raise MismatchError(
+            f"{folder / SIGNATURE}: not the signature of --sign {signer.key} over these files, and "
+            "publishing would replace it; see who signed what ('quantkit verify --public-key'), "
+            "then remove it, or --allow-changed"
+        )
 
 
 def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:

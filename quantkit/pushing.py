@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.destination import Destination, Push
+from quantkit.destination import WAITING, Destination, Push
 from quantkit.errors import HubError, RemoteError
 from quantkit.hub import explained, list_files
 from quantkit.remote import (
@@ -21,9 +21,6 @@ from quantkit.types import Event, Listener
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-
-#: Where files wait until they have been read back.
-WAITING = "quantkit-upload"
 
 #: Holds a commit to the files; the bytes read back.
 Verify = Callable[[str], int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,14 @@ from quantkit.errors import (
     LicenceError,
     MismatchError,
     QuantkitError,
+    UsageError,
     WithdrawnError,
+    printable,
 )
 from quantkit.licences import Licence, licence_json
 from quantkit.lineage import differing, judge_source
 from quantkit.registry import Registry
+from quantkit.signing import SIGNATURE
 from quantkit.staging import MANIFEST
 from quantkit.types import silent
 
@@ -31,6 +34,9 @@ _ERRORS: Mapping[Kind, type[QuantkitError]] = {
     "withdrawn": WithdrawnError,
     "licence": LicenceError,
 }
+
+#: Of a name that is shown to say that it cannot be one.
+_LONGEST_NAME = 120
 
 #: What to do about each, beside the override.
 _ADVICE: Mapping[Kind, str] = {
@@ -115,10 +121,43 @@ def described(
 
 def _present(folder: Path) -> list[str]:
     """Files that are there now, of those that may be published: nothing hidden, no links."""
-    paths = (each.relative_to(folder) for each in sorted(folder.rglob("*")) if each.is_file())
     return [
-        each.as_posix()
-        for each in paths
-        if not any(part.startswith(".") for part in each.parts)
-        and each.as_posix() not in (MANIFEST, CARD)
+        name
+        for name, path in _visible(folder)
+        if path.is_file() and not path.is_symlink() and name not in (MANIFEST, CARD, SIGNATURE)
     ]
+
+
+def _visible(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All that is in ``folder`` and not hidden, by its name there."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix(), path
+
+
+def refuse_odd_files(folder: Path) -> None:
+    """See that what lies in ``folder`` is its own, under names that nothing acts on.
+
+    Publishing writes the card and the manifest, and through a link it would write, or send,
+    what lies elsewhere.
+
+    Raises:
+        UsageError: a link, or a name with control characters; all are named.
+    """
+    links, strange = [], []
+    for name, path in _visible(folder):
+        if not name.isprintable():
+            strange.append(printable(name)[:_LONGEST_NAME])
+        elif path.is_symlink():
+            links.append(name)
+    if links:
+        raise UsageError(
+            f"{folder}: not to be published: links in it ({', '.join(links[:5])}); remove them, or "
+            "put the files there that they lead to (cp -rL)"
+        )
+    if strange:
+        raise UsageError(
+            f"{folder}: not to be published: names with line breaks or control characters "
+            f"({', '.join(strange[:5])}); rename or remove them"
+        )

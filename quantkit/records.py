@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError
+from quantkit.given import kind_of
 from quantkit.staging import MANIFEST
 
 #: Raised when a reader of the old schema would misread the new one.
@@ -65,6 +66,8 @@ def read_raw(folder: Path) -> bytes:
     """
     path = folder / MANIFEST
     try:
+        if kind := kind_of(path.stat().st_mode):
+            raise SourceError(f"{path}: {kind}, expected a manifest's file; fetch it again")
         if path.stat().st_size > MAX_BYTES:
             raise SourceError(f"{path}: expected at most {MAX_BYTES} bytes, got more")
         return path.read_bytes()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.stream import stream_checkpoint
 from quantkit.digests import digest_file
-from quantkit.errors import UsageError
-from quantkit.releases import Entry, parse_entry
+from quantkit.errors import UsageError, printable
+from quantkit.given import read_given_text
+from quantkit.hub import HUB_ID
+from quantkit.releases import Entry, Release, parse_entry
 from quantkit.source import Source, open_source
 from quantkit.types import Event, FileDigest, Listener, silent
 from quantkit.verification import small_files
@@ -25,7 +29,7 @@ def describe_release(
     source = open_source(folder, None, listener)
     files, found = _digest(source, listener)
     return {
-        **{key: value for key, value in facts.items() if value not in (None, "", ())},
+        **_stated(facts),
         "fingerprint": found,
         "files": [
             {"name": f.name, "bytes": f.bytes, "sha256": f.sha256}
@@ -33,6 +37,10 @@ def describe_release(
             for f in files
         ],
     }
+
+
+def _stated(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if value not in (None, "", ())}
 
 
 def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[str, str]]:
@@ -52,46 +60,132 @@ def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[
     return [*weights.files, *(each for each in small if each.bytes)], asdict(weights.fingerprint)
 
 
-def read_existing(path: Path | None) -> str:
-    """The entry that is to get one more release; empty where there is none yet.
+@dataclass(frozen=True)
+class Request:
+    """What is to be stated, and the text of the entry that gets it; empty for a new one."""
 
-    Raises:
-        UsageError: it cannot be read.
-    """
-    if path is None or not path.exists():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"checksums {path}: cannot be read as TOML: {error}") from error
+    repository: str
+    licence: str | None
+    aliases: tuple[str, ...]
+    existing: str
+
+    @property
+    def known(self) -> Entry | None:
+        return parse_entry(self.existing, "the existing entry") if self.existing else None
 
 
-def entry_text(
+def check_request(
     repository: str,
-    release: Mapping[str, Any],
+    facts: Mapping[str, Any],
     *,
     licence: str | None = None,
     aliases: Sequence[str] = (),
-    existing: str = "",
-) -> str:
-    """The entry as TOML: a new one, or ``existing`` with one more release.
+    into: Path | None = None,
+) -> Request:
+    """See that an entry can be made of it, before gigabytes are digested.
 
     Raises:
-        UsageError: it does not hold to the schema, or ``existing`` is another repository's.
+        UsageError: a name, a date, a reason or a place is none, or the entry that is there is
+            another repository's.
     """
-    if existing:
-        known = parse_entry(existing, "the existing entry")
-        if not known.named(repository):
-            raise UsageError(
-                f"the existing entry is of {known.repository}, not of {repository}; choose "
-                "another --into"
-            )
-        text = existing.rstrip() + "\n\n"
-    else:
-        text = "\n".join(_head(repository, licence, aliases)) + "\n\n"
-    text += "\n".join(_release(release)) + "\n"
-    parse_entry(text, "the new entry")
+    for option, name in (("repository", repository), *(("alias", each) for each in aliases)):
+        if not HUB_ID.fullmatch(name):
+            raise UsageError(f"--{option} {printable(name)}: expected OWNER/NAME")
+    _check_facts(facts)
+    asked = Request(repository, licence, tuple(aliases), _read_existing(into))
+    if asked.known is not None:
+        _check_existing(asked, asked.known, into)
+    # what is measured later holds to the schema; what was given is seen by a stand-in
+    measured = {"fingerprint": {}, "files": [{"name": "weights", "sha256": "0" * 64}]}
+    parse_entry(_text(asked, {**_stated(facts), **measured}), "the new entry")
+    return asked
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    withdrawn = facts["status"] == "withdrawn"
+    for name in ("kind", "reason"):
+        if withdrawn and not facts[name]:
+            raise UsageError(f"--status withdrawn: needs --{name}: why it was withdrawn; state it")
+    # a superseded release may have been replaced for a reason; a current one stands
+    if facts["status"] == "current" and (given := [n for n in ("kind", "reason") if facts[n]]):
+        raise UsageError(
+            f"--{given[0]} {printable(str(facts[given[0]]))}: says why a release was withdrawn or "
+            "replaced; drop it, or correct --status current"
+        )
+    stated = facts["date"]
+    try:
+        if stated:
+            date.fromisoformat(f"{stated}{'-01-01'[len(stated) - 4 :]}")  # a year alone will do
+    except ValueError as error:
+        raise UsageError(
+            f"--date {printable(stated)}: expected a date, YYYY-MM-DD ({error})"
+        ) from error
+
+
+def _read_existing(path: Path | None) -> str:
+    """The entry that is to get one more release; empty where there is none yet."""
+    if path is None:
+        return ""
+    if path.suffix != ".toml" or not path.parent.is_dir():
+        said = f"no folder {path.parent}" if path.suffix == ".toml" else "a registry reads *.toml"
+        raise UsageError(f"--into {path}: {said}; give a .toml in a folder that is there")
+    return read_given_text(path, f"--into {path}") if os.path.lexists(path) else ""
+
+
+def _check_existing(asked: Request, known: Entry, into: Path | None) -> None:
+    if not known.named(asked.repository):
+        raise UsageError(
+            f"the existing entry is of {known.repository}, not of {asked.repository}; choose "
+            "another --into"
+        )
+    others = [each for each in asked.aliases if not known.named(each)]
+    if others or asked.licence not in (None, known.licence):
+        what = f"--alias {others[0]}" if others else f"--licence {asked.licence}"
+        raise UsageError(
+            f"{what}: {into} does not say so, and only a release is added to an entry that is "
+            "there; write it at its head, or drop the option"
+        )
+
+
+def entry_text(asked: Request, release: Mapping[str, Any]) -> str:
+    """The entry as TOML: a new one, or the existing one with one more release.
+
+    Raises:
+        UsageError: it does not hold to the schema, or another release of it says otherwise.
+    """
+    text = _text(asked, release)
+    *others, added = parse_entry(text, "the new entry").releases
+    _check_consistent(others, added, [each["name"] for each in release["files"] if "md5" in each])
     return text
+
+
+def _text(asked: Request, release: Mapping[str, Any]) -> str:
+    if asked.existing:
+        text = asked.existing.rstrip()
+    else:
+        text = "\n".join(_head(asked.repository, asked.licence, asked.aliases))
+    return f"{text}\n\n" + "\n".join(_release(release)) + "\n"
+
+
+def _check_consistent(others: Sequence[Release], added: Release, weights: Sequence[str]) -> None:
+    """No release is listed twice, nor one that stands in good standing as withdrawn.
+
+    Weights that a release in good standing lists too tell nothing of a withdrawn one, so
+    that the registry spares them (:func:`quantkit.registry.Registry.judge`).
+    """
+    digests = {each.sha256 for each in added.files if each.name in weights}
+    for each in others:
+        if each == added:
+            raise UsageError(
+                f"the existing entry has this release of {added.label} already; nothing to add"
+            )
+        listed = {file.sha256 for file in each.files}
+        if added.status == "withdrawn" != each.status and digests <= listed:
+            raise UsageError(
+                f"the existing entry lists these weights as the {each.status} release of "
+                f"{each.label}, which would still be found first: change the status of that "
+                "release in the file"
+            )
 
 
 def as_entry(text: str) -> Entry:

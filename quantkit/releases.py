@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from quantkit.errors import UsageError
+from quantkit.given import read_given_text
 from quantkit.types import FileDigest
 from quantkit.types import Fingerprint as Found
 
@@ -170,7 +171,8 @@ def read_entries(folder: Path) -> tuple[Entry, ...]:
             for one repository.
     """
     if not folder.is_dir():
-        raise UsageError(f"checksums {folder}: no such folder")
+        hint = "a file; give the folder that holds it" if folder.exists() else "no such folder"
+        raise UsageError(f"checksums {folder}: {hint}")
     found: dict[str, Path] = {}
     entries = []
     for path in sorted(folder.glob("*.toml")):
@@ -190,10 +192,7 @@ def read_entry(path: Path) -> Entry:
     Raises:
         UsageError: it cannot be read, or does not hold to the schema; file and key are named.
     """
-    try:
-        return parse_entry(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"checksums {path}: cannot be read as TOML: {error}") from error
+    return parse_entry(read_given_text(path, f"checksums {path}"), str(path))
 
 
 def parse_entry(text: str, where: str) -> Entry:

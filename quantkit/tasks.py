@@ -13,9 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from quantkit.errors import UsageError
+from quantkit.given import as_text, read_given
 from quantkit.resources import tasks_folder
+
+#: What stands in a line in place of a text.
+_JSON_KINDS = {type(None): "null", list: "a list", dict: "an object", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ def read_tasks(tasks: str | Sequence[str], data: Sequence[str] = ()) -> Wanted:
     return Wanted(tuple(names), local)
 
 
+def check_shots(wanted: Wanted, shots: int | None) -> None:
+    """See that there are examples enough: they are a task's other questions.
+
+    Raises:
+        UsageError: more are asked for than there are.
+    """
+    for name, task in wanted.local.items():
+        if shots is not None and shots >= len(task.rows):
+            raise UsageError(
+                f"--shots {shots}: task {name} has {len(task.rows)} questions in {task.file}, and "
+                f"a question is no example of itself; give at most {len(task.rows) - 1}"
+            )
+
+
 def local_names() -> tuple[str, ...]:
     """The tasks that work from a local file."""
     return tuple(sorted(path.stem for path in tasks_folder().glob("*.yaml")))
@@ -94,13 +113,8 @@ def _read(name: str, path: Path | None) -> LocalTask:
             "validation file, one JSON object a line)"
         )
     said = yaml.safe_load((tasks_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"task {name}: {path}: {error.strerror}; give a readable file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"task {name}: {path}: cannot be read as UTF-8: {error}") from error
+    raw = read_given(path, f"task {name}: {path}")
+    text = as_text(raw, f"task {name}: {path}")
     rows = tuple(_rows(name, path, text, said))
     if not rows:
         raise UsageError(f"task {name}: {path}: expected a question a line, got none")
@@ -124,12 +138,32 @@ def _rows(name: str, path: Path, text: str, said: Mapping[str, Any]) -> Iterator
             raise UsageError(
                 f"{where}: no {missing[0]!r}; expected {', '.join(fields)}: is it the right file?"
             )
-        empty = [each for each in fields if each != "label" and not str(row[each]).strip()]
-        if empty:
-            raise UsageError(f"{where}: {empty[0]}: expected a text, got nothing; correct the line")
-        if isinstance(row["label"], bool) or row["label"] not in said["targets"]:
+        _check_texts(where, {each: row[each] for each in fields if each != "label"})
+        targets = [(type(each), each) for each in said["targets"]]
+        if (type(row["label"]), row["label"]) not in targets:  # 1.0 and true are equal to 1
             raise UsageError(
                 f"{where}: label: expected one of {', '.join(map(str, said['targets']))}, "
                 f"got {str(row['label'])[:40]!r}; questions without an answer cannot be scored"
             )
-        yield {each: row[each] if each == "label" else str(row[each]) for each in fields}
+        yield {each: row[each] for each in fields}
+
+
+def _check_texts(where: str, texts: Mapping[str, Any]) -> None:
+    """Each is a text that says something, and no choice is another one again."""
+    choices: dict[str, str] = {}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            got = _JSON_KINDS.get(type(value), "a number")
+            raise UsageError(f"{where}: {name}: expected a text, got {got}; correct the line")
+        if any(category(each) == "Cs" for each in value):
+            raise UsageError(
+                f"{where}: {name}: expected a text, got half of a character (a lone surrogate); "
+                "correct the line"
+            )
+        if all(category(each)[0] in "CZ" for each in value):
+            raise UsageError(f"{where}: {name}: expected a text, got nothing; correct the line")
+        if name.startswith("choice") and (other := choices.setdefault(value.strip(), name)) != name:
+            raise UsageError(
+                f"{where}: {name}: the same as {other}, so that no answer is right; correct the "
+                "line or leave it out"
+            )

@@ -28,7 +28,7 @@ from quantkit.amending import amend, staging_to_amend
 from quantkit.card import render_card
 from quantkit.errors import MismatchError, StorageError, UsageError
 from quantkit.frontmatter import read_card
-from quantkit.harness import Answers, Loaded, Manner
+from quantkit.harness import Answers, Loaded, Manner, _loaded
 from quantkit.outcomes import answer_lines, outcomes
 from quantkit.records import read_manifest, read_raw
 from quantkit.tasks import local_names, read_tasks
@@ -495,7 +495,7 @@ def test_other_files_of_jglue(tmp_path: Path, task: str, row: dict[str, str]) ->
         ("arc_easy", ["jnli=x"], "no such task among --tasks"),
         ("arc_easy", ["arc_easy=x"], "fetches the data of arc_easy itself"),
         ("jnli", ["jnli"], "expected TASK=FILE"),
-        ("jnli", ["jnli=/no/such/file"], "No such file"),
+        ("jnli", ["jnli=/no/such/file"], "no such file"),
     ],
 )
 def test_a_request_that_is_wrong(tasks: str, data: list[str], said: str) -> None:
@@ -514,12 +514,50 @@ def test_a_request_that_is_wrong(tasks: str, data: list[str], said: str) -> None
         ([{**QUESTIONS[0], "choice2": " "}], "choice2: expected a text"),
         ([{key: value for key, value in QUESTIONS[0].items() if key != "choice4"}], "choice4"),
         (["[" * 100_000], "line 1: not JSON"),
+        ([{**QUESTIONS[0], "label": 1.0}], "line 1: label: expected one of 0, 1, 2, 3, 4"),
+        ([QUESTIONS[0], {**QUESTIONS[0], "question": None}], "line 2: question: expected a text"),
+        ([{**QUESTIONS[0], "question": ["x"]}], "line 1: question: expected a text, got a list"),
+        ([{**QUESTIONS[0], "choice1": {}}], "choice1: expected a text, got an object"),
+        ([{**QUESTIONS[0], "choice1": "\u200b\ufeff"}], "choice1: expected a text, got nothing"),
+        ([{**QUESTIONS[0], "choice1": "\ud800"}], "choice1: expected a text, got half"),
+        ([{**QUESTIONS[0], "choice3": "一 "}], "choice3: the same as choice0"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_data_of_its_task(tmp_path: Path, rows: list[object], said: str) -> None:
     path = write_questions(tmp_path, rows)
     with pytest.raises(UsageError, match=re.escape(said)):
         read_tasks("jcommonsenseqa", [f"jcommonsenseqa={path}"])
+
+
+def test_more_examples_than_there_are_are_refused_first(
+    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+) -> None:
+    words = ("eval", folder, "--tasks", "jcommonsenseqa", "--source", demo, "--data")
+    data = f"jcommonsenseqa={write_questions(tmp_path)}"
+    assert "at most 4" in refused(2, *words, data, "--shots", "5")
+    assert not harness
+    succeeded(*words, data, "--shots", "4", "--limit", "1")
+
+
+def test_what_the_library_does_not_take_of_a_local_file_is_no_download(tmp_path: Path) -> None:
+    class Manager:
+        def load(self, specs: object) -> object:
+            raise ValueError("a feature of another type")
+
+    with pytest.raises(UsageError, match=r"questions.*another type") as caught:
+        _loaded(Manager(), "jnli", {}, local=True)
+    assert "downloaded" not in str(caught.value)
+
+
+def test_questions_with_a_byte_order_mark_and_out_of_a_pipe(tmp_path: Path) -> None:
+    path = write_questions(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_tasks("jcommonsenseqa", [f"jcommonsenseqa={path}"]).local) == 1
+    path.unlink()
+    os.mkfifo(path)
+    for odd in (path, "/dev/zero", tmp_path):
+        with pytest.raises(UsageError, match=r"expected a regular file|folder"):
+            read_tasks("jcommonsenseqa", [f"jcommonsenseqa={odd}"])
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ PACKAGE = Path(quantkit.__file__).parent
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
     (1, 0): (
-        "cache clock devices digests frontmatter heap kernels licences quiet rendering resources"
+        "cache clock devices digests frontmatter given heap kernels licences quiet rendering "
+        "resources"
     ),
     (1, 1): "checkpoint hub tokenization",
     (1, 2): "activations calls fetching scrutiny tokenizer",

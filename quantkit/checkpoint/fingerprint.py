@@ -29,7 +29,8 @@ from quantkit.types import Fingerprint, TensorRecord
 if TYPE_CHECKING:
     import torch
 
-_FORM = "quantkit fingerprint 2"
+#: Digested with the rest: what one form says, another does not. Manifests name it.
+FORM = "quantkit fingerprint 2"
 
 #: What may hold a floating tensor's values exactly in fewer bytes, or instead: by what is stored.
 _NARROWER: dict[str, tuple[str, ...]] = {
@@ -124,7 +125,7 @@ def fingerprint(tensors: Sequence[TensorDigest]) -> Fingerprint:
 
 def _combine(kind: str, rows: Iterable[tuple[object, ...]]) -> str:
     lines = sorted(json.dumps(row, separators=(",", ":")) for row in rows)
-    return blake3("\n".join([_FORM, kind, *lines]).encode()).hexdigest()
+    return blake3("\n".join([FORM, kind, *lines]).encode()).hexdigest()
 
 
 def _row_major(record: TensorRecord, data: memoryview) -> torch.Tensor:

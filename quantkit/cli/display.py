@@ -19,7 +19,7 @@ from quantkit.cli.rows import (
     warnings,
     without_examples,
 )
-from quantkit.errors import UsageError
+from quantkit.errors import UsageError, printable
 from quantkit.types import Event
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Display:
 
     def error(self, message: str) -> None:
         self._stop()
-        print(f"quantkit: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        print(f"quantkit: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
 
     def say(self, message: str) -> None:
         """On standard error, progress out of the way."""
@@ -131,6 +131,7 @@ class Display:
         if "gate" in found:
             rows.append(("gate", str(found["gate"])))
             rows.append(("signature", str(found["signature"]).replace("_", " ")))
+        rows += [("note", each) for each in found.get("notes", ())]
         rows += [(each["name"], f"sha256 {each['sha256']}") for each in found["files"]]
         self._table(f"{found['kind']} {found['path']}", rows)
 
@@ -172,7 +173,7 @@ class Display:
             said = f"transformers {found['transformers']} cannot load it"
         self._table(f"{found['path']}: {found['status']}", [("", said)])
         for line in (*found.get("first", ()), *found["failures"]):
-            print(f"  {line}")  # noqa: T201
+            print(f"  {printable(line)}")  # noqa: T201
 
     def recipes(self, recipes: Sequence[Recipe], whole: str | None) -> None:
         if self._as_json:
@@ -183,10 +184,12 @@ class Display:
             self._table("recipes", [(each.name, each.summary) for each in recipes])
 
     def registry(self, registry: Registry, repository: str | None) -> None:
-        entries = [each for each in registry.entries if not repository or each.named(repository)]
+        entries = [
+            each for each in registry.entries if repository is None or each.named(repository)
+        ]
         if not entries:
             raise UsageError(f"checksums: no entry for {repository!r}; see 'quantkit checksums'")
-        if self._as_json or repository:
+        if self._as_json or repository is not None:
             self._json({"entries": [each.model_dump(mode="json") for each in entries]})
             return
         rows = [
@@ -236,18 +239,20 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title), show_header=False, title_justify="left", box=None)
+        table = Table(
+            title=Text(printable(title)), show_header=False, title_justify="left", box=None
+        )
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(Text(name), Text(value))
+            table.add_row(Text(printable(name)), Text(_lines(value)))
         _console().print(table)
 
     def _json(self, value: Mapping[str, Any]) -> None:
         print(json.dumps(value, ensure_ascii=False, default=str))  # noqa: T201
 
     def _say(self, message: str) -> None:
-        print(message, file=sys.stderr)  # noqa: T201
+        print(_lines(message), file=sys.stderr)  # noqa: T201
 
     def _started(self) -> Progress:
         if self._progress is None:
@@ -274,6 +279,11 @@ class Display:
 def _standing(release: Release) -> str:
     kind = f" ({release.kind})" if release.kind else ""
     return f"{release.status}{kind}. {release.reason}"
+
+
+def _lines(text: str) -> str:
+    """``text`` with nothing in it that a terminal would act on but its line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _console() -> Console:

@@ -75,20 +75,25 @@ def _add(
     stated_at: Annotated[str, typer.Option("--stated-at", help="The address where that stands.")],
     date: Annotated[str, typer.Option("--date", help="Of the release: YYYY-MM-DD.")] = "",
     revision: Annotated[str | None, typer.Option("--revision", help="Its commit.")] = None,
-    kind: Annotated[Kind | None, typer.Option("--kind", help="What kind of reason.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, in a sentence of yours.")] = "",
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="What kind of reason; not for a current one.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Why, in a sentence; not for a current one.")
+    ] = "",
     advice: Annotated[str, typer.Option("--advice", help="What to use instead.")] = "",
     licence: Annotated[str | None, typer.Option("--licence", help="Of the repository.")] = None,
     alias: Annotated[
         list[str] | None, typer.Option("--alias", help="Another name of it; may be repeated.")
     ] = None,
     into: Annotated[
-        Path | None, typer.Option("--into", help="Write there; an entry there gets the release.")
+        Path | None,
+        typer.Option("--into", help="Write to this .toml; an entry there gets the release."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Digest a checkpoint and print its entry as TOML, ready for a pull request."""
-    from quantkit.registering import as_entry, describe_release, entry_text, read_existing
+    from quantkit.registering import as_entry, check_request, describe_release, entry_text
 
     facts = {
         "date": date, "revision": revision, "status": status.value,
@@ -96,11 +101,9 @@ def _add(
         "reason": reason, "advice": advice,
     }  # fmt: skip
     with session(as_json=as_json) as display:
-        existing = read_existing(into)
+        asked = check_request(repository, facts, licence=licence, aliases=alias or (), into=into)
         release = describe_release(folder, facts, display.listener)
-        text = entry_text(
-            repository, release, licence=licence, aliases=alias or (), existing=existing
-        )
+        text = entry_text(asked, release)
         if into is not None:
             into.write_text(text, encoding="utf-8")
         display.entry(text, as_entry(text), into)

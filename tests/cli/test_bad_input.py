@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -14,7 +15,10 @@ import torch
 from commanding import refused, refused_for_real, succeeded
 from safetensors.torch import load_file, save_file
 from tiny import source_state, write_source, write_state
+from typer.testing import CliRunner
 
+from quantkit.cli.app import app
+from quantkit.cli.session import session
 from quantkit.resources import demo_model
 
 MakeSource = Callable[..., Path]
@@ -474,3 +478,61 @@ def test_check_tokenizer_of_a_file_or_nothing(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path / "folder")
     assert "a file; give the folder" in refused(2, "check-tokenizer", folder / "spiece.model")
     assert "no such folder" in refused(2, "check-tokenizer", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing", "latin"])
+def test_a_file_that_is_given_is_a_regular_one(source: Path, tmp_path: Path, kind: str) -> None:
+    """None of these is waited for, and each is called what it is."""
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    path = registry / "own.toml"
+    said = {"pipe": "named pipe", "device": "a device", "folder": "a folder", "latin": "UTF-8"}
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "latin":
+        path.write_bytes(b"\xe9")
+    texts = tokenizer_folder(tmp_path / "folder")
+    expected = said.get(kind, "no such file")
+    if kind != "missing":
+        assert expected in refused(2, "verify", source, "--checksums", registry)
+    file = texts / "spiece.model"
+    assert "folder that holds it" in refused(2, "verify", source, "--checksums", file)
+    assert expected in refused(2, "check-tokenizer", texts, "--text", path)
+    words = ("convert", source, "--recipe", "bnb-nf4", "--out", tmp_path / "out", "--text", path)
+    if kind != "latin":  # this source has no tokenizer that would read it
+        assert expected in refused(2, *words)
+
+
+def test_an_empty_name_is_no_entry() -> None:
+    assert "no entry for ''" in refused(2, "checksums", "show", "")
+
+
+def test_an_entry_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    text = succeeded("checksums", "show", "quantkit/demo")
+    entry = json.loads(text)["entries"][0]
+    file = entry["releases"][0]["files"][0]
+    (tmp_path / "own.toml").write_text(
+        '\ufeffrepository = "own/model"\n[[releases]]\nstatus = "current"\nstated_at = "x"\n'
+        f'[[releases.files]]\nname = "w"\nsha256 = "{file["sha256"]}"\n',
+        encoding="utf-8",
+    )
+    assert "own/model" in succeeded("checksums", "list", "--checksums", tmp_path)
+
+
+def test_an_interrupt_says_what_a_rerun_does() -> None:
+    @app.command("idle")
+    def idle() -> None:
+        with session(as_json=False):
+            raise KeyboardInterrupt
+
+    try:
+        said = CliRunner().invoke(app, ["idle"])
+    finally:
+        app.registered_commands.pop()
+    assert said.exit_code == 130
+    assert "interrupted; nothing was saved" in said.stderr
+    assert "conversion" not in said.stderr

@@ -31,7 +31,7 @@ from quantkit.errors import (
     WithdrawnError,
 )
 from quantkit.records import read_manifest, write_manifest
-from quantkit.signing import SIGNATURE
+from quantkit.signing import SIGNATURE, Signer
 from quantkit.types import Event
 
 REPO = "me/demo-nf4"
@@ -325,6 +325,96 @@ def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -
     assert "as whoever published this states" in card
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    "branch", ["quantkit-upload", "", "a b", "a..b", "-x", "refs/heads/x", "x/", "x\ny"]
+)
+def test_a_branch_that_cannot_be(
+    hub: Loopback, folder: Path, branch: str, dry: tuple[str, ...]
+) -> None:
+    before = here(folder)
+    said = refused(2, "publish", folder, REPO, f"--branch={branch}", "--yes", *dry)
+    assert "--branch" in said
+    assert (hub.seen, here(folder)) == ([], before)
+
+
+@pytest.mark.parametrize("name", ["strange\nname", "esc\x1b[31m", "report/a\u202eb"])
+def test_a_name_that_a_terminal_would_act_on_is_not_published(
+    hub: Loopback, folder: Path, name: str
+) -> None:
+    (folder / name).write_text("x")
+    said = refused(2, "publish", folder, REPO, "--allow-changed", "--yes")
+    assert ascii(name)[1:-1] in said
+    assert hub.seen == []
+
+
+def test_what_a_link_leads_to_is_not_published(hub: Loopback, folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    for name in ("notes.txt", "report/more", "README.md"):
+        before = here(folder)
+        kept = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(secret)
+        assert name in refused(2, "publish", folder, REPO, "--allow-changed", "--yes")
+        (folder / name).unlink()
+        if kept is not None:
+            (folder / name).write_bytes(kept)
+        assert here(folder) == before
+    assert secret.read_text() == "mine"
+    assert hub.seen == []
+
+
+def test_a_changed_folder_is_signed_and_verifies_for_everyone(
+    hub: Loopback, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing")
+    private, public = make_key(tmp_path, "mine")
+    quantkit.publish(folder, REPO, sign=private)
+    (folder / "more.txt").write_text("added")
+    (folder / ".DS_Store").write_text("not published")
+    monkeypatch.chdir(folder.parent)
+    done = quantkit.publish(folder.name, REPO, sign=private, allow_changed=True)
+    names = [each["name"] for each in read_manifest(folder)["output"]["files"]]
+    assert (SIGNATURE in names, "more.txt" in names, ".DS_Store" in names) == (False, True, False)
+    assert done["sent"].count(SIGNATURE) == 1
+    assert quantkit.verify(REPO, public_key=public)["signature"] == "valid"
+
+
+def test_anothers_signature_is_not_replaced_without_a_word(
+    hub: Loopback, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    mine, other = (make_key(tmp_path, name)[0] for name in ("mine", "other"))
+    quantkit.publish(folder, REPO, sign=mine)
+    before, seen = here(folder), len(hub.seen)
+    assert "other.pem" in refused(3, "publish", folder, REPO, "--sign", other, "--yes")
+    assert (here(folder), len(hub.seen)) == (before, seen)
+    quantkit.publish(folder, REPO, sign=other, allow_changed=True)
+
+
+def test_a_signature_that_does_not_verify_is_not_sent(
+    hub: Loopback, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing")
+    private, _ = make_key(tmp_path, "mine")
+    monkeypatch.setattr(Signer, "sign", lambda self, at: (at / SIGNATURE).write_text("{}"))
+    with pytest.raises(MismatchError, match="nothing was sent"):
+        quantkit.publish(folder, REPO, sign=private)
+    assert hub.repositories == {}
+
+
+def test_a_signature_that_is_a_link_is_seen_first(
+    hub: Loopback, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    private, _ = make_key(tmp_path, "mine")
+    (folder / SIGNATURE).symlink_to(tmp_path / "nowhere")
+    before = here(folder)
+    assert SIGNATURE in refused(2, "publish", folder, REPO, "--sign", private, "--yes")
+    assert (here(folder), hub.seen) == (before, [])
+
+
 @pytest.mark.parametrize("missing", ["request", "source", "gate", "output"])
 def test_a_manifest_that_is_not_whole(folder: Path, missing: str) -> None:
     edit(folder, lambda m: m.pop(missing))
@@ -339,9 +429,14 @@ def test_all_reasons_are_named_at_once(folder: Path) -> None:
     assert "--allow-licence" in said
 
 
-@pytest.mark.parametrize("name", ["nobody", "a/b/c", "../x", "me/a..b", "me/a--b", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["nobody", "a/b/c", "../x", "me/a..b", "me/a--b", "", "me/日本", "me/x\n", "me/-x", "me/x.",
+     "me/" + "x" * 100, "日本/x", ".me/x"],
+)  # fmt: skip
 def test_a_name_that_is_none(folder: Path, name: str) -> None:
     assert "OWNER/NAME" in refused(2, "publish", folder, name, "--yes")
+    assert "OWNER/NAME" in refused(2, "publish", folder, name, "--dry-run")
 
 
 def test_a_folder_that_quantkit_did_not_make(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiny import write_source
 import quantkit
 
 FACTS = ("--repository", "own/model", "--status", "current", "--stated-at", "https://example.org")
+WITHDRAWN = ("--status", "withdrawn", "--kind", "licence", "--reason", "a test says so")
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +77,73 @@ def test_what_does_not_hold_to_the_schema_is_not_written(source: Path, tmp_path:
     path = tmp_path / "entry.toml"
     words = ("checksums", "add", source, *FACTS, "--into", path)
     assert "date" in refused(2, *words, "--date", "yesterday")
-    assert "printable line" in refused(2, *words, "--reason", "two\nlines")
+    assert "date" in refused(2, *words, "--date", "2026-02-31")
+    assert "date" in refused(2, *words, "--date", "20260201")
+    assert "printable line" in refused(2, *words, "--advice", "two\nlines")
+    assert "stated_at" in refused(2, *words, "--stated-at", "not an address")
     assert not path.exists()
 
 
 def test_quotes_and_backslashes_come_back(source: Path, tmp_path: Path) -> None:
     reason = 'it said "C:\\model" — 公開停止'
-    text = succeeded("checksums", "add", source, *FACTS, "--reason", reason)
+    text = succeeded("checksums", "add", source, *FACTS, *WITHDRAWN, "--reason", reason)
     assert tomllib.loads(text)["releases"][0]["reason"] == reason
 
 
 def test_no_checkpoint_is_no_entry(tmp_path: Path) -> None:
     assert "config.json" in refused(1, "checksums", "add", tmp_path, *FACTS)
     assert "no such folder" in refused(2, "checksums", "add", tmp_path / "none", *FACTS)
+
+
+def test_what_is_listed_as_good_is_not_withdrawn_beside_it(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    words = ("checksums", "add", source, *FACTS, "--into", path, "--date")
+    succeeded(*words, "2026-01-01")
+    before = path.read_text()
+    said = refused(2, *words, "2026-02-02", *WITHDRAWN)
+    assert "release of 2026-01-01" in said
+    assert "change the status" in said
+    assert "already" in refused(2, *words, "2026-01-01")
+    assert path.read_text() == before
+
+
+def test_another_shard_may_be_withdrawn(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    words = ("--into", path, "--date")
+    succeeded("checksums", "add", source, *FACTS, *words, "2026-01-01")
+    other = write_source(tmp_path / "other", container="torch", shards=2, seed=5)
+    succeeded("checksums", "add", other, *FACTS, *WITHDRAWN, *words, "2026-02-02")
+    refused(3, "verify", other, "--checksums", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--status", "withdrawn", "--kind", "leak"), "needs --reason"),
+        (("--status", "withdrawn", "--reason", "x"), "needs --kind"),
+        (("--kind", "leak"), "drop it"),
+        (("--reason", "x"), "drop it"),
+        (("--repository", "model"), "OWNER/NAME"),
+        (("--repository", "a/b/c"), "OWNER/NAME"),
+        (("--repository", "a/\x1bb"), "OWNER/NAME"),
+        (("--alias", "a\nb/c"), "OWNER/NAME"),
+        (("--into", "entry.txt"), ".toml"),
+        (("--into", "no/such/entry.toml"), "no folder no/such"),
+        (("--into", "/dev/zero"), ".toml"),
+    ],
+)
+def test_what_is_no_entry_is_seen_before_the_work(words: tuple[str, ...], said: str) -> None:
+    assert said in refused(2, "checksums", "add", "no-such-folder", *FACTS, *words)
+
+
+def test_an_entry_that_is_there_keeps_its_head(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    add = ("checksums", "add", source, *FACTS, "--into", path, "--alias", "old/name", "--date")
+    succeeded(*add, "2026-01-01", "--licence", "mit")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert "--licence" in refused(2, *add, "2026-02-02", "--licence", "apache-2.0")
+    assert "--alias new/name" in refused(2, *add, "2026-02-02", "--alias", "new/name")
+    succeeded(*add, "2026-02-02", "--licence", "mit")
+    path.unlink()
+    os.mkfifo(path)
+    assert "named pipe" in refused(2, *add, "2026-03-03")

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from commanding import command, refused, succeeded
 from tiny import write_source
+from typer.testing import CliRunner
 
 import quantkit
+from quantkit.cli.app import app
 from quantkit.errors import MismatchError, SourceError, WithdrawnError
 from quantkit.records import read_manifest, write_manifest
 from quantkit.types import Event
@@ -39,7 +41,7 @@ def withdraw(source: Path, folder: Path, *, by: str) -> Path:
     folder.mkdir()
     text = succeeded(
         "checksums", "add", source, "--repository", "own/model", "--status", "withdrawn",
-        "--date", "2026-01-02", "--reason", "its data was not free",
+        "--date", "2026-01-02", "--kind", "licence", "--reason", "its data was not free",
         "--stated-at", "https://example.org/withdrawn",
     )  # fmt: skip
     head, print_, files = text.partition("[releases.fingerprint]")
@@ -126,3 +128,61 @@ def test_a_changed_manifest_says_so_itself(copy: Path) -> None:
     path.write_text(path.read_text().replace('"not_run"', '"passed"'))
     with pytest.raises(MismatchError, match=r"quantkit-manifest\.json has changed"):
         quantkit.verify(copy)
+
+
+def test_options_that_say_nothing_here_are_refused(copy: Path, source: Path) -> None:
+    assert "--repo" in refused(2, "verify", copy, "--repo", "own/model")
+    assert "--revision" in refused(2, "verify", copy, "--revision", "main")
+    assert "--revision" in refused(2, "verify", source, "--revision", "main")
+
+
+def test_a_fingerprint_that_is_not_compared_is_told_of(copy: Path) -> None:
+    assert quantkit.verify(copy)["notes"] == []
+    manifest = read_manifest(copy)
+    del manifest["source"]["fingerprint_form"]
+    write_manifest(manifest, copy)
+    assert "an earlier kind" in " ".join(succeeded("verify", copy).split())
+    del manifest["source"]["fingerprint"]
+    write_manifest(manifest, copy)
+    assert "no fingerprint" in quantkit.verify(copy)["notes"][0]
+
+
+@pytest.mark.parametrize("value", ["zz", 3, None, {}, {"tensors": 3, "values": 3, "matrices": 3}])
+def test_a_fingerprint_that_is_none_is_named(copy: Path, value: object) -> None:
+    manifest = read_manifest(copy)
+    manifest["source"]["fingerprint"] = value
+    write_manifest(manifest, copy)
+    assert "source.fingerprint" in refused(1, "verify", copy)
+
+
+@pytest.mark.parametrize("value", [5, None, "zz", "A" * 64])
+@pytest.mark.parametrize("place", ["source", "output"])
+def test_a_digest_that_is_none_is_named(copy: Path, place: str, value: object) -> None:
+    manifest = read_manifest(copy)
+    manifest[place]["files"][0]["sha256"] = value
+    write_manifest(manifest, copy)
+    assert f"{place}.files[0].sha256" in refused(1, "verify", copy)
+    manifest["source"]["files"] = []
+    write_manifest(manifest, copy)
+    assert "source.files" in refused(1, "verify", copy)
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(copy: Path) -> None:
+    (copy / "a\x1b[31m\nb").write_text("x")
+    result = CliRunner().invoke(app, ["verify", str(copy)])
+    assert result.exit_code == 3
+    assert "\x1b" not in result.output
+    assert result.stderr.count(r"a\x1b[31m\nb is not in the manifest") == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nothing"])
+def test_a_manifest_that_is_no_file_is_named(copy: Path, kind: str) -> None:
+    path = copy / "quantkit-manifest.json"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    assert path.name in refused(1, "verify", copy)

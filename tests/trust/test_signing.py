@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +16,9 @@ from keys import make_key
 from tiny import write_source
 
 import quantkit
+from quantkit.errors import UsageError
 from quantkit.records import read_manifest, write_manifest
-from quantkit.signing import SIGNATURE, check_signature, open_signer
+from quantkit.signing import PASSWORD, SIGNATURE, check_signature, open_signer
 
 pytest.importorskip("model_signing")
 
@@ -131,3 +135,124 @@ def test_it_is_signed_again_only_where_the_signature_no_longer_covers_it(
     other.sign(folder)
     assert signature.read_bytes() != after
     assert check_signature(folder, keys["other"][1]) == "valid"
+
+
+def test_a_relative_folder_is_signed_again_as_any(
+    signed: Path,
+    keys: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(signed, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    folder, signer = Path("out"), open_signer(keys["mine"][0])
+    (folder / "README.md").write_text("changed")
+    (folder / ".DS_Store").write_text("published by nobody")
+    signer.sign(folder)
+    assert signer.has_signed(folder)
+    assert SIGNATURE not in signed_names(folder)
+    assert ".DS_Store" not in bundled(folder), "nor named as ignored"
+    assert check_signature(folder, keys["mine"][1]) == "valid"
+
+
+def bundled(folder: Path) -> str:
+    """What a signature was made of."""
+    bundle = json.loads((folder / SIGNATURE).read_text())
+    return base64.b64decode(bundle["dsseEnvelope"]["payload"]).decode()
+
+
+def signed_names(folder: Path) -> list[str]:
+    return [each["name"] for each in json.loads(bundled(folder))["predicate"]["resources"]]
+
+
+def encrypted(key: Path, path: Path, password: bytes) -> Path:
+    from cryptography.hazmat.primitives import serialization as form
+
+    private = form.load_pem_private_key(key.read_bytes(), None)
+    shield = form.BestAvailableEncryption(password)
+    path.write_bytes(private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, shield))
+    return path
+
+
+def test_an_encrypted_key_has_its_password_from_the_environment(
+    signed: Path,
+    keys: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    (folder / SIGNATURE).unlink()
+    key = encrypted(keys["mine"][0], tmp_path / "key.pem", "geheim 鍵".encode())
+    for absent in (None, ""):
+        monkeypatch.setenv(PASSWORD, absent) if absent is not None else None
+        with pytest.raises(UsageError, match=f"set its password in {PASSWORD}"):
+            open_signer(key)
+    monkeypatch.setenv(PASSWORD, "")
+    open_signer(keys["mine"][0])
+    monkeypatch.setenv(PASSWORD, "wrong")
+    with pytest.raises(UsageError, match="is not its password"):
+        open_signer(key)
+    monkeypatch.setenv(PASSWORD, "geheim 鍵")
+    open_signer(key).sign(folder)
+    assert check_signature(folder, keys["mine"][1]) == "valid"
+    open_signer(keys["mine"][0])  # a key without a password needs none
+
+
+def test_a_key_out_of_a_pipe_is_read_once(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    (folder / SIGNATURE).unlink()
+    reading, writing = os.pipe()
+    os.write(writing, keys["mine"][0].read_bytes())
+    os.close(writing)
+    try:
+        open_signer(Path(f"/dev/fd/{reading}")).sign(folder)
+    finally:
+        os.close(reading)
+    assert check_signature(folder, keys["mine"][1]) == "valid"
+
+
+def test_what_is_no_key_to_sign_with_is_named(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    for private in (rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()):
+        path = tmp_path / "key.pem"
+        path.write_bytes(
+            private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+        )
+        with pytest.raises(UsageError, match="P-256, P-384, P-521"):
+            open_signer(path)
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UsageError, match="--sign"):
+            open_signer(odd)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_signature_is_named(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path, kind: str
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    path = folder / SIGNATURE
+    path.unlink()
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}.get(
+        kind, lambda: path.symlink_to("nowhere")
+    )()
+    assert SIGNATURE in refused(3, "verify", folder)
+    assert SIGNATURE in refused(3, "verify", folder, "--public-key", keys["mine"][1])
+    with pytest.raises(UsageError, match="remove it"):
+        open_signer(keys["mine"][0]).sign(folder)
+
+
+def test_what_has_no_signature_does_not_pass_with_a_key(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(signed, tmp_path / "copy")
+    (copy / "quantkit-manifest.json").unlink()
+    public = keys["mine"][1]
+    for folder in (copy, signed.parent / "source"):
+        said = refused(3, "verify", folder, "--public-key", public)
+        assert "no quantkit-manifest.json" in said
+    assert "no such folder" in refused(2, "verify", tmp_path / "no", "--public-key", public)

@@ -1,0 +1,75 @@
+"""Small files that a user names: read once, whole, and only where there is an end to them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from quantkit.errors import UsageError, printable
+
+#: What there is in place of a file, in words.
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this ``st_mode`` is, in words; empty for a regular one."""
+    return next((said for is_kind, said in _KINDS if is_kind(mode)), "")
+
+
+def read_given(path: Path, what: str, *, pipe: bool = False) -> bytes:
+    """The bytes of ``path``; ``what`` begins messages. With ``pipe``, ``<(command)`` is read too.
+
+    Raises:
+        UsageError: there is no such file, or it is another thing, which might never end.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            kind = kind_of(mode)
+            if kind and not (pipe and stat.S_ISFIFO(mode)):
+                raise UsageError(f"{what}: {kind}; expected a regular file, give one")
+            os.set_blocking(file.fileno(), True)
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{what}: {_reason(path, error)}; give a readable file") from error
+
+
+def read_given_text(path: Path, what: str) -> str:
+    """The same as text: UTF-8, with a byte order mark before it or without.
+
+    Raises:
+        UsageError: as :func:`read_given`, or it is no UTF-8.
+    """
+    return as_text(read_given(path, what), what)
+
+
+def as_text(raw: bytes, what: str) -> str:
+    """The text in ``raw``; ``what`` begins messages.
+
+    Raises:
+        UsageError: it is no UTF-8.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what}: cannot be read as UTF-8: {error}; convert it") from error
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if path.is_dir():
+        return "a folder, expected a file"
+    return printable(error.strerror or str(error))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes to would otherwise be waited for, for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
