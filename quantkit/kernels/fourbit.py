@@ -151,17 +151,17 @@ def _bits(weight: Tensor) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
 
 def _decision_tables(
     quant_type: str,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Where one index ends and the next begins, for values scaled to [-1, 1].
 
     Returns the 15 bounds, midway between neighbouring codes, ascending; and 16 steps:
-    the lowest code's index, then what to add on passing each bound, modulo 256.
+    the lowest code's index, then what to add on passing each bound.
     """
     order = torch.tensor(_ORDER[quant_type])
     ascending = _CODES[quant_type][order]
     bounds = (ascending[:-1] + ascending[1:]) / 2
     steps = torch.diff(order, prepend=torch.zeros(1, dtype=torch.int64))
-    return bounds.numpy(), steps.to(torch.uint8).numpy()
+    return bounds.numpy(), steps.to(torch.int32).numpy()
 
 
 @njit(cache=True, nogil=True)
@@ -171,7 +171,7 @@ def _quantize(bits, kind, block_size, tables, outputs):  # type: ignore[no-untyp
     packed, absmax = outputs
     count = bits.size
     scaled = np.empty(_TILE, np.float32)
-    indices = np.zeros(_TILE, np.uint8)
+    indices = np.zeros(_TILE, np.int32)
     nonfinite = 0
     for start in range(0, count, _TILE):
         size = min(_TILE, count - start)
@@ -195,7 +195,7 @@ def _quantize(bits, kind, block_size, tables, outputs):  # type: ignore[no-untyp
             scaled[size] = 0.0  # the nibble that no element fills holds a zero's index
         even = size + size % 2
         _find_indices(scaled[:even], bounds, steps, indices)
-        _pack(indices[:even].view(np.uint16), packed[start // 2 : (start + even) // 2])
+        _pack(indices[:even], packed[start // 2 : (start + even) // 2])
     return nonfinite
 
 
@@ -264,23 +264,27 @@ def _find_indices(scaled, bounds, steps, indices):  # type: ignore[no-untyped-de
     bitsandbytes clamps to [-1, 1] first, which changes nothing: the outermost bounds lie
     inside. NaN, in blocks that hold one or an infinity, passes every bound, as there.
     """
-    indices[: scaled.size] = steps[0]
-    # One pass a bound, over bytes in the first-level cache: LLVM vectorizes this loop,
-    # not the one that holds all 15 bounds of an element.
-    for k in range(15):
-        bound, step = bounds[k], steps[k + 1]
+    # Five bounds a pass, over numbers as wide as the values, in the first-level cache: LLVM
+    # makes vectors of this loop, not of the one that holds all 15 bounds of an element.
+    none = np.int32(0)
+    for i in range(scaled.size):
+        indices[i] = steps[0]
+    for k in range(0, 15, 5):
+        a, b, c, d, e = bounds[k], bounds[k + 1], bounds[k + 2], bounds[k + 3], bounds[k + 4]
+        p, q, r = steps[k + 1], steps[k + 2], steps[k + 3]
+        s, t = steps[k + 4], steps[k + 5]
         for i in range(scaled.size):
-            indices[i] += np.uint8(0) if scaled[i] <= bound else step
+            value = scaled[i]
+            passed = (none if value <= a else p) + (none if value <= b else q)
+            passed += (none if value <= c else r) + (none if value <= d else s)
+            indices[i] += passed + (none if value <= e else t)
 
 
 @njit(cache=True, nogil=True)
-def _pack(pairs, packed):  # type: ignore[no-untyped-def]
-    """Join two neighbouring indices in one byte, the earlier one in the high nibble.
-
-    ``pairs`` are the indices' bytes read two at a time as little-endian uint16.
-    """
-    for i in range(pairs.size):
-        packed[i] = (pairs[i] << 4 | pairs[i] >> 8) & 0xFF
+def _pack(indices, packed):  # type: ignore[no-untyped-def]
+    """Join two neighbouring indices in one byte, the earlier one in the high nibble."""
+    for i in range(packed.size):
+        packed[i] = (indices[2 * i] << 4 | indices[2 * i + 1]) & 0xFF
 
 
 @njit(cache=True, nogil=True)
