@@ -156,10 +156,9 @@ def _quantize_layer(
         for name, grid in grids.items():
             item, factor = items[name], factors[grid.group_size]
             weight = _finite(layer.weight(name), item)
-            lacking = shared.lacking.get(name)
-            share = form.method.error_feedback
-            moved = None if lacking is None else make_good(lacking, factor, share)
+            moved = _made_good(shared, name, factor, form.method)
             made = quantize(weight, factor, grid, moved)
+            del moved
             decoded = made.dequantized()
             reports[name] = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
             layer.weight(name).copy_(decoded)
@@ -168,6 +167,11 @@ def _quantize_layer(
     found = [reports[name] for name in items]
     layers.add(layer.index, outputs, writes, {"modules": [asdict(each) for each in found]})
     return found
+
+
+def _made_good(shared: Shared, name: str, factor: Factor, method: GptqMethod) -> Tensor | None:
+    lacking = shared.lacking.pop(name, None)  # let go before the weight is rounded
+    return None if lacking is None else make_good(lacking, factor, method.error_feedback)
 
 
 def _gathered(

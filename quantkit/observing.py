@@ -10,7 +10,7 @@ and can be made good (:func:`kernels.gptq.make_good`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +44,7 @@ class Shared:
     modules: tuple[str, ...]
     hessian: Tensor
     tokens: int
-    lacking: Mapping[str, Tensor] = field(default_factory=dict)
+    lacking: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
