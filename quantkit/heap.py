@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGE = 4 << 20
 
 #: So much may be free at the end of the heap: what comes and goes is not asked for anew.
-_FREE = 8 << 20
+_FREE = 16 << 20
 
 
 def return_large_blocks() -> None:
