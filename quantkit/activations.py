@@ -93,7 +93,7 @@ class Activations:
 class Rooms:
     """Activations of one set of windows, some of them lent again and again; to be closed.
 
-    A file that was written before is written anew ten times as fast as one that must grow.
+    What overwrites a file is taken by the page cache far sooner than what makes it grow.
     The arguments are those of :class:`Activations`.
     """
 

@@ -93,8 +93,8 @@ class Sweep:
 
     def __enter__(self) -> Sweep:
         self._reader = ThreadPoolExecutor(1, "read-layer")
-        lengths = [len(window) for window in self.windows]
-        self._rooms = Rooms(lengths, self._dtype, self._scratch, self._room)
+        self._lengths = [len(window) for window in self.windows]
+        self._rooms = Rooms(self._lengths, self._dtype, self._scratch, self._room)
         with torch.inference_mode():
             self._materialize_shell()
             first = self._enter_window(0)
@@ -121,7 +121,7 @@ class Sweep:
                 index,
                 name,
                 self._build(name, weights),
-                [len(window) for window in self.windows],
+                self._lengths,
                 partial(self._run, index),
                 self._rooms.lend,
             )
