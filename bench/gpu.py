@@ -101,19 +101,20 @@ def kernels(args: argparse.Namespace) -> list[Row]:
     """The same weight on the device and by quantkit's CPU kernels: what differs, and why."""
     import torch
 
+    from quantkit.elements import from_torch
     from quantkit.kernels.fourbit import quantize_4bit
 
     weight = odd_weight()
     rows: list[Row] = []
     kinds: tuple[Any, ...] = ("nf4", "fp4")
     for kind in kinds:
-        here = quantize_4bit(weight.reshape(-1), kind, 64)
+        here = quantize_4bit(from_torch(weight.reshape(-1)), kind, 64)
         packed, absmax = on_device(args, weight, kind)
-        scales = int((absmax != here.absmax).sum())
-        ours, theirs = nibbles(here.packed), nibbles(packed)
+        scales = int((absmax.numpy() != here.absmax).sum())
+        ours, theirs = nibbles(torch.from_numpy(here.packed)), nibbles(packed)
         differ = ours != theirs
         same = decoded(ours, kind) == decoded(theirs, kind)
-        zero_blocks = (here.absmax == 0).repeat_interleave(64)
+        zero_blocks = torch.from_numpy((here.absmax == 0).repeat(64))
         classes = {
             "signed zero": int((differ & same & ~zero_blocks).sum()),
             "zero blocks": int((differ & zero_blocks).sum()),
@@ -153,13 +154,15 @@ def on_device(args: argparse.Namespace, weight: Any, kind: Any) -> tuple[Any, An
 def int8_row(args: argparse.Namespace, weight: Any) -> Row:
     from bitsandbytes import functional
 
+    from quantkit.elements import to_torch
     from quantkit.kernels.int8 import quantize_int8
 
-    here = quantize_int8(weight)
+    here = quantize_int8(weight.numpy())
+    ours = to_torch(here.rows)
     rows, scales, _ = functional.int8_vectorwise_quant(weight.to(args.device))
-    differ = int((rows.cpu() != here.rows).sum())
-    apart = int((rows.cpu().int() - here.rows.int()).abs().max())
-    of_scales = int((scales.cpu() != here.absmax).sum())
+    differ = int((rows.cpu() != ours).sum())
+    apart = int((rows.cpu().int() - ours.int()).abs().max())
+    of_scales = int((scales.cpu().numpy() != here.absmax).sum())
     what = f"int8: values that differ, {args.device} and CPU"
     said = f"by {apart} at most; absmax {of_scales}"
     return what, f"{differ} of {weight.numel()}", said, "each class explained"
@@ -172,10 +175,11 @@ def nibbles(packed: Any) -> Any:
 
 
 def decoded(codes: Any, kind: str) -> Any:
+    from quantkit.elements import to_torch
     from quantkit.kernels import fourbit
 
     table = fourbit.NF4_CODE if kind == "nf4" else fourbit.FP4_CODE
-    return table[codes.long()]
+    return to_torch(table)[codes.long()]
 
 
 def nf4(args: argparse.Namespace) -> list[Row]:

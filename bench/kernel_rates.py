@@ -17,6 +17,7 @@ import torch
 from bitsandbytes import functional
 from bnb import machine, record
 
+from quantkit.elements import from_torch
 from quantkit.kernels.fourbit import quantize_4bit
 from quantkit.kernels.int8 import quantize_int8
 from quantkit.kernels.nested import quantize_absmax
@@ -50,11 +51,11 @@ def main() -> None:
 
 
 def four_bit(weight: torch.Tensor, kind: str, runs: int) -> str:
-    flat = weight.reshape(-1)
+    flat = from_torch(weight.reshape(-1))
     ours = quantize_4bit(flat, kind, 64)
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind)
-    assert torch.equal(ours.packed, packed.reshape(-1))
-    assert torch.equal(ours.absmax, state.absmax)
+    assert (ours.packed == packed.reshape(-1).numpy()).all()
+    assert (ours.absmax == state.absmax.numpy()).all()
     return row(
         f"{kind}, block 64",
         weight.nbytes,
@@ -65,24 +66,26 @@ def four_bit(weight: torch.Tensor, kind: str, runs: int) -> str:
 
 
 def eight_bit(weight: torch.Tensor, runs: int) -> str:
-    ours = quantize_int8(weight)
+    matrix = from_torch(weight)
+    ours = quantize_int8(matrix)
     rows, scales, _ = functional.int8_vectorwise_quant(weight)
-    assert torch.equal(ours.rows, rows)
-    assert torch.equal(ours.absmax, scales)
+    assert (ours.rows == rows.numpy()).all()
+    assert (ours.absmax == scales.numpy()).all()
     return row(
         "int8",
         weight.nbytes,
-        lambda: quantize_int8(weight),
+        lambda: quantize_int8(matrix),
         lambda: functional.int8_vectorwise_quant(weight),
         runs,
     )
 
 
 def nested(weight: torch.Tensor, runs: int) -> str:
-    absmax = quantize_4bit(weight.reshape(-1), "nf4", 64).absmax
+    absmax = quantize_4bit(from_torch(weight.reshape(-1)), "nf4", 64).absmax
+    tensor = torch.from_numpy(absmax)
 
     def theirs() -> None:
-        functional.quantize_blockwise(absmax - absmax.mean(), blocksize=256)
+        functional.quantize_blockwise(tensor - tensor.mean(), blocksize=256)
 
     return row("nested absmax", absmax.nbytes, lambda: quantize_absmax(absmax), theirs, runs)
 

@@ -20,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import TypeAdapter
 
 from quantkit import skeleton
@@ -164,6 +163,7 @@ def _parameters(model: Any, dtype: str) -> dict[str, tuple[tuple[int, ...], str]
     Some classes keep named parameters in float32 whatever is asked for
     (``_keep_in_fp32_modules``); transformers' own plan says which.
     """
+    import torch
     from transformers.core_model_loading import build_glob_alternation
 
     plan = model._get_dtype_plan(getattr(torch, dtype))
@@ -181,6 +181,7 @@ def _parameters(model: Any, dtype: str) -> dict[str, tuple[tuple[int, ...], str]
 
 def _linears(model: Any) -> dict[str, Linear]:
     """The modules that transformers would swap for bitsandbytes' own."""
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     found: dict[str, Linear] = {}
@@ -188,7 +189,7 @@ def _linears(model: Any) -> dict[str, Linear]:
         if isinstance(module, Conv1D):
             rows, columns = module.weight.shape
             found[name] = Linear("Conv1D", in_features=rows, out_features=columns)
-        elif type(module) is torch.nn.Linear:
+        elif type(module) is nn.Linear:
             found[name] = Linear("Linear", module.in_features, module.out_features)
     return found
 

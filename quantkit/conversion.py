@@ -15,16 +15,17 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
 from quantkit.checkpoint.stream import Segment, element_or_whole, stream_checkpoint
 from quantkit.companions import write_companions
 from quantkit.digests import digest_file
+from quantkit.elements import Array, count_nonfinite, row_major
 from quantkit.errors import NonFiniteError, SourceError
 from quantkit.formats import Encoder, Format, Write, format_of
+from quantkit.kernels.casting import cast
 from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
@@ -191,10 +192,7 @@ class _Worker:
         if item is None:  # dropped, or made by a calibration: it is only digested
             return
         encoder = self._encoders.get(item.source.name) or self._start(item)
-        piece = self._cast(item, _elements(item, data))
-        if item.shape is not None:
-            piece = piece.to(self._device)
-        for each in encoder.feed(piece):
+        for each in encoder.feed(self._cast(item, _elements(item, data))):
             self._queue.put(each.name, each.offset, each.data)
         if segment.last:
             for each in encoder.finish():
@@ -209,16 +207,16 @@ class _Worker:
         self._encoders[item.source.name] = encoder
         return encoder
 
-    def _cast(self, item: TensorPlan, values: Tensor) -> Tensor:
+    def _cast(self, item: TensorPlan, values: Array) -> Array:
         """``values`` in the plan's data type; what a cast loses is counted."""
         if item.dtype == item.source.dtype:
             return values
-        cast = values.to(getattr(torch, item.dtype))
-        lost = int(torch.count_nonzero(values)) - int(torch.count_nonzero(cast))
+        made = cast(values, item.dtype)
+        lost = int(np.count_nonzero(values)) - int(np.count_nonzero(made))
         if lost:
             name = item.source.name
             self._tally.underflows[name] = self._tally.underflows.get(name, 0) + lost
-        return cast
+        return made
 
 
 class _Copy:
@@ -228,23 +226,19 @@ class _Copy:
         self._item = item
         self._at = 0
 
-    def feed(self, piece: Tensor) -> Iterator[Write]:
+    def feed(self, piece: Array) -> Iterator[Write]:
         _refuse_nonfinite(self._item, piece)
-        copied = piece.clone()  # the segment's buffer is reused before the write has happened
+        copied = piece.copy()  # the segment's buffer is reused before the write has happened
         for output in self._item.outputs:
             yield Write(output.name, self._at, copied)
-        self._at += piece.numel() * piece.element_size()
+        self._at += piece.nbytes
 
     def finish(self) -> Iterator[Write]:
         return iter(())
 
 
-def _refuse_nonfinite(item: TensorPlan, piece: Tensor) -> None:
-    if not piece.is_floating_point() or not piece.numel():
-        return
-    low, high = torch.aminmax(piece)
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        count = piece.numel() - int(torch.isfinite(piece).sum())
+def _refuse_nonfinite(item: TensorPlan, piece: Array) -> None:
+    if count := count_nonfinite(piece):
         raise NonFiniteError(
             f"{item.source.name}: {count} values are NaN or infinite as {item.dtype}; the source "
             f"is damaged or overflows it (stored as {item.source.dtype}; "
@@ -252,15 +246,11 @@ def _refuse_nonfinite(item: TensorPlan, piece: Tensor) -> None:
         )
 
 
-def _elements(item: TensorPlan, data: memoryview) -> Tensor:
+def _elements(item: TensorPlan, data: memoryview) -> Array:
     """A segment's bytes as elements: 1-D, row-major, rows outermost."""
     record = item.source
-    values = torch.frombuffer(data, dtype=getattr(torch, record.dtype))
-    if not _is_rearranged(item):
-        return values
-    stored = record.shape
-    whole = values.as_strided(stored, record.stride) if record.stride else values.view(stored)
-    return (whole.T if item.transposed else whole).contiguous().reshape(-1)
+    values = row_major(data, record.dtype, record.shape, record.stride)
+    return values.reshape(record.shape).T.reshape(-1) if item.transposed else values
 
 
 def _check_ties(plan: Plan, source: Source) -> None:
@@ -272,7 +262,7 @@ def _check_ties(plan: Plan, source: Source) -> None:
         copy, own = item.source, records[item.tied_to]
         if (copy.file, copy.offset, copy.stride) == (own.file, own.offset, own.stride):
             continue
-        if not torch.equal(read_tensor(source.folder, copy), read_tensor(source.folder, own)):
+        if not read_tensor(source.folder, copy).equal(read_tensor(source.folder, own)):
             raise SourceError(
                 f"{copy.name}: config.json ties it to {own.name}, and the checkpoint holds other "
                 "values; set tie_word_embeddings to false in config.json if both are meant"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from pathlib import Path
 from typing import Literal, get_args
 
 from quantkit.errors import UsageError
@@ -15,11 +19,36 @@ def choose_device(wanted: Device) -> str:
     Raises:
         UsageError: not a device's name, or there is no CUDA device.
     """
-    import torch
-
     if wanted not in get_args(Device):
         raise UsageError(f"device {wanted!r}: expected one of {', '.join(get_args(Device))}")
-    there = torch.cuda.is_available()
+    there = wanted != "cpu" and _has_driver() and _has_cuda()
     if wanted == "cuda" and not there:
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    return "cuda" if wanted != "cpu" and there else "cpu"
+    return "cuda" if there else "cpu"
+
+
+def _has_driver() -> bool:
+    """Whether there is a driver of NVIDIA's, or of AMD's, whose devices torch calls CUDA too.
+
+    Without one torch need not be asked, which takes seconds to import.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def count_threads() -> int:
+    """The threads that arithmetic is shared out among: torch's, if this process has used it."""
+    if "torch" in sys.modules:
+        import torch
+
+        return torch.get_num_threads()
+    return len(os.sched_getaffinity(0))

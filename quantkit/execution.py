@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
 from quantkit.clock import Clock
 from quantkit.conversion import Converted, digest_output, run, settle_output
+from quantkit.devices import count_threads
 from quantkit.digests import digest_file
 from quantkit.errors import GateError, SourceError
 from quantkit.formats import Gptq, format_of
-from quantkit.layerwise import Calibrated, calibrate
 from quantkit.plans import Plan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
@@ -32,6 +30,9 @@ from quantkit.staging import (
 )
 from quantkit.types import Event, FileDigest, Listener
 from quantkit.verification import Policy, digest_source, settle
+
+if TYPE_CHECKING:
+    from quantkit.layerwise import Calibrated
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ def _calibrate(job: Job) -> Calibrated | None:
     with job.clock.measure("verify"):
         digests = digest_source(job.source, job.registry, job.listener)
         settle(job.source, digests, job.recipe, job.registry, job.policy)
-    threads = torch.get_num_threads()  # the order of sums, and so the bytes, depends on it
+    from quantkit.layerwise import calibrate  # imports torch
+
+    threads = count_threads()  # the order of sums, and so the bytes, depends on it
     with job.clock.measure("convert"):
         return calibrate(
             job.plan,

@@ -23,6 +23,7 @@ from torch import Tensor
 from quantkit.activations import Activations
 from quantkit.calibration import Calibration
 from quantkit.checkpoint import read_tensor
+from quantkit.elements import from_torch
 from quantkit.errors import NonFiniteError
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
@@ -55,7 +56,7 @@ class Calibrated:
         """The output tensors that stand for one weight."""
         names = [each.name for each in item.outputs]
         tensors = self._layers.tensors(self._home[item.source.name], names)
-        yield from (Write(name, 0, tensors[name]) for name in names)
+        yield from (Write(name, 0, from_torch(tensors[name])) for name in names)
 
 
 def calibrate(

@@ -13,11 +13,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from quantkit.calibration import Calibration
 from quantkit.checkpoint.fingerprint import FORM
 from quantkit.clock import Measured
+from quantkit.devices import count_threads
 from quantkit.execution import Job, Staged
 from quantkit.frontmatter import read_card
 from quantkit.gate import GateReport, report_json
@@ -62,7 +61,7 @@ def build_manifest(
         "plan": _plan_summary(plan),
         "conversion": {
             "device": job.device,
-            "threads": torch.get_num_threads(),
+            "threads": count_threads(),
             "tokenizer": staged.converted.tokenizer,
             "underflows": dict(staged.converted.underflows),
             "calibration": _calibration(job.calibration),

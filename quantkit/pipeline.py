@@ -15,7 +15,7 @@ from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
 from quantkit.evaluation import Material, Texts, read_material, text_paths
 from quantkit.execution import Job, Staged, mark_failed, stage
-from quantkit.gate import GateReport, gate, gate_not_run
+from quantkit.gate import GateReport, gate_not_run
 from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
@@ -118,6 +118,8 @@ def _judge(
     with job.clock.measure("gate"):
         if material is None:
             return gate_not_run(staged.ungated)
+        from quantkit.gate import gate  # imports torch, which takes longer than many a conversion
+
         return gate(
             job.place.partial, verified, job.plan, job.recipe, material, job.device, job.listener
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,10 +17,9 @@ from typing import Any
 from quantkit.checkpoint.shards import Shard
 from quantkit.types import ACTIONS, Action, OutputTensor, TensorRecord
 
-#: Resident memory of the libraries and of the segments in flight, in bytes; bench/bnb.py
-#: measures the whole process.
-_LIBRARY_BYTES = 400_000_000
-
+#: Resident memory of the libraries and of the segments in flight, in bytes, without torch and
+#: with it, and of transformers besides; bench/bnb.py measures the whole process.
+_LIBRARY_BYTES, _WITH_TORCH_BYTES, _TRANSFORMERS_BYTES = 200_000_000, 400_000_000, 350_000_000
 
 #: A decoder layer, by the beginning of a name in memory.
 _LAYER = re.compile(r"^.*?\.\d+\.")
@@ -79,13 +79,17 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """Forecast of the peak without the gate: libraries, segments in flight, the largest
-        weight that must be held whole, and what a calibration holds beside its activations."""
+        weight that must be held whole, and what a calibration holds beside its activations.
+
+        Not counted is transformers, which reads a config the first time that it is seen."""
         whole = [
             each.source.nbytes
             for each in self.tensors
             if each.action != "drop" and (each.transposed or each.source.stride is not None)
         ]
-        return _LIBRARY_BYTES + 3 * max(whole, default=0) + self._calibration_bytes
+        torch = self.method["format"] == "gptq" or self.method.get("double_quant", False)
+        libraries = _WITH_TORCH_BYTES if torch else _LIBRARY_BYTES
+        return libraries + 3 * max(whole, default=0) + self._calibration_bytes
 
     @property
     def _calibration_bytes(self) -> int:
@@ -127,10 +131,18 @@ def summary(plan: Plan) -> str:
     lines = [
         f"plan: {plan.class_name} in {plan.dtype}; tensors: {counts}; "
         f"{plan.quantized_share:.1%} of the parameters quantized",
-        f"      reads {plan.source_bytes:,} bytes, writes {plan.output_bytes:,}, takes about "
-        f"{plan.memory_bytes / 1e6:,.0f} MB of memory before the gate",
+        f"      reads {plan.source_bytes:,} bytes, writes {plan.output_bytes:,}, takes "
+        f"{memory_forecast(plan)} of memory before the gate",
     ]
     return "\n".join([*lines, *(f"warning: {each}" for each in plan.warnings)])
+
+
+def memory_forecast(plan: Plan) -> str:
+    """In words, and what this process has taken besides if it was the first to read a config."""
+    text = f"about {plan.memory_bytes / 1e6:,.0f} MB"
+    if "transformers" in sys.modules:
+        text += f" (and {_TRANSFORMERS_BYTES / 1e6:.0f} MB for transformers, this first time)"
+    return text
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
@@ -66,6 +64,7 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
         UnsupportedModelError: not a causal language model.
         SourceError: transformers cannot build it.
     """
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -103,6 +102,8 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
 
 def _weights_on_meta(*, with_buffers: bool) -> AbstractContextManager[Any]:
     if not with_buffers:
+        import torch
+
         return torch.device("meta")
     from accelerate import init_empty_weights
 
@@ -116,10 +117,12 @@ def layer_names(model: Any) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: there is no such list.
     """
+    from torch import nn
+
     lists = [
         tuple(f"{name}.{at}" for at in range(len(module)))
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len({type(each) for each in module}) == 1
+        if isinstance(module, nn.ModuleList) and len({type(each) for each in module}) == 1
     ]
     found = max(lists, key=len, default=())
     if not found:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
+from tiny import write_source
 
 from quantkit.cache import remembered
 
@@ -42,3 +46,28 @@ def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     assert remembered("k", ["a"], lambda: {"x": 1}, NUMBERS) == {"x": 1}
     assert list(tmp_path.iterdir()) == []
+
+
+#: Converts, and says which of the large libraries was imported for it.
+CONVERT = """
+import json, sys, quantkit
+quantkit.convert(*sys.argv[1:], no_gate=True, overwrite=True)
+print(json.dumps([name for name in ("torch", "transformers") if name in sys.modules]))
+"""
+
+
+def test_once_a_config_is_read_the_large_libraries_stay_out(folder: Path, tmp_path: Path) -> None:
+    """They take longer to import than most models take to quantize."""
+    source = write_source(tmp_path / "source")
+
+    def imported(recipe: str) -> list[str]:
+        arguments = [sys.executable, "-c", CONVERT, str(source), recipe, str(tmp_path / "out")]
+        run = subprocess.run(arguments, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        found: list[str] = json.loads(run.stdout)
+        return found
+
+    assert imported("bnb-nf4") == ["torch", "transformers"]
+    for recipe in ("bnb-nf4", "bnb-int8", "bnb-fp4"):
+        assert imported(recipe) == [], recipe
+    assert imported("bnb-nf4-double") == ["torch"], "its mean is torch's"

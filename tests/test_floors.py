@@ -25,6 +25,7 @@ PACKAGE = Path(quantkit.__file__).parent
 #: Every unit once: (floor, step) -> units. Imports go to strictly smaller pairs.
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
+    (0, 1): "elements",
     (1, 0): (
         "cache clock devices digests frontmatter given heap kernels licences quiet rendering "
         "resources"

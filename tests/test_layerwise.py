@@ -23,7 +23,7 @@ import quantkit
 from quantkit.errors import NonFiniteError
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import factorize, quantize
-from quantkit.kernels.rounding import Grid
+from quantkit.kernels.grid import Grid
 from quantkit.observing import FEEDBACK_EVERY
 from quantkit.report import make_plots, render_report
 

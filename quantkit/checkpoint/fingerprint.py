@@ -20,14 +20,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import numpy as np
 from blake3 import blake3
 
+from quantkit.elements import Array, bits, row_major
+from quantkit.kernels.casting import cast
 from quantkit.types import Fingerprint, TensorRecord
-
-if TYPE_CHECKING:
-    import torch
 
 #: Digested with the rest: what one form says, another does not. Manifests name it.
 FORM = "quantkit fingerprint 2"
@@ -81,7 +80,7 @@ class TensorDigests:
         if record.stride is None and not state.narrower:
             state.stored.update(data)
             return
-        values = _row_major(record, data)
+        values = row_major(data, record.dtype, record.shape, record.stride)
         state.stored.update(_bytes_of(values))
         for dtype in tuple(state.narrower):
             narrow = _exactly(values, dtype)
@@ -128,37 +127,18 @@ def _combine(kind: str, rows: Iterable[tuple[object, ...]]) -> str:
     return blake3("\n".join([FORM, kind, *lines]).encode()).hexdigest()
 
 
-def _row_major(record: TensorRecord, data: memoryview) -> torch.Tensor:
-    import torch  # seconds to import, and most fingerprints need none of it
+def _exactly(values: Array, dtype: str) -> Array | None:
+    """``values`` as ``dtype``, or nothing where a single bit would be lost.
 
-    values = torch.frombuffer(data, dtype=getattr(torch, record.dtype))
-    if record.stride is None:
-        return values
-    return values.as_strided(record.shape, record.stride).contiguous().reshape(-1)
-
-
-def _exactly(values: torch.Tensor, dtype: str) -> torch.Tensor | None:
-    """``values`` as ``dtype``, or nothing where a single bit would be lost."""
-    import torch
-
-    target = getattr(torch, dtype)
+    Bit patterns are compared: a negative zero is no zero, and a NaN equals itself.
+    """
     for part in (values[:_PROBE], values) if len(values) > _PROBE else (values,):
-        narrow = part.to(target)
-        back = narrow.to(values.dtype)
-        if not torch.equal(_bits(back), _bits(part)):
+        narrow = cast(part, dtype)
+        back = cast(narrow, values.dtype.name)
+        if not np.array_equal(bits(back), bits(part)):
             return None
     return narrow
 
 
-def _bits(values: torch.Tensor) -> torch.Tensor:
-    """The bit patterns: a negative zero is no zero, and a NaN equals itself."""
-    import torch
-
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return values.view(integers[values.element_size()])
-
-
-def _bytes_of(values: torch.Tensor) -> memoryview:
-    import torch
-
-    return values.view(torch.uint8).numpy().data if values.numel() else memoryview(b"")
+def _bytes_of(values: Array) -> memoryview:
+    return values.view(np.uint8).data if values.size else memoryview(b"")

@@ -17,9 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from quantkit.elements import Array
 from quantkit.types import ITEM_BYTES, OutputTensor
 
 SINGLE = "model.safetensors"
@@ -127,9 +127,9 @@ class ShardWriter:
     def names(self) -> Sequence[str]:
         return tuple(self._at)
 
-    def write(self, name: str, offset: int, data: Tensor) -> None:
+    def write(self, name: str, offset: int, data: Array) -> None:
         """Put ``data``'s bytes ``offset`` bytes into the tensor ``name``."""
-        raw = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         if name in self._variable:
             self._texts[name] = raw.tobytes()
             return
@@ -171,7 +171,7 @@ class WriteQueue:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def put(self, name: str, offset: int, data: Tensor) -> None:
+    def put(self, name: str, offset: int, data: Array) -> None:
         """Queue a write; raises what an earlier one met."""
         if len(self._flight) >= self._DEPTH:
             self._flight.popleft().result()

@@ -167,6 +167,8 @@ def without_examples(gate: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    from quantkit.plans import memory_forecast
+
     exact = "" if not plan.slack_bytes else f", at most; {plan.slack_bytes} fewer at least"
     return [
         ("model", f"{plan.class_name}, {plan.dtype}"),
@@ -174,7 +176,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("quantized", f"{plan.quantized_share:.1%} of the parameters"),
         ("reads", f"{plan.source_bytes:,} bytes of tensors"),
         ("writes", f"{plan.output_bytes:,} bytes{exact}"),
-        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB without the gate"),
+        ("memory", f"{memory_forecast(plan)} without the gate"),
         *((shard.name, f"{shard.nbytes:,} bytes") for shard in plan.shards),
     ]
 

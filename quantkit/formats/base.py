@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
+from quantkit.elements import Array
 from quantkit.types import OutputTensor
 
 
@@ -23,13 +22,13 @@ class Write:
 
     name: str
     offset: int
-    data: torch.Tensor
+    data: Array
 
 
 class Encoder(Protocol):
     """Turns one weight, fed in pieces and in order, into its output tensors."""
 
-    def feed(self, piece: torch.Tensor) -> Iterator[Write]:
+    def feed(self, piece: Array) -> Iterator[Write]:
         """The next elements of the weight, 1-D, in the plan's data type.
 
         Every piece but the last is a multiple of the format's ``unit``.

@@ -18,14 +18,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from quantkit.elements import Array
 from quantkit.errors import NonFiniteError
 from quantkit.formats.base import Encoder, Write
-from quantkit.kernels import cuda, fourbit, int8, nested
+from quantkit.kernels import fourbit, int8, nested
+from quantkit.kernels.casting import cast
 from quantkit.methods import BnbMethod
 from quantkit.types import ITEM_BYTES, OutputTensor
 
@@ -148,36 +150,37 @@ class _FourBitEncoder:
         self, method: BnbMethod, weight: str, shape: tuple[int, int], dtype: str, device: str
     ) -> None:
         self._method, self._weight, self._shape, self._dtype = method, weight, shape, dtype
-        self._kernel = cuda.quantize_4bit if device == "cuda" else fourbit.quantize_4bit
-        self._nested = cuda.quantize_absmax if device == "cuda" else nested.quantize_absmax
+        kernels = _cuda() if device == "cuda" else None
+        self._kernel = kernels.quantize_4bit if kernels else fourbit.quantize_4bit
+        self._nested = kernels.quantize_absmax if kernels else nested.quantize_absmax
         self._packed_at = 0
         self._absmax_at = 0
-        self._held: list[Tensor] = []
+        self._held: list[Array] = []
 
-    def feed(self, piece: Tensor) -> Iterator[Write]:
+    def feed(self, piece: Array) -> Iterator[Write]:
         made = self._kernel(piece, self._quant_type, self._method.block_size)
         _refuse_nonfinite(self._weight, made.nonfinite)
         yield Write(self._weight, self._packed_at, made.packed)
-        self._packed_at += made.packed.numel()
+        self._packed_at += made.packed.size
         if self._method.double_quant:
             self._held.append(made.absmax)
         else:
             yield Write(f"{self._weight}.absmax", self._absmax_at, made.absmax)
-            self._absmax_at += 4 * made.absmax.numel()
+            self._absmax_at += made.absmax.nbytes
 
     def finish(self) -> Iterator[Write]:
         code = fourbit.NF4_CODE if self._quant_type == "nf4" else fourbit.FP4_CODE
         yield Write(f"{self._weight}.quant_map", 0, code)
         offset = None
         if self._method.double_quant:
-            made = self._nested(torch.cat(self._held))
+            made = self._nested(np.concatenate(self._held))
             offset = float(made.offset)
             yield Write(f"{self._weight}.absmax", 0, made.codes)
             yield Write(f"{self._weight}.nested_absmax", 0, made.nested_absmax)
-            yield Write(f"{self._weight}.nested_quant_map", 0, nested.DYNAMIC_MAP)
+            yield Write(f"{self._weight}.nested_quant_map", 0, nested.dynamic_map())
         state = _quant_state(self._method, self._shape, self._dtype, offset)
         name = _state_name(self._method, self._weight)
-        yield Write(name, 0, torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        yield Write(name, 0, np.frombuffer(state, np.uint8))
 
     @property
     def _quant_type(self) -> fourbit.QuantType:
@@ -202,18 +205,24 @@ class _Int8Encoder:
 
     def __init__(self, weight: str, shape: tuple[int, int], device: str) -> None:
         self._weight, self._columns = weight, shape[1]
-        self._kernel = cuda.quantize_int8 if device == "cuda" else int8.quantize_int8
+        self._kernel = _cuda().quantize_int8 if device == "cuda" else int8.quantize_int8
         self._row = 0
 
-    def feed(self, piece: Tensor) -> Iterator[Write]:
-        made = self._kernel(piece.to(torch.float16).reshape(-1, self._columns))
+    def feed(self, piece: Array) -> Iterator[Write]:
+        made = self._kernel(cast(piece, "float16").reshape(-1, self._columns))
         _refuse_nonfinite(self._weight, made.nonfinite)
         yield Write(self._weight, self._row * self._columns, made.rows)
         yield Write(f"{_module(self._weight)}.SCB", 4 * self._row, made.absmax)
         self._row += made.rows.shape[0]
 
     def finish(self) -> Iterator[Write]:
-        yield Write(f"{_module(self._weight)}.weight_format", 0, torch.zeros((), dtype=torch.uint8))
+        yield Write(f"{_module(self._weight)}.weight_format", 0, np.zeros((), np.uint8))
+
+
+def _cuda() -> ModuleType:
+    from quantkit.kernels import cuda  # imports torch, which a CPU's formats do without
+
+    return cuda
 
 
 def _refuse_nonfinite(weight: str, count: int) -> None:

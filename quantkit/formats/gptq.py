@@ -16,16 +16,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from quantkit.elements import from_torch
 from quantkit.formats.base import Encoder, Write
-from quantkit.kernels.gptq import Quantized
+from quantkit.kernels.grid import Grid
 from quantkit.kernels.packing import CHUNK, pack, unpack
-from quantkit.kernels.rounding import Grid
 from quantkit.methods import GptqMethod
 from quantkit.types import OutputTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantkit.kernels.gptq import Quantized
 
 #: A decoder layer's number in a module's name, and what comes after.
 _IN_LAYER = re.compile(r"^(?P<layer>.*?\.\d+)\.(?P<inside>.+)$")
@@ -91,13 +94,19 @@ class Gptq:
         bits, _ = self._bits_and_group(weight)
         module = weight.removesuffix(".weight")
         zeros = made.zero_points - self._stored_less
-        yield Write(f"{module}.qweight", 0, pack(made.codes.T, bits))
-        yield Write(f"{module}.qzeros", 0, pack(zeros, bits).T)
-        yield Write(f"{module}.scales", 0, made.scales.T.to(torch.float16))
-        yield Write(f"{module}.g_idx", 0, made.g_idx)
+        tensors = {
+            "qweight": pack(made.codes.T, bits),
+            "qzeros": pack(zeros, bits).T,
+            "scales": made.scales.T.half(),
+            "g_idx": made.g_idx,
+        }
+        for name, each in tensors.items():
+            yield Write(f"{module}.{name}", 0, from_torch(each))
 
-    def restored(self, weight: str, tensors: Mapping[str, torch.Tensor]) -> Quantized:
+    def restored(self, weight: str, tensors: Mapping[str, Tensor]) -> Quantized:
         """The inverse of :meth:`stored`, for a layer that an earlier run finished."""
+        from quantkit.kernels.gptq import Quantized  # imports torch, which a plan needs not
+
         bits, _ = self._bits_and_group(weight)
         module = weight.removesuffix(".weight")
         zeros = unpack(tensors[f"{module}.qzeros"].T.contiguous(), bits)

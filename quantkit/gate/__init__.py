@@ -20,13 +20,27 @@ protocol.py    what the numbers depend on, in words
 judging.py     the levels in order
 """
 
-from quantkit.gate.judging import gate, gate_folder
-from quantkit.gate.likelihood import LOWEST, PER_DECADE
-from quantkit.gate.report import GateReport, gate_not_run, report_json
-from quantkit.gate.several import Measured, measure_folders
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from quantkit.gate.report import LOWEST, PER_DECADE, GateReport, gate_not_run, report_json
+
+if TYPE_CHECKING:
+    from quantkit.gate.judging import gate, gate_folder
+    from quantkit.gate.several import Measured, measure_folders
 
 #: How histograms of the divergence begin, in decades of nats, and their bins a decade.
 HISTOGRAM = (LOWEST, PER_DECADE)
+
+#: Loaded on first use: they import torch, which a run without the gate does not need.
+_HOME = {
+    "gate": "judging",
+    "gate_folder": "judging",
+    "Measured": "several",
+    "measure_folders": "several",
+}
 
 __all__ = [
     "HISTOGRAM",
@@ -38,3 +52,9 @@ __all__ = [
     "measure_folders",
     "report_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'quantkit.gate' has no attribute {name!r}")
+    return getattr(import_module(f"quantkit.gate.{_HOME[name]}"), name)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantkit.gate.report import Failure, Level, judged
+from quantkit.gate.report import HIGHEST, LOWEST, PER_DECADE, Failure, Level, judged
 from quantkit.gate.scoring import Scores
 from quantkit.recipe import GateSection
 
@@ -29,9 +29,6 @@ BLOCK_TOKENS = 64
 
 #: Standard errors on either side of the mean.
 _DEVIATIONS = 1.96
-
-#: The histogram of the divergence: decades of nats, and bins in each.
-LOWEST, HIGHEST, PER_DECADE = -9, 2, 4
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ LEVELS = ("structure", "tokenizer", "reload", "perplexity", "generation")
 #: Without these nothing has been shown, and the gate as a whole is ``not_run``.
 REQUIRED = ("structure", "reload", "perplexity")
 
+#: The histogram of the divergence: decades of nats, and bins in each.
+LOWEST, HIGHEST, PER_DECADE = -9, 2, 4
+
 
 @dataclass(frozen=True)
 class Failure:

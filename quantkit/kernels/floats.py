@@ -33,6 +33,22 @@ def _widened(typing: Any, bits: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _narrowed(typing: Any, value: Any) -> Any:
+    """A float32 as the bit pattern, uint16, of the nearest float16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@njit(cache=True, nogil=True)
+def float32_to_half(value):  # type: ignore[no-untyped-def]
+    """The float16 bit pattern, uint16, nearest to a float32; only with :func:`has_instruction`."""
+    return _narrowed(np.float32(value))
+
+
 @njit(cache=True, nogil=True)
 def _word_by_instruction(bits):  # type: ignore[no-untyped-def]
     return np.float32(_widened(np.uint16(bits))).view(np.uint32)

@@ -18,32 +18,31 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from numba import njit
-from torch import Tensor
 
+from quantkit.elements import Array, bits
 from quantkit.kernels.floats import float16_to_word
 
 QuantType = Literal["nf4", "fp4"]
 
 #: The values of NF4's indices 0 to 15; shape (16,), float32, ascending.
 # fmt: off
-NF4_CODE = torch.tensor([
+NF4_CODE: npt.NDArray[np.float32] = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-], dtype=torch.float32)
+], dtype=np.float32)
 # fmt: on
 
 _FP4_MAGNITUDES = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0]
 #: The values of FP4's indices 0 to 15; shape (16,), float32, in the order of their bit
 #: patterns. Index 8 stands for a second, positive zero.
-FP4_CODE = torch.tensor(
-    _FP4_MAGNITUDES + [0.0 - magnitude for magnitude in _FP4_MAGNITUDES], dtype=torch.float32
-) / max(_FP4_MAGNITUDES)
+FP4_CODE: npt.NDArray[np.float32] = np.array(
+    _FP4_MAGNITUDES + [0.0 - magnitude for magnitude in _FP4_MAGNITUDES], dtype=np.float32
+) / np.float32(max(_FP4_MAGNITUDES))
 
-_CODES: dict[str, Tensor] = {"nf4": NF4_CODE, "fp4": FP4_CODE}
+_CODES: dict[str, npt.NDArray[np.float32]] = {"nf4": NF4_CODE, "fp4": FP4_CODE}
 
 #: The indices of each type by ascending value, FP4's two zeros as 0, then 8.
 _ORDER: dict[str, list[int]] = {
@@ -53,7 +52,7 @@ _ORDER: dict[str, list[int]] = {
 
 #: How the kernel reads an element's bits, by dtype.
 _FLOAT32, _FLOAT16, _BFLOAT16 = 0, 1, 2
-_KINDS = {torch.float32: _FLOAT32, torch.float16: _FLOAT16, torch.bfloat16: _BFLOAT16}
+_KINDS = {"float32": _FLOAT32, "float16": _FLOAT16, "bfloat16": _BFLOAT16}
 
 #: Elements worked on at a time: a multiple of every block size, small enough that the
 #: scratch arrays stay in the first-level cache.
@@ -72,18 +71,18 @@ class FourBit:
     blocks hold nothing of use.
     """
 
-    packed: Tensor
-    absmax: Tensor
+    packed: npt.NDArray[np.uint8]
+    absmax: npt.NDArray[np.float32]
     nonfinite: int
 
 
 def quantize_4bit(
-    weight: Tensor,
+    weight: Array,
     quant_type: QuantType,
     block_size: int,
     *,
-    packed: Tensor | None = None,
-    absmax: Tensor | None = None,
+    packed: Array | None = None,
+    absmax: Array | None = None,
 ) -> FourBit:
     """Quantize ``weight``, 1-D and contiguous float16, bfloat16 or float32 of any length.
 
@@ -91,31 +90,29 @@ def quantize_4bit(
     the dtype and shape that :class:`FourBit` names.
     """
     _check_quant(quant_type, block_size)
-    if weight.dtype not in _KINDS or weight.ndim != 1 or not weight.is_contiguous():
+    kind = _KINDS.get(weight.dtype.name)
+    if kind is None or weight.ndim != 1 or not weight.flags.c_contiguous:
         raise ValueError(f"weight must be 1-D contiguous floats, got {_describe(weight)}")
-    count = weight.numel()
-    packed = _buffer(packed, -(-count // 2), torch.uint8, "packed")
-    absmax = _buffer(absmax, -(-count // block_size), torch.float32, "absmax")
+    count = weight.size
+    packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
+    absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
     tables = _decision_tables(quant_type)
-    outputs = (packed.numpy(), absmax.numpy())
-    nonfinite = _quantize(_bits(weight), _KINDS[weight.dtype], block_size, tables, outputs)
+    nonfinite = _quantize(bits(weight), kind, block_size, tables, (packed, absmax))
     return FourBit(packed, absmax, int(nonfinite))
 
 
 def dequantize_4bit(
-    packed: Tensor, absmax: Tensor, quant_type: QuantType, block_size: int, count: int
-) -> Tensor:
+    packed: Array, absmax: Array, quant_type: QuantType, block_size: int, count: int
+) -> npt.NDArray[np.float32]:
     """The float32 values, shape (count,), of the first ``count`` elements in ``packed``.
 
     ``packed`` and ``absmax`` are as :class:`FourBit` describes them.
     """
     _check_quant(quant_type, block_size)
-    packed = _buffer(packed, -(-count // 2), torch.uint8, "packed")
-    absmax = _buffer(absmax, -(-count // block_size), torch.float32, "absmax")
-    values = torch.empty(count, dtype=torch.float32)
-    _dequantize(
-        packed.numpy(), absmax.numpy(), _CODES[quant_type].numpy(), block_size, values.numpy()
-    )
+    packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
+    absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
+    values = np.empty(count, np.float32)
+    _dequantize(packed, absmax, _CODES[quant_type], block_size, values)
     return values
 
 
@@ -126,27 +123,21 @@ def _check_quant(quant_type: str, block_size: int) -> None:
         raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}")
 
 
-def _buffer(given: Tensor | None, count: int, dtype: torch.dtype, name: str) -> Tensor:
+def _buffer(given: Array | None, count: int, dtype: type[np.generic], name: str) -> Array:
     """``given`` if it is a contiguous (count,) of ``dtype``, or a new one if there is none."""
     if given is None:
-        return torch.empty(count, dtype=dtype)
-    if given.dtype != dtype or given.shape != (count,) or not given.is_contiguous():
+        return np.empty(count, dtype)
+    if given.dtype != dtype or given.shape != (count,) or not given.flags.c_contiguous:
         raise ValueError(
-            f"{name} must be contiguous {dtype} of shape ({count},), got {_describe(given)}"
+            f"{name} must be contiguous {dtype.__name__} of shape ({count},), "
+            f"got {_describe(given)}"
         )
     return given
 
 
-def _describe(tensor: Tensor) -> str:
-    kind = "contiguous" if tensor.is_contiguous() else "strided"
-    return f"{kind} {tensor.dtype} of shape {tuple(tensor.shape)}"
-
-
-def _bits(weight: Tensor) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
-    """The bit patterns of ``weight``; numba and numpy know no bfloat16, nor numba float16."""
-    if weight.dtype == torch.float32:
-        return weight.view(torch.uint32).numpy()
-    return weight.view(torch.uint16).numpy()
+def _describe(values: Array) -> str:
+    kind = "contiguous" if values.flags.c_contiguous else "strided"
+    return f"{kind} {values.dtype.name} of shape {values.shape}"
 
 
 def _decision_tables(
@@ -157,11 +148,10 @@ def _decision_tables(
     Returns the 15 bounds, midway between neighbouring codes, ascending; and 16 steps:
     the lowest code's index, then what to add on passing each bound.
     """
-    order = torch.tensor(_ORDER[quant_type])
+    order = np.array(_ORDER[quant_type], np.int32)
     ascending = _CODES[quant_type][order]
-    bounds = (ascending[:-1] + ascending[1:]) / 2
-    steps = torch.diff(order, prepend=torch.zeros(1, dtype=torch.int64))
-    return bounds.numpy(), steps.to(torch.int32).numpy()
+    bounds = (ascending[:-1] + ascending[1:]) / np.float32(2)
+    return bounds, np.diff(order, prepend=np.int32(0))
 
 
 @njit(cache=True, nogil=True)

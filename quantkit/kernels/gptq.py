@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from quantkit.kernels import rounding, rounding_cpu
-from quantkit.kernels.rounding import Block, Grid
+from quantkit.kernels.grid import Grid
+from quantkit.kernels.rounding import Block
 
 #: Columns between two large products; a multiple of every group size but the whole row.
 COLUMN_BLOCK = 128

@@ -15,14 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from numba import njit
-from torch import Tensor
 
+from quantkit.elements import Array
 from quantkit.kernels.floats import float16_to_word
 
 #: The float32 nearest to 1/127 that bitsandbytes dequantizes with.
-_INVERSE_127 = 7.874015718698502e-3
+_INVERSE_127 = np.float32(7.874015718698502e-3)
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,31 @@ class Int8Rows:
     ``nonfinite``: how many of the elements were NaN or infinite.
     """
 
-    rows: Tensor
-    absmax: Tensor
+    rows: npt.NDArray[np.int8]
+    absmax: npt.NDArray[np.float32]
     nonfinite: int
 
 
-def quantize_int8(weight: Tensor) -> Int8Rows:
+def quantize_int8(weight: Array) -> Int8Rows:
     """Quantize ``weight``, shape (rows, cols), contiguous float16.
 
     Other dtypes are for the caller to cast, as bitsandbytes does: the cast can overflow.
     """
-    if weight.dtype != torch.float16 or weight.ndim != 2 or not weight.is_contiguous():
-        kind = "contiguous" if weight.is_contiguous() else "strided"
-        found = f"{kind} {weight.dtype} of shape {tuple(weight.shape)}"
+    contiguous = weight.flags.c_contiguous
+    if weight.dtype != np.float16 or weight.ndim != 2 or not contiguous:
+        kind = "contiguous" if contiguous else "strided"
+        found = f"{kind} {weight.dtype.name} of shape {weight.shape}"
         raise ValueError(f"weight must be a contiguous float16 matrix, got {found}")
-    rows = torch.empty(weight.shape, dtype=torch.int8)
-    absmax = torch.empty(weight.shape[0], dtype=torch.float32)
-    bits = weight.view(torch.uint16).numpy()
-    nonfinite = _quantize_rows(bits, rows.numpy(), absmax.numpy())
+    rows = np.empty(weight.shape, np.int8)
+    absmax = np.empty(weight.shape[0], np.float32)
+    nonfinite = _quantize_rows(weight.view(np.uint16), rows, absmax)
     return Int8Rows(rows, absmax, int(nonfinite))
 
 
-def dequantize_int8(rows: Tensor, absmax: Tensor) -> Tensor:
+def dequantize_int8(rows: Array, absmax: Array) -> npt.NDArray[np.float32]:
     """The float32 values, shape (rows, cols), of what :func:`quantize_int8` returns."""
-    return rows * absmax.unsqueeze(1) * _INVERSE_127
+    values: npt.NDArray[np.float32] = rows.astype(np.float32) * absmax[:, None] * _INVERSE_127
+    return values
 
 
 @njit(cache=True, nogil=True)

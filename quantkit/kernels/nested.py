@@ -15,11 +15,13 @@ is torch's, which depends on torch's number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from numba import njit
-from torch import Tensor
+
+from quantkit.elements import Array
 
 #: Absmax values that share a nested absmax.
 NESTED_BLOCK_SIZE = 256
@@ -28,64 +30,74 @@ _DECADES = 7
 _LAST_STEP = 65535
 
 
-def _dynamic_map() -> Tensor:
+@cache
+def dynamic_map() -> npt.NDArray[np.float32]:
     """The dynamic data type's values, ascending: shape (256,), float32, in (-1, 1].
 
     In the decade below 10**-k lie 2**(6-k) values, midway between equally spaced marks
     from a tenth to one, and their negatives; zero and one complete the 256.
     """
+    import torch  # its linspace rounds in a way of its own
+
     magnitudes = []
     for decade in range(_DECADES):
         marks = torch.linspace(0.1, 1.0, 2**decade + 1, dtype=torch.float32)
         magnitudes.append(10 ** (decade + 1 - _DECADES) * ((marks[:-1] + marks[1:]) / 2.0))
     positive = torch.cat(magnitudes)
-    return torch.cat((-positive, torch.tensor([0.0, 1.0]), positive)).sort().values
+    values = torch.cat((-positive, torch.tensor([0.0, 1.0]), positive)).sort().values
+    made: npt.NDArray[np.float32] = values.numpy()
+    return made
 
 
-def _step_codes() -> Tensor:
+@cache
+def step_codes() -> npt.NDArray[np.uint8]:
     """The code of each of the 65536 steps: the nearest, ties to the lower; uint8."""
-    bounds = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) * 0.5
-    steps = torch.arange(_LAST_STEP + 1, dtype=torch.float32)
-    return torch.bucketize(2.0 * steps / _LAST_STEP - 1.0, bounds).to(torch.uint8)
-
-
-DYNAMIC_MAP = _dynamic_map()
-_STEP_CODES = _step_codes()
+    values = dynamic_map()
+    bounds = (values[:-1] + values[1:]) * np.float32(0.5)
+    steps = np.arange(_LAST_STEP + 1, dtype=np.float32)
+    scaled = np.float32(2.0) * steps / np.float32(_LAST_STEP) - np.float32(1.0)
+    return np.searchsorted(bounds, scaled).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class NestedAbsmax:
     """``n`` absmax values in eight bits.
 
-    ``codes``: uint8, shape (n,), indices into :data:`DYNAMIC_MAP`.
+    ``codes``: uint8, shape (n,), indices into :func:`dynamic_map`.
     ``nested_absmax``: float32, shape (ceil(n / 256),), each block's largest magnitude.
-    ``offset``: float32, 0-d, the mean that was subtracted.
+    ``offset``: the float32 mean that was subtracted.
     """
 
-    codes: Tensor
-    nested_absmax: Tensor
-    offset: Tensor
+    codes: npt.NDArray[np.uint8]
+    nested_absmax: npt.NDArray[np.float32]
+    offset: np.float32
 
 
-def quantize_absmax(absmax: Tensor) -> NestedAbsmax:
+def quantize_absmax(absmax: Array) -> NestedAbsmax:
     """Quantize ``absmax``, 1-D float32 and finite."""
-    if absmax.dtype != torch.float32 or absmax.ndim != 1:
-        found = f"{absmax.dtype} of shape {tuple(absmax.shape)}"
+    if absmax.dtype != np.float32 or absmax.ndim != 1:
+        found = f"{absmax.dtype.name} of shape {absmax.shape}"
         raise ValueError(f"absmax must be 1-D float32, got {found}")
-    offset = absmax.mean()
-    codes = torch.empty(absmax.shape, dtype=torch.uint8)
-    blocks = -(-absmax.numel() // NESTED_BLOCK_SIZE)
-    nested_absmax = torch.empty(blocks, dtype=torch.float32)
-    _quantize_blocks(
-        (absmax - offset).numpy(), _STEP_CODES.numpy(), codes.numpy(), nested_absmax.numpy()
-    )
+    offset = _mean(absmax)
+    codes = np.empty(absmax.shape, np.uint8)
+    nested_absmax = np.empty(-(-absmax.size // NESTED_BLOCK_SIZE), np.float32)
+    _quantize_blocks(absmax - offset, step_codes(), codes, nested_absmax)
     return NestedAbsmax(codes, nested_absmax, offset)
 
 
-def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+def _mean(values: Array) -> np.float32:
+    import torch  # the order of its sum is the library's
+
+    return np.float32(torch.from_numpy(values).mean().item())
+
+
+def dequantize_absmax(
+    codes: Array, nested_absmax: Array, offset: np.float32
+) -> npt.NDArray[np.float32]:
     """The float32 absmax, shape (n,), of what :func:`quantize_absmax` returns."""
-    scales = nested_absmax.repeat_interleave(NESTED_BLOCK_SIZE)[: codes.numel()]
-    return DYNAMIC_MAP[codes.to(torch.int32)] * scales + offset
+    scales = nested_absmax.repeat(NESTED_BLOCK_SIZE)[: codes.size]
+    values: npt.NDArray[np.float32] = dynamic_map()[codes] * scales + offset
+    return values
 
 
 @njit(cache=True, nogil=True)

@@ -7,8 +7,10 @@ too, where values 10 and 21 of each 32 lie across two words.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Values that fill whole words, whatever the bits.
 CHUNK = 32
@@ -16,6 +18,8 @@ CHUNK = 32
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """uint8 (n, columns), ``n`` a multiple of 32 -> int32 (n * bits / 32, columns)."""
+    import torch
+
     chunks = values.reshape(-1, CHUNK, values.shape[1]).to(torch.int64)
     words = torch.zeros(
         chunks.shape[0], bits, chunks.shape[2], dtype=torch.int64, device=values.device
@@ -32,6 +36,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 def unpack(words: Tensor, bits: int) -> Tensor:
     """The inverse: int32 (n * bits / 32, columns) -> uint8 (n, columns)."""
+    import torch
+
     grouped = words.reshape(-1, bits, words.shape[1]).to(torch.int64) & 0xFFFFFFFF
     values = []
     for at in range(CHUNK):

@@ -15,7 +15,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from quantkit.kernels.rounding import Block, Grid
+from quantkit.kernels.grid import Grid
+from quantkit.kernels.rounding import Block
 
 #: Rows that are rounded side by side: enough to outweigh what a loop costs to enter.
 LANES = 128

@@ -5,12 +5,15 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import bitsandbytes.functional as bnb
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchwise import code_of, dequantize_4bit, quantize_4bit
 
+from quantkit.elements import Array
 from quantkit.kernels import fourbit
-from quantkit.kernels.fourbit import BLOCK_SIZES, FourBit, dequantize_4bit, quantize_4bit
+from quantkit.kernels.fourbit import BLOCK_SIZES, FourBit
 
 QUANT_TYPES = ("nf4", "fp4")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -54,7 +57,7 @@ def neighbours(values: Tensor) -> Tensor:
 
 @each_type
 def test_codes_are_bitsandbytes(quant_type: str) -> None:
-    code = {"nf4": fourbit.NF4_CODE, "fp4": fourbit.FP4_CODE}[quant_type]
+    code = code_of(quant_type)
     expected = bnb.get_4bit_type(quant_type, device="cpu")
     assert code.dtype == torch.float32
     assert torch.equal(code.view(torch.int32), expected.view(torch.int32))
@@ -254,19 +257,19 @@ def test_nothing_is_quantized_to_nothing() -> None:
 
 
 def bad_calls() -> dict[str, dict[str, object]]:
-    good = torch.zeros(128, dtype=torch.float16)
+    good: Array = np.zeros(128, np.float16)
     return {
-        "matrix": {"weight": good.view(2, 64)},
+        "matrix": {"weight": good.reshape(2, 64)},
         "strided": {"weight": good[::2]},
-        "float64": {"weight": good.double()},
-        "integers": {"weight": good.to(torch.int16)},
+        "float64": {"weight": good.astype(np.float64)},
+        "integers": {"weight": good.astype(np.int16)},
         "quant type": {"weight": good, "quant_type": "int4"},
         "block size": {"weight": good, "block_size": 48},
-        "packed dtype": {"weight": good, "packed": torch.zeros(64, dtype=torch.int8)},
-        "packed size": {"weight": good, "packed": torch.zeros(63, dtype=torch.uint8)},
-        "packed strided": {"weight": good, "packed": torch.zeros(128, dtype=torch.uint8)[::2]},
-        "absmax dtype": {"weight": good, "absmax": torch.zeros(2, dtype=torch.float64)},
-        "absmax size": {"weight": good, "absmax": torch.zeros(1)},
+        "packed dtype": {"weight": good, "packed": np.zeros(64, np.int8)},
+        "packed size": {"weight": good, "packed": np.zeros(63, np.uint8)},
+        "packed strided": {"weight": good, "packed": np.zeros(128, np.uint8)[::2]},
+        "absmax dtype": {"weight": good, "absmax": np.zeros(2, np.float64)},
+        "absmax size": {"weight": good, "absmax": np.zeros(1, np.float32)},
     }
 
 
@@ -274,7 +277,7 @@ def bad_calls() -> dict[str, dict[str, object]]:
 def test_bad_arguments_are_refused(name: str) -> None:
     arguments = {"quant_type": "nf4", "block_size": 64} | bad_calls()[name]
     with pytest.raises(ValueError, match=name.split(maxsplit=1)[0] if " " in name else "weight"):
-        quantize_4bit(**arguments)
+        fourbit.quantize_4bit(**arguments)
 
 
 def decoded(quantized: FourBit, quant_type: str, block_size: int, count: int) -> Tensor:
@@ -302,7 +305,7 @@ def test_decoding_finds_the_nearest_code(quant_type: str) -> None:
     weight = random_weight(64 * 64, torch.float32, seed=9)
     quantized = quantize_4bit(weight, quant_type, 64)
     error = (decoded(quantized, quant_type, 64, weight.numel()) - weight).abs()
-    code = {"nf4": fourbit.NF4_CODE, "fp4": fourbit.FP4_CODE}[quant_type]
+    code = code_of(quant_type)
     candidates = code.view(16, 1, 1) * quantized.absmax.view(1, 64, 1)
     best = (candidates - weight.view(1, 64, 64)).abs().amin(0).view(-1)
     assert (error <= best + 1e-7).all()

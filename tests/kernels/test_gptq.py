@@ -19,7 +19,8 @@ from quantkit.kernels.gptq import (
     quantize,
     visiting_order,
 )
-from quantkit.kernels.rounding import Grid, float16_scale
+from quantkit.kernels.grid import Grid
+from quantkit.kernels.rounding import float16_scale
 
 ROWS, COLUMNS, TOKENS, DAMP = 192, 256, 700, 0.05
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import bitsandbytes.functional as bnb
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchwise import dequantize_int8, quantize_int8
 
-from quantkit.kernels.int8 import dequantize_int8, quantize_int8
+from quantkit.elements import dtype_of
+from quantkit.kernels import int8
 
 
 def assert_same(weight: Tensor) -> None:
@@ -98,10 +101,11 @@ def test_empty_matrices() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    good = torch.zeros(4, 8, dtype=torch.float16)
-    for weight in (good.view(-1), good.t(), good.float(), good.bfloat16()):
+    good = np.zeros((4, 8), np.float16)
+    others = (good.astype(np.float32), good.astype(dtype_of("bfloat16")))
+    for weight in (good.reshape(-1), good.T, *others):
         with pytest.raises(ValueError, match="float16 matrix"):
-            quantize_int8(weight)
+            int8.quantize_int8(weight)
 
 
 def test_dequantize() -> None:
