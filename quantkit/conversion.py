@@ -250,7 +250,9 @@ def _elements(item: TensorPlan, data: memoryview) -> Array:
     """A segment's bytes as elements: 1-D, row-major, rows outermost."""
     record = item.source
     values = row_major(data, record.dtype, record.shape, record.stride)
-    return values.reshape(record.shape).T.reshape(-1) if item.transposed else values
+    if not item.transposed:
+        return values
+    return np.ascontiguousarray(values.reshape(record.shape).T).reshape(-1)
 
 
 def _check_ties(plan: Plan, source: Source) -> None:

@@ -44,7 +44,8 @@ def row_major(
     if stride is None:
         return values
     steps = [each * values.itemsize for each in stride]
-    return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False).reshape(-1)
+    view = np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False)
+    return np.ascontiguousarray(view).reshape(-1)
 
 
 def bits(values: Array) -> Array:
