@@ -66,11 +66,11 @@ class Activations:
         return made
 
     def __setitem__(self, window: int, hidden: Tensor) -> None:
-        value = hidden.detach().to("cpu", self._dtype).contiguous()
+        value = hidden.detach().to("cpu", self._dtype).reshape(1, -1, self._width)
         if self._file is None:
             self._held[window] = value
         else:
-            raw = value.view(torch.uint8).reshape(-1).numpy().data
+            raw = value.contiguous().view(torch.uint8).reshape(-1).numpy().data
             write_all(self._file.fileno(), raw, self._at[window])
 
     def forget(self) -> None:

@@ -10,10 +10,17 @@ from contextlib import suppress
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 #: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed.
-_LARGE = 4 << 20
+_LARGE = 17 << 20
 
 #: So much may be free at the end of the heap: what comes and goes is not asked for anew.
 _FREE = 16 << 20
+
+
+def release_free() -> None:
+    """Give back to the system whatever is free, in this process."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_large_blocks() -> None:

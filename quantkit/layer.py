@@ -45,7 +45,7 @@ class Layer:
         return range(len(self.lengths))
 
     def run(self, window: int, states: Activations | None = None) -> Tensor:
-        """The layer's output (1, tokens, hidden) for one window, on other ``states`` if given."""
+        """The layer's output (texts, tokens, hidden) of a window, on other ``states`` if given."""
         self._now.window = window
         return self._run(self.module, window, states)
 
@@ -85,7 +85,7 @@ class Layer:
             tensor, again = _taken_apart(made)
             if tensor is not None and self._fits(tensor):
                 states = states or self.room(tensor.shape[-1])
-                states[now.window] = tensor.reshape(1, -1, tensor.shape[-1])
+                states[now.window] = tensor
                 kept[now.window] = again
             return made
 

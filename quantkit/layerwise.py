@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,20 @@ from quantkit.elements import from_torch
 from quantkit.errors import NonFiniteError
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
-from quantkit.heap import return_large_blocks
+from quantkit.heap import release_free, return_large_blocks
 from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
 from quantkit.layer import Layer
 from quantkit.methods import GptqMethod
 from quantkit.modulewise import ModuleReport, notes
-from quantkit.observing import FEEDBACK_EVERY, Shared, Wanted, advance, gather, shared_inputs
+from quantkit.observing import FEEDBACK_EVERY, Shared, advance, gather, shared_inputs
 from quantkit.plans import Plan, TensorPlan
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
 from quantkit.sweep import Load, Sweep
 from quantkit.types import Event, Listener
+
+#: So many tokens, or one longer window, go through a layer side by side.
+_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,15 @@ def calibrate(
     home: dict[str, int] = {}
     reports: list[ModuleReport] = []
     resumed = 0
-    load, windows = _loader(plan, source, model), calibration.windows
+    load, windows = _loader(plan, source, model), side_by_side(calibration.windows)
     feedback = form.method.error_feedback > 0
     with Sweep(model, load, windows, folder, device=device, to_logits=False) as sweep:
         some = range(0, len(windows), FEEDBACK_EVERY)
         states = sweep.copy_states(some) if feedback else None
-        total = len(sweep.names) * len(calibration.windows)
         for layer in sweep.layers():
             items = _items(plan, layer)
             home |= {each.source.name: layer.index for each in items.values()}
-            tell = _counter(listener, layer, total)
+            tell = _counter(listener, layer.index, len(sweep.names), windows)
             recorded = layers.found(layer.index)
             if recorded is not None:
                 if states is not None:
@@ -100,7 +103,7 @@ def calibrate(
                 _take_up(layer, items, form, layers.tensors(layer.index))
                 resumed += 1
                 found = [ModuleReport(**each) for each in recorded["modules"]]
-                tell(len(calibration.windows))
+                tell(len(windows))
             else:
                 if resumed and resumed == layer.index:
                     listener(Event("resume", message=f"{resumed} layers are finished; going on"))
@@ -110,9 +113,26 @@ def calibrate(
     return Calibrated(tuple(reports), digests, layers, home)
 
 
-def _counter(listener: Listener, layer: Layer, total: int) -> Callable[[int], None]:
-    before = layer.index * len(layer.windows)
-    return lambda done: listener(Event("calibrate", before + done, total, "windows"))
+def side_by_side(windows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Neighbours of one length together: a matrix product of few rows is a slow one."""
+    batches: list[list[Sequence[int]]] = []
+    for window in windows:
+        last = batches[-1] if batches else []
+        fits = len(window) * (len(last) + 1) <= _TOGETHER
+        if last and len(last[0]) == len(window) and fits:
+            last.append(window)
+        else:
+            batches.append([window])
+    return batches
+
+
+def _counter(
+    listener: Listener, index: int, layers: int, batches: Sequence[Sequence[object]]
+) -> Callable[[int], None]:
+    ends = [0, *accumulate(map(len, batches))]
+    return lambda done: listener(
+        Event("calibrate", index * ends[-1] + ends[done], layers * ends[-1], "windows")
+    )
 
 
 def _loader(plan: Plan, source: Source, model: Any) -> Load:
@@ -149,6 +169,7 @@ def _quantize_layer(
     reports: dict[str, ModuleReport] = {}
     writes: list[Write] = []
     for shared in _gathered(layer, tuple(items), form.method, states, tell):
+        release_free()  # by the runs of the layer, before its weights are copied
         grids = {
             name: form.grid(items[name].source.name, shared.hessian.shape[0])
             for name in shared.modules
@@ -183,9 +204,8 @@ def _gathered(
     tell: Callable[[int], None],
 ) -> Iterator[Shared]:
     """The Hessians, of all groups in one run or of each in its own; then modules never run."""
-    groups = shared_inputs(layer, names)
-    firsts = [group[0] for group in groups]
-    wanted = Wanted() if states is None else advance(layer, states, firsts)
+    wanted = shared_inputs(layer, names) if states is None else advance(layer, states, names)
+    groups = wanted.groups
     runs = [[group] for group in groups] if method.true_sequential else [groups]
     for at, run in enumerate(filter(None, runs)):
 

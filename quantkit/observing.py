@@ -49,8 +49,12 @@ class Shared:
 
 @dataclass
 class Wanted:
-    """What the unquantized model gives some modules of a layer, in some windows."""
+    """Which modules share an input, and what the unquantized model gives them in some windows.
 
+    ``groups`` are in the order in which they run; modules that are not reached are in none.
+    """
+
+    groups: tuple[tuple[str, ...], ...] = ()
     _held: dict[str, Activations] = field(default_factory=dict)
     _windows: set[tuple[str, int]] = field(default_factory=set)
 
@@ -59,7 +63,7 @@ class Wanted:
         if rows.shape[0] == layer.lengths[window]:
             if name not in self._held:
                 self._held[name] = layer.room(rows.shape[-1])
-            self._held[name][window] = rows[None]
+            self._held[name][window] = rows
             self._windows.add((name, window))
 
     def get(self, name: str, window: int) -> Tensor | None:
@@ -67,36 +71,54 @@ class Wanted:
         return self._held[name][window][0] if (name, window) in self._windows else None
 
 
-def shared_inputs(layer: Layer, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """``names`` grouped by the input that they are given, in the order in which they run.
+class _Inputs:
+    """Modules grouped by the very tensor that they are given."""
 
-    Modules that the first window does not reach are left out.
-    """
-    seen: dict[int, list[str]] = {}
-    alive: list[Tensor] = []  # an id is the tensor's own only as long as it lives
+    def __init__(self) -> None:
+        self._seen: dict[int, list[str]] = {}
+        self._alive: list[Tensor] = []  # an id is the tensor's own only as long as it lives
 
-    def note(name: str, given: Tensor) -> None:
-        alive.append(given)
-        seen.setdefault(id(given), []).append(name)
+    def note(self, name: str, given: Tensor) -> bool:
+        """Whether ``name`` is the first of its group."""
+        self._alive.append(given)
+        group = self._seen.setdefault(id(given), [])
+        group.append(name)
+        return len(group) == 1
 
-    with _watched(layer.module, names, note), torch.inference_mode():
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        self._alive.clear()
+        return tuple(tuple(group) for group in self._seen.values())
+
+
+def shared_inputs(layer: Layer, names: Sequence[str]) -> Wanted:
+    """``names`` grouped by the input that they are given in the first window."""
+    inputs = _Inputs()
+    with _watched(layer.module, names, inputs.note), torch.inference_mode():
         layer.run(0)
-    return tuple(tuple(group) for group in seen.values())
+    return Wanted(inputs.groups())
 
 
 def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wanted:
     """Turn an unquantized layer's inputs in the unquantized model into its outputs.
 
-    ``states`` holds every ``FEEDBACK_EVERY``-th window; what ``names`` are given is noted.
+    ``states`` holds every ``FEEDBACK_EVERY``-th window. What ``names`` are given is noted, but
+    where it is wider than all these windows have tokens: little would be made of it, at the
+    price of two large products and a solution for each column.
     """
-    wanted = Wanted()
-    for window in layer.windows[::FEEDBACK_EVERY]:
+    some = layer.windows[::FEEDBACK_EVERY]
+    widest = sum(layer.lengths[window] for window in some)
+    inputs, wanted = _Inputs(), Wanted()
+    for window in some:
 
         def note(name: str, given: Tensor, window: int = window) -> None:
-            wanted.put(layer, name, window, given)
+            first = bool(window) or inputs.note(name, given)
+            if first and given.shape[-1] <= widest:
+                wanted.put(layer, name, window, given)
 
-        with _watched(layer.module, names, note), torch.inference_mode():
+        watched = [group[0] for group in wanted.groups] if window else names
+        with _watched(layer.module, watched, note), torch.inference_mode():
             states[window] = layer.run(window, states)
+        wanted.groups = wanted.groups or inputs.groups()
     return wanted
 
 
@@ -182,12 +204,15 @@ def _rows(states: Tensor) -> Tensor:
 
 @contextmanager
 def _watched(
-    module: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+    module: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], object]
 ) -> Iterator[None]:
     """``see`` is called with each named module's input before it runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, given: see(name, given[0])
+        def before(_: nn.Module, given: tuple[Any, ...]) -> None:
+            see(name, given[0])
+
+        return before
 
     handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:

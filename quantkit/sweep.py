@@ -32,7 +32,8 @@ from quantkit.skeleton import layer_names
 #: Names in memory -> tensors. Called from a second thread.
 Load = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
-Window = Sequence[int]
+#: Ids of a text, or of several of one length, run side by side.
+Window = Sequence[int] | Sequence[Sequence[int]]
 
 #: Puts weights into a module: the values by name, the data type, the device.
 Fill = Callable[[nn.Module, Mapping[str, Tensor], torch.dtype, torch.device], None]
@@ -52,7 +53,7 @@ class Sweep:
     Args:
         model: on the meta device, buffers real (:func:`quantkit.skeleton.build_empty`).
         load: gives weights by their names in memory, in any data type.
-        windows: of ids; windows of one length must call the layers in one way.
+        windows: of ids; windows of one shape must call the layers in one way.
         scratch: a folder for activations that outgrow ``room`` bytes.
         dtype: what everything is computed in.
         fill: puts what ``load`` gives into a module; quantized modules need their own.
@@ -82,7 +83,7 @@ class Sweep:
         self.model, self.windows = model, windows
         self._load, self._device, self._dtype = load, torch.device(device), dtype
         self._names = layer_names(model)
-        self._calls: dict[int, list[Call]] = {}
+        self._calls: dict[torch.Size, list[Call]] = {}
         self._returns_tuple = False
         self._scratch, self._room = scratch, room
 
@@ -93,7 +94,8 @@ class Sweep:
 
     def __enter__(self) -> Sweep:
         self._reader = ThreadPoolExecutor(1, "read-layer")
-        self._lengths = [len(window) for window in self.windows]
+        self._shapes = [self._ids(at).shape for at in range(len(self.windows))]
+        self._lengths = [shape.numel() for shape in self._shapes]
         self._rooms = Rooms(self._lengths, self._dtype, self._scratch, self._room)
         with torch.inference_mode():
             self._materialize_shell()
@@ -148,14 +150,16 @@ class Sweep:
         self, index: int, module: nn.Module, window: int, states: Activations | None
     ) -> Tensor:
         """``module`` on the hidden states of ``window``, called as the model calls a layer."""
+        shape = self._shapes[window]
         hidden = (self._states if states is None else states)[window].to(self._device)
-        call = self._calls[len(self.windows[window])][index]
+        hidden = hidden.view(*shape, hidden.shape[-1])
+        call = self._calls[shape][index]
         made = module(hidden, *call.args, **call.kwargs)
         output: Tensor = made[0] if isinstance(made, tuple) else made
         return output
 
     def logits(self, window: int) -> Tensor:
-        """What the model makes of the last layer's output: (tokens, vocabulary)."""
+        """What the model makes of one text's last states: (tokens, vocabulary)."""
         last = len(self._names) - 1
 
         def stand_in(index: int, hidden: Tensor, call: Call) -> Tensor:
@@ -182,8 +186,11 @@ class Sweep:
                 _owner(self.model, name)._buffers[name.rpartition(".")[2]] = value.to(self._device)
 
     def _forward(self, window: int) -> Any:
-        ids = torch.tensor([list(self.windows[window])], device=self._device)
-        return self.model(input_ids=ids, use_cache=False)
+        return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)
+
+    def _ids(self, window: int) -> Tensor:
+        ids = torch.tensor(self.windows[window])
+        return ids if ids.dim() == 2 else ids[None]
 
     def _enter_window(self, window: int) -> Tensor:
         """The first layer's input; how the layers are called, where that is not known yet.
@@ -191,15 +198,15 @@ class Sweep:
         The second window is followed through all layers too, to see that they are called
         in the same way.
         """
-        length = len(self.windows[window])
-        known = self._calls.get(length)
+        shape = self._shapes[window]
+        known = self._calls.get(shape)
         try:
             first, calls = self._follow(window, whole=known is None or window == 1)
         except _WantsTuple:
             self._returns_tuple = True
             first, calls = self._follow(window, whole=True)
         if known is None:
-            self._calls[length] = calls
+            self._calls[shape] = calls
         elif len(calls) > 1 and not same(known, calls):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}: its layers are told of the token ids themselves; "
