@@ -41,7 +41,7 @@ from quantkit.sweep import Load, Sweep
 from quantkit.types import Event, Listener
 
 #: So many tokens, or one longer window, go through a layer side by side.
-_TOGETHER = 512
+_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -170,25 +170,34 @@ def _quantize_layer(
     writes: list[Write] = []
     for shared in _gathered(layer, tuple(items), form.method, states, tell):
         release_free()  # by the runs of the layer, before its weights are copied
-        grids = {
-            name: form.grid(items[name].source.name, shared.hessian.shape[0])
-            for name in shared.modules
-        }
-        factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
-        for name, grid in grids.items():
-            item, factor = items[name], factors[grid.group_size]
-            weight = _finite(layer.weight(name), item)
-            moved = _made_good(shared, name, factor, form.method)
-            made = quantize(weight, factor, grid, moved)
-            del moved
-            decoded = made.dequantized()
-            reports[name] = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
-            layer.weight(name).copy_(decoded)
-            writes += form.stored(item.source.name, made)
+        for name, report, stored in _rounded(layer, shared, items, form):
+            reports[name] = report
+            writes += stored
+        release_free()  # by those copies, before the layer is run again
     outputs = [output for each in items.values() for output in each.outputs]
     found = [reports[name] for name in items]
     layers.add(layer.index, outputs, writes, {"modules": [asdict(each) for each in found]})
     return found
+
+
+def _rounded(
+    layer: Layer, shared: Shared, items: Mapping[str, TensorPlan], form: Gptq
+) -> Iterator[tuple[str, ModuleReport, list[Write]]]:
+    """Quantize modules with one input, in the layer too; their names, reports and tensors."""
+    grids = {
+        name: form.grid(items[name].source.name, shared.hessian.shape[0]) for name in shared.modules
+    }
+    factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
+    for name, grid in grids.items():
+        item, factor = items[name], factors[grid.group_size]
+        weight = _finite(layer.weight(name), item)
+        moved = _made_good(shared, name, factor, form.method)
+        made = quantize(weight, factor, grid, moved)
+        del moved
+        decoded = made.dequantized()
+        report = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
+        weight.copy_(decoded)
+        yield name, report, [*form.stored(item.source.name, made)]
 
 
 def _made_good(shared: Shared, name: str, factor: Factor, method: GptqMethod) -> Tensor | None:

@@ -105,7 +105,7 @@ class Sweep:
             for at in range(1, len(self.windows)):
                 self._states[at] = self._enter_window(at)
         if not self._to_logits:
-            self.model.to("meta")
+            self._empty_shell()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,23 +114,21 @@ class Sweep:
 
     def layers(self) -> Iterator[Layer]:
         """Each layer in turn, filled; it is run over all windows when the next is asked for."""
-        coming = self._reader.submit(self._weights, self._names[0])
+        coming = [self._reader.submit(self._weights, self._names[0])]
         for index, name in enumerate(self._names):
-            weights = coming.result()
-            if index + 1 < len(self._names):
-                coming = self._reader.submit(self._weights, self._names[index + 1])
             layer = Layer(
                 index,
                 name,
-                self._build(name, weights),
+                self._build(name, coming.pop().result()),
                 self._lengths,
                 partial(self._run, index),
                 self._rooms.lend,
             )
-            del weights
             try:
                 yield layer
-                if index + 1 == len(self._names) and not self._to_logits:
+                if index + 1 < len(self._names):  # not before: a change to the layer takes memory
+                    coming.append(self._reader.submit(self._weights, self._names[index + 1]))
+                elif not self._to_logits:
                     return
                 with torch.inference_mode():
                     for window in layer.windows:
@@ -184,6 +182,15 @@ class Sweep:
         for name, value in self.model.named_buffers():
             if not name.startswith(inside):
                 _owner(self.model, name)._buffers[name.rpartition(".")[2]] = value.to(self._device)
+
+    def _empty_shell(self) -> None:
+        """Let go of its weights; what layers hold beside weights stays, for their copies."""
+        inside = tuple(f"{name}." for name in self._names)
+        held = [*self.model.named_parameters(remove_duplicate=False)]
+        for name, value in held:
+            if not name.startswith(inside):
+                empty = nn.Parameter(value.to("meta"), requires_grad=False)
+                _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
 
     def _forward(self, window: int) -> Any:
         return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import quantkit
+from quantkit import layerwise
 from quantkit.errors import NonFiniteError
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import factorize, quantize
@@ -37,6 +38,15 @@ SMALL = (
     "calibration.length=32",
     "calibration.packing=apart",
 )
+
+
+#: Windows of one batch: few, so that there are several, of which not all feed back.
+TOGETHER = 2
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "_TOGETHER", TOGETHER * len(IDS[0]))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +88,8 @@ def by_hand(
         (m for m in model.modules() if isinstance(m, nn.ModuleList)), key=lambda each: len(each)
     )
     prefix = next(name for name, m in model.named_modules() if m is layers)
-    some = torch.arange(len(IDS) * len(IDS[0])) // len(IDS[0]) % FEEDBACK_EVERY == 0
+    batch = torch.arange(len(IDS) * len(IDS[0])) // (len(IDS[0]) * TOGETHER)
+    some = batch % FEEDBACK_EVERY == 0
     made = {}
     for at in range(len(layers)):
         inside = [name for name in before if name.startswith(f"{prefix}.{at}.")]
@@ -95,7 +106,8 @@ def by_hand(
             damped = hessian + 0.05 * hessian.diagonal().mean() * torch.eye(len(hessian))
             lacking = x[some].T @ ((unquantized - x)[some] @ weight.T)
             lacking *= len(some) / (some.sum() + x.shape[1])  # to all, and less where few tell
-            moved = weight + feedback * torch.linalg.solve(damped, lacking).T
+            share = feedback if x.shape[1] <= some.sum() else 0  # nothing for what is wider
+            moved = weight + share * torch.linalg.solve(damped, lacking).T
             factor = factorize(hessian, 0.05, "source", 32)
             rounded = quantize(moved, factor, Grid(**grid)).dequantized()
             made[name] = rounded.float()
@@ -301,3 +313,11 @@ def test_killed_at_a_random_moment(tmp_path: Path, ids: Path, seed: int) -> None
         subprocess.run([*words, "--out", tmp_path / "out"], check=True, capture_output=True)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_neighbours_of_one_length_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "_TOGETHER", 6)
+    windows = [[1, 1], [2, 2], [3, 3], [4, 4], [5], [6], [7] * 9, [8] * 9, [9, 9]]
+    sizes = [len(batch) for batch in layerwise.side_by_side(windows)]
+    assert sizes == [3, 1, 2, 1, 1, 1]
+    assert [each for batch in layerwise.side_by_side(windows) for each in batch] == windows

@@ -59,6 +59,27 @@ def test_logits_are_the_whole_models(model_type: str, room: int, tmp_path: Path)
             assert torch.equal(got, model(input_ids=torch.tensor([ids])).logits[0])
 
 
+@pytest.mark.parametrize("room", [1 << 30, 0])
+@pytest.mark.parametrize("model_type", [*tiny.CONFIGS, *MORE])
+def test_texts_side_by_side(model_type: str, room: int, tmp_path: Path) -> None:
+    """Two texts of one length together come out of every layer as each does alone."""
+    model = whole(model_type)
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    pairs = [[WINDOWS[0], WINDOWS[1]], [WINDOWS[3], WINDOWS[0]]]
+
+    def outputs(windows: Sequence[object], folder: Path) -> list[list[Tensor]]:
+        sweep = Sweep(empty, loader(model), windows, folder, room=room, to_logits=False)
+        with sweep, torch.inference_mode():
+            return [[layer.run(at) for at in layer.windows] for layer in sweep.layers()]
+
+    together = outputs(pairs, tmp_path)
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    apart = outputs([each for pair in pairs for each in pair], tmp_path)
+    for both, alone in zip(together, apart, strict=True):
+        for at, each in enumerate(alone):
+            assert torch.allclose(both[at // 2][at % 2], each[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_changed_layer_changes_what_follows(tmp_path: Path) -> None:
     model = whole("llama")
     empty = build_empty(model.config, "float32", with_buffers=True)
