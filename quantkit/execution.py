@@ -110,6 +110,7 @@ def _convert(job: Job) -> Staged:
         "companions": _companions(job.source),
         "underflows": dict(converted.underflows),
         "tokenizer": converted.tokenizer,
+        "threads": count_threads(),
         "modules": [asdict(each) for each in calibrated.modules] if calibrated else [],
         "outputs": [asdict(each) for each in outputs],
     }

@@ -16,7 +16,6 @@ from typing import Any
 from quantkit.calibration import Calibration
 from quantkit.checkpoint.fingerprint import FORM
 from quantkit.clock import Measured
-from quantkit.devices import count_threads
 from quantkit.execution import Job, Staged
 from quantkit.frontmatter import read_card
 from quantkit.gate import GateReport, report_json
@@ -61,7 +60,7 @@ def build_manifest(
         "plan": _plan_summary(plan),
         "conversion": {
             "device": job.device,
-            "threads": count_threads(),
+            "threads": staged.note["threads"],
             "tokenizer": staged.converted.tokenizer,
             "underflows": dict(staged.converted.underflows),
             "calibration": _calibration(job.calibration),

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -292,6 +293,29 @@ def test_a_damaged_layer_is_made_again(tmp_path: Path, ids: Path) -> None:
     layer.write_bytes(raw)
     quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_rerun_of_what_was_staged_states_the_threads_that_made_it(
+    tmp_path: Path, ids: Path
+) -> None:
+    """Their number is torch's, which the rerun does not import."""
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
+    script = """
+import os, signal, sys, quantkit
+def stop(event):
+    if event.stage == sys.argv[4]:
+        os.kill(os.getpid(), signal.SIGKILL)
+quantkit.convert(
+    sys.argv[1], "gptq-4bit-g128", sys.argv[2], calibration=sys.argv[3], no_gate=True,
+    set=sys.argv[5:], listener=stop,
+)
+"""
+    for until, left in (("save", -signal.SIGKILL), ("never", 0)):
+        words = [sys.executable, "-c", script, source, tmp_path / "out", ids, until, *SMALL]
+        once = {**os.environ, "OMP_NUM_THREADS": "1"}
+        assert subprocess.run(words, env=once, capture_output=True).returncode == left
+    manifest = json.loads((tmp_path / "out" / "quantkit-manifest.json").read_text())
+    assert manifest["conversion"]["threads"] == 1
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("QUANTKIT_KILLS", "1"))))
