@@ -67,7 +67,7 @@ def verify_output(
             "verdict": asdict(lineage),
             "gate": gate,
             "signature": signature,
-            "notes": notes(source),
+            "notes": [*notes(source), *_overridden(manifest)],
             "files": manifest["output"]["files"],
         }
 
@@ -144,6 +144,12 @@ def notes(source: Mapping[str, Any]) -> list[str]:
             "nothing, only digests of files compared"
         ]
     return []
+
+
+def _overridden(manifest: Mapping[str, Any]) -> list[str]:
+    """What it was published in spite of: a gate that passed may have judged other files."""
+    said = (manifest.get("publication") or {}).get("overrides", [])
+    return [f"published although {printable(str(each))}" for each in said]
 
 
 def source_files(raw: Any) -> list[FileDigest]:

@@ -165,8 +165,8 @@ def entry_text(asked: Request, release: Mapping[str, Any]) -> str:
     """
     text = _text(_with_existing(asked), release)
     *others, added = parse_entry(text, "the new entry").releases
-    weights = [FileDigest(**each) for each in release["files"] if "md5" in each]
-    _check_consistent(others, added, weights, Fingerprint(**release["fingerprint"]))
+    files = [FileDigest(**each, is_weight="md5" in each) for each in release["files"]]
+    _check_consistent(others, added, files, Fingerprint(**release["fingerprint"]))
     return text
 
 
@@ -179,14 +179,16 @@ def _text(asked: Request, release: Mapping[str, Any]) -> str:
 
 
 def _check_consistent(
-    others: Sequence[Release], added: Release, weights: Sequence[FileDigest], found: Fingerprint
+    others: Sequence[Release], added: Release, files: Sequence[FileDigest], found: Fingerprint
 ) -> None:
-    """No release is listed twice, nor the same weights as withdrawn and in good standing.
+    """No release is listed twice, nor one as withdrawn and in good standing.
 
     Weights that a release in good standing lists too tell nothing of a withdrawn one, so
     that the registry spares them (:func:`quantkit.registry.Registry.judge`): whichever of the
-    two came second, the withdrawal would no longer be seen.
+    two came second, the withdrawal would no longer be seen. What was withdrawn may come back
+    with another tokenizer, say: then it is another release, whatever its weights.
     """
+    weights = [each for each in files if each.is_weight]
     for each in others:
         if each == added:
             raise UsageError(
@@ -195,7 +197,9 @@ def _check_consistent(
         contrary = (added.status == "withdrawn") != (each.status == "withdrawn")
         listed = all(any(one.matches(file) for one in each.files) for file in weights)
         by_tensors = each.fingerprint is not None and each.fingerprint.match(found) == "tensors"
-        if contrary and (listed or by_tensors):
+        # nothing of a withdrawn one is another file by now
+        whole = all(any(one.matches(file) for file in files) for one in each.files)
+        if contrary and (listed or by_tensors) and (added.status == "withdrawn" or whole):
             raise UsageError(
                 f"the existing entry lists these weights as the {each.status} release of "
                 f"{each.label}, and a release in good standing is found first: change the status "

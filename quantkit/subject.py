@@ -167,14 +167,14 @@ def check_ids(
 
     other = [text for text in texts if encode(text) != judge.encode(text)]
     model = sentencepiece_file(opened.folder)
+    ties, shown = 0, other[:1]
     if other and judge.route == "sentencepiece" and model is not None:
-        ties = compare(encode, tokenizer.decode, model, other).ties
-    else:
-        ties = 0
+        report = compare(encode, tokenizer.decode, model, other)
+        ties, shown = report.ties, [each.text for each in report.first] or shown
     if len(other) > ties:
         raise GateError(
             f"{subject.folder}: its tokenizer gives {len(other) - ties} of {len(texts)} texts "
-            f"other ids than {judge.route} does, e.g. {other[0][:60]!r}; see 'quantkit "
+            f"other ids than {judge.route} does, e.g. {shown[0][:60]!r}; see 'quantkit "
             "check-tokenizer', and convert again"
         )
     return {"by": judge.route, "texts": len(texts), "ties": ties}

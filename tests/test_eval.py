@@ -23,10 +23,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import quantkit
-from quantkit import benchmarking
+from quantkit import benchmarking, subject
 from quantkit.amending import amend, staging_to_amend
 from quantkit.card import render_card
-from quantkit.errors import MismatchError, StorageError, UsageError
+from quantkit.errors import GateError, MismatchError, StorageError, UsageError
 from quantkit.frontmatter import read_card
 from quantkit.harness import Answers, Loaded, Manner, _loaded
 from quantkit.outcomes import answer_lines, outcomes
@@ -425,6 +425,21 @@ def test_what_cannot_be_signed_is_seen_before_the_work(
     with pytest.raises(UsageError, match=r"links in it \(config\.json\)"):
         run(folder, demo, tmp_path, sign=make_key(tmp_path, "mine")[0])
     assert not harness
+
+
+def test_a_text_with_other_ids_is_shown_and_not_a_tie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = SimpleNamespace(route="sentencepiece", encode=lambda text: [0])
+    report = SimpleNamespace(ties=1, first=[SimpleNamespace(text="the second")])
+    monkeypatch.setattr(subject, "open_tokenizer", lambda *args, **more: judge)
+    monkeypatch.setattr(subject, "sentencepiece_file", lambda folder: tmp_path)
+    monkeypatch.setattr(subject, "compare", lambda *args: report)
+    tokenizer = SimpleNamespace(encode=lambda text, **more: [1], decode=str)
+    manifest = {"recipe": {"tokenizer": {"split_special_tokens": False}}}
+    about = SimpleNamespace(manifest=manifest, folder=tmp_path)
+    with pytest.raises(GateError, match=r"1 of 2 texts other ids .*'the second'"):
+        subject.check_ids(about, SimpleNamespace(folder=tmp_path), tokenizer, ["a tie", "second"])
 
 
 @pytest.mark.parametrize("missing", ["request", "recipe", "plan", "gate", "tool"])

@@ -304,6 +304,7 @@ def test_what_was_changed_stays_said(hub: Loopback, folder: Path) -> None:
     (folder / "more.txt").write_text("x")
     said = quantkit.publish(folder, REPO, allow_changed=True)["overrides"]
     assert [each.count("--allow-changed") for each in said] == [1, 1]
+    assert quantkit.verify(folder)["notes"] == [f"published although {each}" for each in said]
     for words in (b"config.json has changed (--allow", b"more.txt is not in the manifest (--allow"):
         assert words in (there(hub)["README.md"] or b"")
 
