@@ -34,7 +34,8 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        releases       the schema of checksums/*.toml
        registry       those entries -> a verdict on digests and fingerprints
        records        the manifest on the disk: read, written, sealed
-       signing        a signature over a whole output
+       signatures     a signature over a whole output: whose, and over what
+       signing        made with a key of one's own
        amending       a finished folder with a few files changed, swapped in whole
        tasks          what a model may be asked: ours over local files, others by name
        adapter harness outcomes   lm-evaluation-harness, and what two models answered

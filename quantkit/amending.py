@@ -14,7 +14,8 @@ from typing import Any
 
 from quantkit.errors import StorageError, UsageError
 from quantkit.records import manifest_text, read_raw
-from quantkit.signing import SIGNATURE, Signer
+from quantkit.signatures import SIGNATURE
+from quantkit.signing import Signer
 from quantkit.staging import MANIFEST, NOTE, Staging, commit, empty, held, staging_for
 
 
@@ -52,12 +53,12 @@ def amend(
         StorageError: the folder beside it cannot be made.
     """
     with held(place):
-        empty(place)
-        if read_raw(place.out) != before:
-            raise UsageError(
-                f"{place.out}: {MANIFEST} changed while this ran, by another command; run again"
-            )
         try:
+            empty(place)
+            if read_raw(place.out) != before:
+                raise UsageError(
+                    f"{place.out}: {MANIFEST} changed while this ran, by another command; run again"
+                )
             _copy(place, files)
             (place.partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             if signer is not None:

@@ -13,7 +13,7 @@ from quantkit.card import NAME as CARD
 from quantkit.errors import HubError, UsageError, on_one_line, printable
 from quantkit.hub import HUB_ID, RemoteFile, explained, list_files, reason
 from quantkit.remote import HUBS_OWN, LocalFile
-from quantkit.signing import SIGNATURE
+from quantkit.signatures import SIGNATURE
 from quantkit.staging import MANIFEST
 
 if TYPE_CHECKING:

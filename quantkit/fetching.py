@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantkit.errors import SourceError
 from quantkit.hub import api, differs, is_unreachable, list_files, reason
 from quantkit.types import Event, Listener
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 #: Files that a conversion reads whole are proven there; the same read must not be paid twice.
 _WEIGHTS = (".safetensors", ".bin")
@@ -47,10 +51,13 @@ def fetch(
     revision: str | None,
     wanted: Callable[[list[str]], Sequence[str]],
     listener: Listener,
+    look: Callable[[Path], object] | None = None,
 ) -> Fetched:
     """Download the ``wanted`` of a repository's files, or find them in the local Hub cache.
 
-    The cache serves where the Hub cannot be reached, never where it says no.
+    The cache serves where the Hub cannot be reached, never where it says no. ``look`` is given
+    the folder when its small files are there and proven, and may refuse it before the weights
+    are fetched.
 
     Raises:
         SourceError: the Hub says no, or cannot be reached and the cache does not have it.
@@ -64,27 +71,40 @@ def fetch(
             each.name: each.sha256 or each.blob_id for each in list_files(client, repo_id, commit)
         }
         names = list(wanted(list(listed)))
-        folder = Path(
-            client.snapshot_download(
-                repo_id, revision=commit, allow_patterns=[glob.escape(each) for each in names]
-            )
-        )
+        small = [each for each in names if not each.endswith(_WEIGHTS)]
+        folder = _download(client, repo_id, commit, names if look is None else small)
     except Exception as error:  # the client passes on whatever its HTTP library raises
-        if not is_unreachable(error):
-            raise SourceError(f"source {repo_id}: {reason(error)}") from error
-        return _cached(repo_id, revision, error, listener)
+        found = _cached(repo_id, revision, error, listener)
+        if look is not None:
+            look(found.folder)
+        return found
     _remember(folder, revision, commit)
-    digests = {name: listed[name] for name in names}
-    found = Fetched(folder, commit, digests)
+    found = Fetched(folder, commit, {name: listed[name] for name in names})
+    _mend(client, repo_id, found, listener)
+    if look is not None:
+        look(folder)
+        try:
+            _download(client, repo_id, commit, names)
+        except Exception as error:
+            raise SourceError(f"source {repo_id}: {reason(error)}") from error
+    return found
+
+
+def _download(client: HfApi, repo_id: str, commit: str, names: Sequence[str]) -> Path:
+    patterns = [glob.escape(each) for each in names]
+    return Path(client.snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
+
+
+def _mend(client: HfApi, repo_id: str, found: Fetched, listener: Listener) -> None:
+    """See that the small files are what the Hub lists; what is not is fetched once more."""
     for name in damaged(found):
         listener(Event("fetch", message=f"{name}: damaged on the way; fetching it again"))
-        discard(folder / name)
+        discard(found.folder / name)
         try:
-            client.hf_hub_download(repo_id, name, revision=commit)
+            client.hf_hub_download(repo_id, name, revision=found.commit)
         except Exception as error:
             raise SourceError(f"source {repo_id}: {name}: {reason(error)}") from error
     refuse_damaged(found, repo_id)
-    return found
 
 
 def _remember(folder: Path, revision: str | None, commit: str) -> None:
@@ -109,8 +129,11 @@ def fetch_folder(repo_id: str, revision: str | None, listener: Listener) -> Fetc
 
 
 def _cached(repo_id: str, revision: str | None, why: Exception, listener: Listener) -> Fetched:
+    """What the cache has, where ``why`` is that the Hub could not be reached."""
     from huggingface_hub import snapshot_download
 
+    if not is_unreachable(why):
+        raise SourceError(f"source {repo_id}: {reason(why)}") from why
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except (OSError, ValueError) as error:

@@ -13,10 +13,11 @@ from quantkit.errors import MismatchError, SourceError, UsageError
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import Ways, check_tokenizer_level
 from quantkit.given import read_given_text
-from quantkit.lineage import verify_output
+from quantkit.lineage import verify_output, verify_small
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
 from quantkit.scrutiny import check_config
+from quantkit.signatures import open_expected
 from quantkit.source import is_hub_id, open_source, read_object, wanted_files
 from quantkit.staging import MANIFEST
 from quantkit.tokenization import read_model
@@ -52,26 +53,27 @@ def verify(
     """
     registry = read_checksums([Path(each) for each in checksums])
     policy = Policy(allow_withdrawn, require_verified)
-    key = Path(public_key) if public_key is not None else None
+    key = open_expected(Path(public_key)) if public_key is not None else None
     folder = Path(path_or_repo).expanduser()
+
+    def look(at: Path) -> None:
+        """What was fetched so far of a repository may be refused before its weights are."""
+        _refuse_idle_options(path_or_repo, at, repo, public_key)
+        if os.path.lexists(at / MANIFEST):
+            verify_small(at, registry, policy, key)
+
     if is_hub_id(path_or_repo):
         # whole where quantkit made it; else what a conversion needs
-        fetched = fetch(str(path_or_repo), revision, wanted_to_verify, listener)
+        fetched = fetch(str(path_or_repo), revision, wanted_to_verify, listener, look)
         folder, revision = fetched.folder, fetched.commit
     elif revision is not None:
         raise UsageError(
             f"verify {path_or_repo}: --revision {revision} is of a Hub id, and this is a folder; "
             "drop it"
         )
+    _refuse_idle_options(path_or_repo, folder, repo, public_key)
     if os.path.lexists(folder / MANIFEST):
-        if repo is not None:
-            raise UsageError(
-                f"verify {path_or_repo}: --repo {repo} is what a checkpoint is said to be, and "
-                "this is an output, whose manifest says what it was made from; drop it"
-            )
         return verify_output(folder, registry, policy, key, listener)
-    if key is not None:
-        _refuse_unsigned(path_or_repo, key)
     source = open_source(path_or_repo, revision, listener)
     digested = digest_source(source, registry, listener)
     verified = settle(source, digested, None, registry, policy, claimed=repo)
@@ -86,14 +88,24 @@ def verify(
     }
 
 
-def _refuse_unsigned(given: str | Path, key: Path) -> None:
-    """A signature is of an output: one whose manifest was taken away has none either."""
-    if not is_hub_id(given) and not Path(given).expanduser().is_dir():
-        return  # which is said in other words
-    raise MismatchError(
-        f"{given}: no {MANIFEST} there, so no output whose signature --public-key {key} could "
-        "check; ask the publisher, or drop the option"
-    )
+def _refuse_idle_options(
+    given: str | Path, folder: Path, repo: str | None, key: str | Path | None
+) -> None:
+    """Options that would say nothing of what is in ``folder``.
+
+    A signature is of an output: one whose manifest was taken away has none either.
+    """
+    if os.path.lexists(folder / MANIFEST):
+        if repo is not None:
+            raise UsageError(
+                f"verify {given}: --repo {repo} is what a checkpoint is said to be, and this is an "
+                "output, whose manifest says what it was made from; drop it"
+            )
+    elif key is not None and folder.is_dir():  # where it is none, that is said in other words
+        raise MismatchError(
+            f"{given}: no {MANIFEST} there, so no output whose signature --public-key {key} could "
+            "check; ask the publisher, or drop the option"
+        )
 
 
 def wanted_to_verify(names: list[str]) -> list[str]:

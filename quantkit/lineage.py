@@ -1,14 +1,15 @@
-"""A folder that quantkit made: its own files, then where its weights came from.
+"""A folder that quantkit made: its own files, and where its weights came from.
 
 The small files are read first and said at once; who waits for gigabytes of weights knows
-by then that the config is another. The lineage is judged by *today's* registry: what was
-in good standing when the folder was made may have been withdrawn since.
+by then that the config is another, or the signature. The lineage is judged by *today's*
+registry: what was in good standing when the folder was made may have been withdrawn since.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,7 @@ from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, SourceError, printable
 from quantkit.records import is_sealed, read_manifest, read_raw
 from quantkit.registry import Registry
-from quantkit.signing import SIGNATURE, check_signature, is_signed
+from quantkit.signatures import SIGNATURE, Expected, check_signature
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, FileDigest, Fingerprint, Listener, Verdict, silent
 from quantkit.verification import Policy, enforce
@@ -40,10 +41,13 @@ def verify_output(
     folder: Path,
     registry: Registry,
     policy: Policy,
-    public_key: Path | None = None,
+    expected: Expected | None = None,
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Hold ``folder`` to its manifest, file by file, and its source to the ``registry``.
+
+    What the small files alone tell, whose signature it has and what its source is by now,
+    comes before the weights are read.
 
     Raises:
         MismatchError: files differ from the manifest, or the signature is of other bytes;
@@ -52,8 +56,43 @@ def verify_output(
         SourceError: the manifest cannot be read, or is none.
     """
     manifest = read_manifest(folder)
+    with _whole(folder):
+        source, gate = manifest["source"], manifest["gate"]["status"]
+        lineage, signature = _small_say(folder, manifest, registry, policy, expected)
+        _refuse_differing(folder, differing(folder, manifest, listener))
+        return {
+            "kind": "output",
+            "path": str(folder),
+            "status": lineage.status,
+            "verdict": asdict(lineage),
+            "gate": gate,
+            "signature": signature,
+            "notes": [*notes(source), *_overridden(manifest)],
+            "files": manifest["output"]["files"],
+        }
+
+
+def verify_small(
+    folder: Path, registry: Registry, policy: Policy, expected: Expected | None = None
+) -> None:
+    """All of :func:`verify_output` that needs no weights, which may not have been fetched yet.
+
+    Raises:
+        MismatchError, WithdrawnError, UnlistedError, SourceError: as there.
+    """
+    manifest = read_manifest(folder)
+    with _whole(folder):
+        listed = _files(manifest)
+        awaited = [each.name for each in listed if each.is_weight]
+        _refuse_differing(folder, _differing_small(folder, listed, awaited))
+        _small_say(folder, manifest, registry, policy, expected)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """A manifest that lacks something is named."""
     try:
-        return _hold_to(folder, manifest, registry, policy, public_key, listener)
+        yield
     except (KeyError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{folder / MANIFEST}: not a whole manifest ({type(error).__name__}: {error}); fetch "
@@ -61,40 +100,34 @@ def verify_output(
         ) from error
 
 
-def _hold_to(
+def _small_say(
     folder: Path,
     manifest: Mapping[str, Any],
     registry: Registry,
     policy: Policy,
-    public_key: Path | None,
-    listener: Listener,
-) -> dict[str, Any]:
-    source, gate = manifest["source"], manifest["gate"]["status"]
-    is_signed(folder)  # what stands in a signature's place is named before gigabytes are read
-    lineage = judge_source(source, registry)
-    differences = differing(folder, manifest, listener)
+    expected: Expected | None,
+) -> tuple[Verdict, str]:
+    """What the source is by now, and the signature: over the weights that the manifest names.
+
+    Whether those are the weights that are there, :func:`differing` says.
+    """
+    lineage = judge_source(manifest["source"], registry)
+    signature = check_signature(folder, expected, weights_of(manifest))
+    enforce(f"{folder}: its source", lineage, policy)
+    return lineage, signature
+
+
+def _refuse_differing(folder: Path, differences: Sequence[str]) -> None:
     if differences:
         raise MismatchError(
             f"{folder}: not as its manifest says: {'; '.join(differences)}; fetch it again"
         )
-    signature = check_signature(folder, public_key)
-    enforce(f"{folder}: its source", lineage, policy)
-    return {
-        "kind": "output",
-        "path": str(folder),
-        "status": lineage.status,
-        "verdict": asdict(lineage),
-        "gate": gate,
-        "signature": signature,
-        "notes": notes(source),
-        "files": manifest["output"]["files"],
-    }
 
 
 def judge_source(source: Mapping[str, Any], registry: Registry) -> Verdict:
     """What ``registry`` says of a manifest's ``source`` today."""
     return registry.judge(
-        _source_files(source["files"]),
+        source_files(source["files"]),
         [each for each in (source["repo_id"],) if each],
         _fingerprint(source),
         source["revision"],
@@ -113,7 +146,18 @@ def notes(source: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _source_files(raw: Any) -> list[FileDigest]:
+def _overridden(manifest: Mapping[str, Any]) -> list[str]:
+    """What it was published in spite of: a gate that passed may have judged other files."""
+    said = (manifest.get("publication") or {}).get("overrides", [])
+    return [f"published although {printable(str(each))}" for each in said]
+
+
+def source_files(raw: Any) -> list[FileDigest]:
+    """The files of a manifest's source.
+
+    Raises:
+        SourceError: there are none, or a field of one is none.
+    """
     if not isinstance(raw, list) or not raw:
         raise _not_whole("source.files", "at least one file", raw)
     return [_digest(each, f"source.files[{at}]") for at, each in enumerate(raw)]
@@ -161,30 +205,49 @@ def _not_whole(field: str, expected: str, got: object) -> SourceError:
 
 def differing(folder: Path, manifest: Mapping[str, Any], listener: Listener) -> list[str]:
     """Every file that is missing, changed or extra; the small ones are told of at once."""
-    listed = [
-        _listed(each, f"output.files[{at}]") for at, each in enumerate(manifest["output"]["files"])
-    ]
-    found = [*_strays(folder, listed)]
-    if not is_sealed(read_raw(folder)):
-        found.append(f"{MANIFEST} has changed")
+    listed = _files(manifest)
+    found = _differing_small(folder, listed)
     there = [each for each in listed if (folder / each.name).is_file()]
-    small = sorted((each for each in there if not each.is_weight), key=lambda each: each.bytes)
-    found += [f"{each.name} has changed" for each in small if not _is_as_listed(folder, each)]
+    weights = [each for each in there if each.is_weight]
     listener(
         Event(
             "verify",
-            message=f"{folder}: {len(small)} small files read: "
+            message=f"{folder}: {len(there) - len(weights)} small files read: "
             + ("; ".join(found) or "all as the manifest says"),
         )
     )
-    return found + list(_changed_weights(folder, [e for e in there if e.is_weight], listener))
+    return found + list(_changed_weights(folder, weights, listener))
+
+
+def _differing_small(
+    folder: Path, listed: Sequence[FileDigest], awaited: Collection[str] = ()
+) -> list[str]:
+    """The same without the weights; none is missing that is still ``awaited``."""
+    found = [*_strays(folder, listed, awaited)]
+    if not is_sealed(read_raw(folder)):
+        found.append(f"{MANIFEST} has changed")
+    small = [each for each in listed if not each.is_weight and (folder / each.name).is_file()]
+    small.sort(key=lambda each: each.bytes)
+    return found + [f"{each.name} has changed" for each in small if not _is_as_listed(folder, each)]
+
+
+def weights_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the weights, as ``manifest`` has them."""
+    return {each.name: each.sha256 for each in _files(manifest) if each.is_weight}
+
+
+def _files(manifest: Mapping[str, Any]) -> list[FileDigest]:
+    return [
+        _listed(each, f"output.files[{at}]") for at, each in enumerate(manifest["output"]["files"])
+    ]
 
 
 def _listed(raw: Mapping[str, Any], where: str) -> FileDigest:
     """A file of the manifest, whose name may not lead out of the folder."""
     file = _digest(raw, where)
     path = PurePosixPath(file.name)
-    if not file.name.isprintable() or path.is_absolute() or {".", ".."} & set(path.parts):
+    plain = str(path) == file.name and not path.is_absolute() and ".." not in path.parts
+    if not (plain and file.name.isprintable()):
         raise SourceError(
             f"{MANIFEST}: lists a file by a name that leads elsewhere ({ascii(file.name)[:120]}); "
             "do not trust this folder"
@@ -192,22 +255,22 @@ def _listed(raw: Mapping[str, Any], where: str) -> FileDigest:
     return file
 
 
-def _strays(folder: Path, listed: Sequence[FileDigest]) -> Iterator[str]:
+def _strays(folder: Path, listed: Sequence[FileDigest], awaited: Collection[str]) -> Iterator[str]:
     """What is missing, is no file, or is in no manifest; of all folders that it names."""
     names = {each.name for each in listed}
-    folders = {name.rpartition("/")[0] for name in names} - {""}
-    top = {path.name for path in folder.iterdir()} - {*_BESIDE, *_NOT_OURS} - folders
+    folders = {str(each) for name in names for each in PurePosixPath(name).parents} - {"."}
+    top = {path.name for path in folder.iterdir()} - {*_BESIDE, *_NOT_OURS}
     inside = {
         f"{each}/{path.name}"
         for each in folders
         if (folder / each).is_dir()
         for path in (folder / each).iterdir()
     }
-    there = top | inside
+    there = (top | inside) - folders
     present = {name for name in there if (folder / name).is_file()}
     odd, extra = (sorted(map(printable, each)) for each in (there - present, present - names))
     yield from (f"{name} is no file of the manifest" for name in odd)
-    yield from (f"{name} is missing" for name in sorted(names - present))
+    yield from (f"{name} is missing" for name in sorted(names - present - {*awaited}))
     yield from (f"{name} is not in the manifest" for name in extra)
 
 

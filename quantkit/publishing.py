@@ -21,13 +21,15 @@ from quantkit.digests import digest_bytes, digest_file
 from quantkit.errors import HubError, MismatchError, SourceError, UsageError
 from quantkit.hub import api, explained, large_file_route
 from quantkit.licences import Licence
+from quantkit.lineage import weights_of
 from quantkit.pushing import push
 from quantkit.readiness import Kind, described, refusals, refuse, refuse_odd_files
 from quantkit.records import manifest_text, read_manifest
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
-from quantkit.signing import SIGNATURE, Signer, is_signed, open_signer, refuse_odd_signature
+from quantkit.signatures import SIGNATURE, is_signed, refuse_unsignable
+from quantkit.signing import Signer, open_signer
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
 
@@ -88,8 +90,8 @@ def publish(
         licence=allow_licence,
     )
     registry = read_checksums([Path(each) for each in checksums])
-    ready = _ready(folder, repo_id, registry, licence, allowed)
-    _refuse_anothers(folder, None if allow_changed else signer)
+    kept = None if allow_changed else signer
+    ready = _ready(folder, repo_id, registry, licence, allowed, kept)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
     if public and there and there.exists and there.private:
@@ -124,10 +126,24 @@ def _allowed(**kinds: bool) -> list[Kind]:
 
 
 def _ready(
-    folder: Path, repo_id: str, registry: Registry, licence: str | None, allowed: Sequence[Kind]
+    folder: Path,
+    repo_id: str,
+    registry: Registry,
+    licence: str | None,
+    allowed: Sequence[Kind],
+    signer: Signer | None,
 ) -> _Ready:
+    """What is to be published of ``folder``, whose signature is ``signer``'s where one is given.
+
+    The weights are read here, and nowhere else before they are sent: a signature is over
+    digests, and these have just been found to be theirs. Whatever happens to them until they
+    are sent does not go out, as the Hub is held to the same digests.
+    """
     manifest = read_manifest(folder)
     try:
+        if signer is not None:
+            instead = f"remove {SIGNATURE}, or --allow-changed"
+            signer.refuse_anothers(folder, weights_of(manifest), instead)
         stated = _licence(manifest, licence)
         against = refusals(folder, manifest, registry, stated)
         refuse(folder, against, allowed)
@@ -147,8 +163,9 @@ def _written(
     (folder / MANIFEST).write_text(manifest_text(ready.manifest), encoding="utf-8")
     if signer is None:
         return tuple(files)
-    signer.sign(folder)
-    if not signer.has_signed(folder):  # said here, not by whoever downloads it
+    known = weights_of(ready.manifest)
+    signer.sign(folder, known)
+    if not signer.has_signed(folder, known):  # said here, not by whoever downloads it
         raise MismatchError(
             f"{folder / SIGNATURE}: does not verify, though just made; nothing was sent: see that "
             "nothing else writes to the folder, and run again"
@@ -166,23 +183,13 @@ def _opened(dir: str | Path, sign: str | Path | None) -> tuple[Path, Signer | No
             f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"
         )
     refuse_odd_files(folder)
-    refuse_odd_signature(folder)
+    refuse_unsignable(folder)
     if is_signed(folder) and sign is None:
         raise UsageError(
             f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "
             "name the repository; give the key (--sign), or remove the signature"
         )
     return folder, open_signer(Path(sign)) if sign is not None else None
-
-
-def _refuse_anothers(folder: Path, signer: Signer | None) -> None:
-    """See that the signature that would be replaced is this key's, over what is there."""
-    if signer is not None and is_signed(folder) and not signer.has_signed(folder):
-        raise MismatchError(
-            f"{folder / SIGNATURE}: not the signature of --sign {signer.key} over these files, and "
-            "publishing would replace it; see who signed what ('quantkit verify --public-key'), "
-            "then remove it, or --allow-changed"
-        )
 
 
 def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:

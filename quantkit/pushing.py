@@ -22,10 +22,15 @@ from quantkit.types import Event, Listener
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
+    Operations = list[CommitOperationAdd | CommitOperationDelete]
+
 #: Holds a commit to the files; the bytes read back.
 Verify = Callable[[str], int]
 
 _TITLE = "Publish with quantkit"
+#: Larger files are sent from the disk, and not held in memory.
+_HELD = 16 << 20
+
 _AGAIN = "run again, files that have arrived are not sent twice; the branch is as it was"
 
 
@@ -62,8 +67,9 @@ def push(
         commit, request, read = _propose(client, asked, sent, removed, verify)
     else:
         with _waiting(client, asked, there.head):
-            read = _try(client, asked, sent, removed, verify)
-            commit = _commit(client, asked, there, sent, removed)
+            operations = _operations(sent, removed)
+            read = _try(client, asked, operations, verify)
+            commit = _commit(client, asked, there, _as_sent(operations))
     return {
         "commit": commit,
         "url": request or f"{client.endpoint}/{asked.repo_id}",
@@ -110,15 +116,32 @@ def _ready(client: HfApi, asked: Push, there: Destination) -> Destination:
     return there
 
 
-def _operations(
-    sent: Sequence[LocalFile], removed: Sequence[str]
-) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(sent: Sequence[LocalFile], removed: Sequence[str]) -> Operations:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    def content(file: LocalFile) -> str | bytes:
+        return file.path.read_bytes() if file.bytes <= _HELD else str(file.path)
+
     return [
-        *(CommitOperationAdd(each.name, str(each.path)) for each in sent),
+        *(CommitOperationAdd(each.name, content(each)) for each in sent),
         *(CommitOperationDelete(name) for name in removed),
     ]
+
+
+def _as_sent(operations: Operations) -> Operations:
+    """The same once more, as the client takes none twice: of the bytes that were sent and read
+    back, whatever became of the files since; and no large file is digested again."""
+    from huggingface_hub import CommitOperationAdd
+
+    made: Operations = []
+    for each in operations:
+        if isinstance(each, CommitOperationAdd):
+            again = CommitOperationAdd(each.path_in_repo, each.path_or_fileobj)
+            again.upload_info = each.upload_info
+            made.append(again)
+        else:
+            made.append(each)
+    return made
 
 
 @contextmanager
@@ -135,14 +158,12 @@ def _waiting(client: HfApi, asked: Push, head: str) -> Iterator[None]:
             client.delete_branch(asked.repo_id, branch=WAITING)
 
 
-def _try(
-    client: HfApi, asked: Push, sent: Sequence[LocalFile], removed: Sequence[str], verify: Verify
-) -> int:
+def _try(client: HfApi, asked: Push, operations: Operations, verify: Verify) -> int:
     """Send to the waiting branch and read it back; the bytes read."""
     with _explaining(asked):
         made = client.create_commit(
             asked.repo_id,
-            _operations(sent, removed),
+            operations,
             commit_message=f"{_TITLE} (being verified)",
             revision=WAITING,
         )
@@ -185,18 +206,12 @@ def _propose(
         raise
 
 
-def _commit(
-    client: HfApi,
-    asked: Push,
-    there: Destination,
-    sent: Sequence[LocalFile],
-    removed: Sequence[str],
-) -> str:
+def _commit(client: HfApi, asked: Push, there: Destination, operations: Operations) -> str:
     """Put what has been verified in place: no byte of a large file is sent for it."""
     try:
         made: CommitInfo = client.create_commit(
             asked.repo_id,
-            _operations(sent, removed),
+            operations,
             commit_message=_TITLE,
             revision=asked.branch,
             parent_commit=there.head,

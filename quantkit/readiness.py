@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,10 @@ from quantkit.errors import (
 from quantkit.licences import Licence, licence_json
 from quantkit.lineage import differing, judge_source
 from quantkit.registry import Registry
-from quantkit.signing import SIGNATURE
+from quantkit.signatures import SIGNATURE, visible
 from quantkit.staging import MANIFEST
 from quantkit.types import silent
+from quantkit.verification import Policy, enforce
 
 Kind = Literal["unjudged", "changed", "withdrawn", "licence"]
 
@@ -49,32 +50,55 @@ _ADVICE: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """One reason against publishing. ``--allow-KIND`` overrides it, and the card says so."""
+    """One reason against publishing. ``--allow-KIND`` overrides it, and the card says so.
+
+    It is ``old`` where an earlier publication overrode it, and left no other trace.
+    """
 
     kind: Kind
     said: str
+    old: bool = False
 
     def __str__(self) -> str:
-        return f"{self.said} (--allow-{self.kind})"
+        return f"{self.said}{_override(self.kind)}"
+
+
+def _override(kind: Kind) -> str:
+    return f" (--allow-{kind})"
 
 
 def refusals(
     folder: Path, manifest: Mapping[str, Any], registry: Registry, licence: Licence
 ) -> tuple[Refusal, ...]:
-    """Everything that speaks against it, not the first."""
+    """Everything that speaks against it, not the first.
+
+    Raises:
+        MismatchError: the source is not what it says that it is, which nothing overrides.
+    """
     found = []
     if (status := manifest["gate"]["status"]) != "passed":
         found.append(Refusal("unjudged", f"its gate is {status.replace('_', ' ')}"))
+    found += _changed_before(manifest)
     if changed := differing(folder, manifest, silent):
         found.append(Refusal("changed", f"it is not as it was judged: {'; '.join(changed)}"))
     source = manifest["source"]
     verdict = judge_source(source, registry)
+    enforce(f"{folder}: its source", verdict, Policy(allow_withdrawn=True))
     if "withdrawn" in (verdict.status, source["status"]):
-        why = verdict.reason or source["verdict"]["reason"]
+        today = verdict.status == "withdrawn"
+        why = verdict.reason if today else source["verdict"]["reason"]
         found.append(Refusal("withdrawn", f"its source was withdrawn: {why}"))
     if licence.forbids:
         found.append(Refusal("licence", licence.forbids))
     return tuple(found)
+
+
+def _changed_before(manifest: Mapping[str, Any]) -> list[Refusal]:
+    """What an earlier publication let pass as changed: the manifest lists it since, and its
+    figures are still of what was judged."""
+    end = _override("changed")
+    said = (manifest.get("publication") or {}).get("overrides", [])
+    return [Refusal("changed", each[: -len(end)], old=True) for each in said if each.endswith(end)]
 
 
 def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> None:
@@ -107,7 +131,9 @@ def described(
         "overrides": [str(each) for each in overridden],
     }
     files = [each for each in manifest["output"]["files"] if each["name"] != CARD]
-    if any(each.kind == "changed" for each in overridden):
+    if any(each.kind == "changed" and not each.old for each in overridden):
+        # all are read again, as who looks for a difference does not digest what it finds missing
+        # from the manifest, or of another size
         weights = {each["name"] for each in files if each["is_weight"]}
         files = [
             asdict(digest_file(folder / name, name, is_weight=name in weights))
@@ -123,17 +149,9 @@ def _present(folder: Path) -> list[str]:
     """Files that are there now, of those that may be published: nothing hidden, no links."""
     return [
         name
-        for name, path in _visible(folder)
+        for name, path in visible(folder)
         if path.is_file() and not path.is_symlink() and name not in (MANIFEST, CARD, SIGNATURE)
     ]
-
-
-def _visible(folder: Path) -> Iterator[tuple[str, Path]]:
-    """All that is in ``folder`` and not hidden, by its name there."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not any(part.startswith(".") for part in name.parts):
-            yield name.as_posix(), path
 
 
 def refuse_odd_files(folder: Path) -> None:
@@ -146,7 +164,7 @@ def refuse_odd_files(folder: Path) -> None:
         UsageError: a link, or a name with control characters; all are named.
     """
     links, strange = [], []
-    for name, path in _visible(folder):
+    for name, path in visible(folder):
         if not name.isprintable():
             strange.append(printable(name)[:_LONGEST_NAME])
         elif path.is_symlink():

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from quantkit.given import read_given_text
 from quantkit.hub import HUB_ID
 from quantkit.releases import Entry, Release, parse_entry
 from quantkit.source import Source, open_source
-from quantkit.types import Event, FileDigest, Listener, silent
+from quantkit.types import Event, FileDigest, Fingerprint, Listener, silent
 from quantkit.verification import small_files
 
 
@@ -62,11 +62,13 @@ def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be stated, and the text of the entry that gets it; empty for a new one."""
+    """What is to be stated ``into`` which file, and the text of the entry that is there; empty
+    for a new one."""
 
     repository: str
     licence: str | None
     aliases: tuple[str, ...]
+    into: Path | None
     existing: str
 
     @property
@@ -92,9 +94,7 @@ def check_request(
         if not HUB_ID.fullmatch(name):
             raise UsageError(f"--{option} {printable(name)}: expected OWNER/NAME")
     _check_facts(facts)
-    asked = Request(repository, licence, tuple(aliases), _read_existing(into))
-    if asked.known is not None:
-        _check_existing(asked, asked.known, into)
+    asked = _with_existing(Request(repository, licence, tuple(aliases), into, ""))
     # what is measured later holds to the schema; what was given is seen by a stand-in
     measured = {"fingerprint": {}, "files": [{"name": "weights", "sha256": "0" * 64}]}
     parse_entry(_text(asked, {**_stated(facts), **measured}), "the new entry")
@@ -122,6 +122,14 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
         ) from error
 
 
+def _with_existing(asked: Request) -> Request:
+    """The same, beside what is in its file by now."""
+    asked = replace(asked, existing=_read_existing(asked.into))
+    if asked.known is not None:
+        _check_existing(asked, asked.known)
+    return asked
+
+
 def _read_existing(path: Path | None) -> str:
     """The entry that is to get one more release; empty where there is none yet."""
     if path is None:
@@ -132,7 +140,7 @@ def _read_existing(path: Path | None) -> str:
     return read_given_text(path, f"--into {path}") if os.path.lexists(path) else ""
 
 
-def _check_existing(asked: Request, known: Entry, into: Path | None) -> None:
+def _check_existing(asked: Request, known: Entry) -> None:
     if not known.named(asked.repository):
         raise UsageError(
             f"the existing entry is of {known.repository}, not of {asked.repository}; choose "
@@ -142,20 +150,23 @@ def _check_existing(asked: Request, known: Entry, into: Path | None) -> None:
     if others or asked.licence not in (None, known.licence):
         what = f"--alias {others[0]}" if others else f"--licence {asked.licence}"
         raise UsageError(
-            f"{what}: {into} does not say so, and only a release is added to an entry that is "
-            "there; write it at its head, or drop the option"
+            f"{what}: {asked.into} does not say so, and only a release is added to an entry that "
+            "is there; write it at its head, or drop the option"
         )
 
 
 def entry_text(asked: Request, release: Mapping[str, Any]) -> str:
     """The entry as TOML: a new one, or the existing one with one more release.
 
+    Its file is read anew: digesting takes minutes, and another release may have got in.
+
     Raises:
         UsageError: it does not hold to the schema, or another release of it says otherwise.
     """
-    text = _text(asked, release)
+    text = _text(_with_existing(asked), release)
     *others, added = parse_entry(text, "the new entry").releases
-    _check_consistent(others, added, [each["name"] for each in release["files"] if "md5" in each])
+    files = [FileDigest(**each, is_weight="md5" in each) for each in release["files"]]
+    _check_consistent(others, added, files, Fingerprint(**release["fingerprint"]))
     return text
 
 
@@ -167,24 +178,32 @@ def _text(asked: Request, release: Mapping[str, Any]) -> str:
     return f"{text}\n\n" + "\n".join(_release(release)) + "\n"
 
 
-def _check_consistent(others: Sequence[Release], added: Release, weights: Sequence[str]) -> None:
-    """No release is listed twice, nor one that stands in good standing as withdrawn.
+def _check_consistent(
+    others: Sequence[Release], added: Release, files: Sequence[FileDigest], found: Fingerprint
+) -> None:
+    """No release is listed twice, nor one as withdrawn and in good standing.
 
     Weights that a release in good standing lists too tell nothing of a withdrawn one, so
-    that the registry spares them (:func:`quantkit.registry.Registry.judge`).
+    that the registry spares them (:func:`quantkit.registry.Registry.judge`): whichever of the
+    two came second, the withdrawal would no longer be seen. What was withdrawn may come back
+    with another tokenizer, say: then it is another release, whatever its weights.
     """
-    digests = {each.sha256 for each in added.files if each.name in weights}
+    weights = [each for each in files if each.is_weight]
     for each in others:
         if each == added:
             raise UsageError(
                 f"the existing entry has this release of {added.label} already; nothing to add"
             )
-        listed = {file.sha256 for file in each.files}
-        if added.status == "withdrawn" != each.status and digests <= listed:
+        contrary = (added.status == "withdrawn") != (each.status == "withdrawn")
+        listed = all(any(one.matches(file) for one in each.files) for file in weights)
+        by_tensors = each.fingerprint is not None and each.fingerprint.match(found) == "tensors"
+        # nothing of a withdrawn one is another file by now
+        whole = all(any(one.matches(file) for file in files) for one in each.files)
+        if contrary and (listed or by_tensors) and (added.status == "withdrawn" or whole):
             raise UsageError(
                 f"the existing entry lists these weights as the {each.status} release of "
-                f"{each.label}, which would still be found first: change the status of that "
-                "release in the file"
+                f"{each.label}, and a release in good standing is found first: change the status "
+                "of that release in the file"
             )
 
 

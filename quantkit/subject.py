@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from quantkit.amending import staging_to_amend
+from quantkit.card import render_card
 from quantkit.digests import digest_file
 from quantkit.errors import GateError, MismatchError, SourceError, UsageError
-from quantkit.lineage import differing
+from quantkit.lineage import differing, source_files, weights_of
 from quantkit.records import read_manifest, read_raw
-from quantkit.signing import SIGNATURE, Signer, open_signer
+from quantkit.signatures import SIGNATURE, refuse_unsignable
+from quantkit.signing import Signer, open_signer
 from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import MANIFEST, Staging
 from quantkit.tokenization import compare
 from quantkit.tokenizer import open_tokenizer, sentencepiece_file
 from quantkit.types import Event, Listener
+
+#: What is read of a manifest while its folder is evaluated.
+_READ = (
+    ("source", "repo_id"),
+    ("source", "revision"),
+    ("request", "source"),
+    ("recipe", "source", "container"),
+    ("recipe", "tokenizer", "split_special_tokens"),
+    ("plan", "dtype"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,9 @@ def read_subject(given: str | Path, key: str | Path | None, listener: Listener) 
     """Read the finished folder ``given`` and hold it to its manifest.
 
     Raises:
-        UsageError: quantkit did not make it, or it is signed and no ``key`` is given.
-        MismatchError: it has changed since.
+        UsageError: quantkit did not make it, or it is signed and no ``key`` is given, or it
+            cannot be signed.
+        MismatchError: it has changed since, or its signature is another's.
         SourceError: its manifest cannot be read.
     """
     folder = Path(given).expanduser()
@@ -54,8 +71,15 @@ def read_subject(given: str | Path, key: str | Path | None, listener: Listener) 
     signer = open_signer(Path(key)) if key is not None else None
     before, manifest = read_raw(place.out), read_manifest(place.out)
     try:
+        # what could not be read, or written on the card, in the end is found before the work
+        source_files(manifest["source"]["files"])
+        _ = [reduce(getitem, keys, manifest) for keys in _READ]
+        render_card(manifest)
+        if signer is not None:
+            refuse_unsignable(place.out)
+            signer.refuse_anothers(place.out, weights_of(manifest), f"remove {SIGNATURE}")
         changed = differing(place.out, manifest, listener)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise SourceError(
             f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
         ) from error
@@ -143,14 +167,14 @@ def check_ids(
 
     other = [text for text in texts if encode(text) != judge.encode(text)]
     model = sentencepiece_file(opened.folder)
+    ties, shown = 0, other[:1]
     if other and judge.route == "sentencepiece" and model is not None:
-        ties = compare(encode, tokenizer.decode, model, other).ties
-    else:
-        ties = 0
+        report = compare(encode, tokenizer.decode, model, other)
+        ties, shown = report.ties, [each.text for each in report.first] or shown
     if len(other) > ties:
         raise GateError(
             f"{subject.folder}: its tokenizer gives {len(other) - ties} of {len(texts)} texts "
-            f"other ids than {judge.route} does, e.g. {other[0][:60]!r}; see 'quantkit "
+            f"other ids than {judge.route} does, e.g. {shown[0][:60]!r}; see 'quantkit "
             "check-tokenizer', and convert again"
         )
     return {"by": judge.route, "texts": len(texts), "ties": ties}

@@ -23,14 +23,14 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import quantkit
-from quantkit import benchmarking
+from quantkit import benchmarking, subject
 from quantkit.amending import amend, staging_to_amend
 from quantkit.card import render_card
-from quantkit.errors import MismatchError, StorageError, UsageError
+from quantkit.errors import GateError, MismatchError, StorageError, UsageError
 from quantkit.frontmatter import read_card
 from quantkit.harness import Answers, Loaded, Manner, _loaded
 from quantkit.outcomes import answer_lines, outcomes
-from quantkit.records import read_manifest, read_raw
+from quantkit.records import read_manifest, read_raw, write_manifest
 from quantkit.tasks import local_names, read_tasks
 
 QUESTIONS = [
@@ -365,6 +365,7 @@ def test_two_at_once_do_not_overwrite_each_other(folder: Path) -> None:
     amended(folder)
     with pytest.raises(UsageError, match="by another command; run again"):
         amend(staging_to_amend(folder), raw, read_manifest(folder), {})
+    assert [each.name for each in folder.parent.glob("demo-nf4*")] == ["demo-nf4"]
 
 
 def test_the_weights_are_linked_and_not_copied(folder: Path) -> None:
@@ -393,6 +394,64 @@ def test_a_signed_folder_is_signed_anew(
         run(folder, demo, tmp_path)
     run(folder, demo, tmp_path, sign=private)
     assert quantkit.verify(folder, public_key=public)["signature"] == "valid"
+
+
+def test_anothers_signature_is_not_replaced(
+    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+) -> None:
+    pytest.importorskip("model_signing")
+    from keys import make_key
+
+    from quantkit.signing import open_signer
+
+    mine, other = (make_key(tmp_path, name)[0] for name in ("mine", "other"))
+    open_signer(other).sign(folder)
+    before = contents(folder)
+    with pytest.raises(MismatchError, match=r"mine\.pem would replace it: .*remove model\.sig"):
+        run(folder, demo, tmp_path, sign=mine)
+    assert (contents(folder), harness) == (before, [])
+    (folder / "model.sig").unlink()
+    run(folder, demo, tmp_path, sign=mine)
+
+
+def test_what_cannot_be_signed_is_seen_before_the_work(
+    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+) -> None:
+    pytest.importorskip("model_signing")
+    from keys import make_key
+
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(UsageError, match=r"links in it \(config\.json\)"):
+        run(folder, demo, tmp_path, sign=make_key(tmp_path, "mine")[0])
+    assert not harness
+
+
+def test_a_text_with_other_ids_is_shown_and_not_a_tie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = SimpleNamespace(route="sentencepiece", encode=lambda text: [0])
+    report = SimpleNamespace(ties=1, first=[SimpleNamespace(text="the second")])
+    monkeypatch.setattr(subject, "open_tokenizer", lambda *args, **more: judge)
+    monkeypatch.setattr(subject, "sentencepiece_file", lambda folder: tmp_path)
+    monkeypatch.setattr(subject, "compare", lambda *args: report)
+    tokenizer = SimpleNamespace(encode=lambda text, **more: [1], decode=str)
+    manifest = {"recipe": {"tokenizer": {"split_special_tokens": False}}}
+    about = SimpleNamespace(manifest=manifest, folder=tmp_path)
+    with pytest.raises(GateError, match=r"1 of 2 texts other ids .*'the second'"):
+        subject.check_ids(about, SimpleNamespace(folder=tmp_path), tokenizer, ["a tie", "second"])
+
+
+@pytest.mark.parametrize("missing", ["request", "recipe", "plan", "gate", "tool"])
+def test_a_manifest_that_is_not_whole_is_seen_before_the_work(
+    folder: Path, demo: Path, harness: list[Manner], missing: str
+) -> None:
+    manifest = read_manifest(folder)
+    del manifest[missing]
+    write_manifest(manifest, folder)
+    said = refused(1, "eval", folder, "--tasks", "arc_easy", "--source", demo)
+    assert "not a whole manifest" in said
+    assert not harness
 
 
 # what is refused

@@ -32,8 +32,13 @@ FLOORS: dict[tuple[int, int], str] = {
     ),
     (1, 1): "checkpoint hub tokenization",
     (1, 2): "activations calls fetching scrutiny tokenizer",
-    (2, 0): "adapter layer methods plans releases signing skeleton source sourcecard staging tasks",
-    (2, 1): ("architecture formats harness recipe records registry snippet statedresults sweep"),
+    (
+        2,
+        0,
+    ): "adapter layer methods plans releases signatures skeleton source sourcecard staging tasks",
+    (2, 1): (
+        "architecture formats harness recipe records registry signing snippet statedresults sweep"
+    ),
     (2, 2): "amending carddata finished modulewise observing outcomes prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
     (3, 1): "calibration conversion lineage registering",

@@ -15,7 +15,7 @@ from quantkit.cli.display import Display
 from quantkit.cli.options import AsJson, Checksums, SigningKey
 from quantkit.cli.session import session
 from quantkit.errors import UsageError
-from quantkit.signing import SIGNATURE
+from quantkit.signatures import SIGNATURE
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
 RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from conftest import Converted
 from hub.loopback import Fault, Loopback
 from huggingface_hub import constants
+from keys import make_key
 from tiny import write_source
 
 import quantkit
-from quantkit.errors import MismatchError, SourceError
+from quantkit.errors import MismatchError, SourceError, UsageError, VerificationError
+from quantkit.signing import open_signer
 
 REPO = "quantkit/demo"
 WEIGHTS = "pytorch_model.bin"
@@ -192,6 +195,73 @@ def test_check_and_verify_take_a_published_folder_by_its_id(
     served.repositories["me/demo-nf4"].add({"extra.py": b"import os"})
     with pytest.raises(MismatchError, match=r"extra.py is not in the manifest"):
         quantkit.verify("me/demo-nf4")
+
+
+# what the small files tell comes before the weights are fetched
+
+
+def weights_asked_for(hub: Loopback) -> set[str]:
+    return {name for name in fetched(hub) if name.endswith((".safetensors", ".bin"))}
+
+
+def test_a_signature_is_judged_before_the_weights_are_fetched(
+    hub: Loopback, demo_nf4: Converted, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    (mine, public), (_, other) = (make_key(tmp_path, name) for name in ("mine", "other"))
+    folder = shutil.copytree(demo_nf4.folder, tmp_path / "demo-nf4")
+    hub.add("me/unsigned", files_of(folder))
+    open_signer(mine).sign(folder)
+    hub.add("me/signed", files_of(folder))
+    hub.add("me/another", files_of(folder) | {"quantkit-manifest.json": b"{}"})
+    no_key = tmp_path / "none.pub"
+    no_key.write_text("no key")
+    with pytest.raises(UsageError, match=r"none\.pub"):
+        quantkit.verify("me/signed", public_key=no_key)
+    assert hub.seen == []
+    for repo, key, words in (
+        ("me/unsigned", public, "expects one"),
+        ("me/signed", other, "not this key's signature"),
+        ("me/another", public, "not a readable quantkit manifest"),
+    ):
+        with pytest.raises((MismatchError, SourceError), match=words):
+            quantkit.verify(repo, public_key=key)
+    assert weights_asked_for(hub) == set()
+    assert quantkit.verify("me/signed", public_key=public)["signature"] == "valid"
+    assert weights_asked_for(hub) == {"model.safetensors"}
+
+
+def test_a_source_is_refused_with_a_key_before_its_weights_are_fetched(
+    served: Loopback, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    with pytest.raises(MismatchError, match=r"no quantkit-manifest\.json"):
+        quantkit.verify(REPO, public_key=make_key(tmp_path, "mine")[1])
+    assert weights_asked_for(served) == set()
+
+
+@pytest.mark.parametrize("wrong", ["config.json has changed", "extra.py", "withdrawn", "--repo"])
+def test_an_output_is_refused_by_its_small_files_before_its_weights_are_fetched(
+    hub: Loopback, demo_nf4: Converted, tmp_path: Path, wrong: str
+) -> None:
+    files = files_of(demo_nf4.folder)
+    if wrong.startswith("config.json"):
+        files["config.json"] += b" "
+    if wrong == "extra.py":
+        files["extra.py"] = b"import os"
+    digest = hashlib.sha256((demo_nf4.source / WEIGHTS).read_bytes()).hexdigest()
+    (tmp_path / "own.toml").write_text(
+        'repository = "own/model"\n[[releases]]\nstatus = "withdrawn"\nreason = "withdrawn"\n'
+        f'stated_at = "x"\n[[releases.files]]\nname = "{WEIGHTS}"\nsha256 = "{digest}"\n'
+    )
+    hub.add("me/demo-nf4", files)
+    with pytest.raises((VerificationError, UsageError), match=wrong):
+        quantkit.verify(
+            "me/demo-nf4",
+            repo="own/model" if wrong == "--repo" else None,
+            checksums=[tmp_path] if wrong == "withdrawn" else (),
+        )
+    assert weights_asked_for(hub) == set()
 
 
 def test_a_source_without_weights_says_so(hub: Loopback, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from keys import make_key
 from typer.testing import CliRunner
 
 import quantkit
+from quantkit import lineage, pushing, readiness
 from quantkit.cli.app import app
 from quantkit.digests import digest_file
 from quantkit.errors import (
@@ -31,7 +33,8 @@ from quantkit.errors import (
     WithdrawnError,
 )
 from quantkit.records import read_manifest, write_manifest
-from quantkit.signing import SIGNATURE, Signer
+from quantkit.signatures import SIGNATURE
+from quantkit.signing import Signer, open_signer
 from quantkit.types import Event
 
 REPO = "me/demo-nf4"
@@ -290,6 +293,59 @@ def test_a_folder_that_changed_since_it_was_judged(hub: Loopback, folder: Path) 
     assert quantkit.verify(REPO)["status"] == "verified"
 
 
+def test_what_was_changed_stays_said(hub: Loopback, folder: Path) -> None:
+    """The manifest lists what was changed since; its figures are of what was judged still."""
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    quantkit.publish(folder, REPO, allow_changed=True)
+    head = hub.repositories[REPO].branches["main"]
+    with pytest.raises(MismatchError, match=r"config\.json has changed.*--allow-changed"):
+        quantkit.publish(folder, REPO)
+    assert quantkit.publish(folder, REPO, allow_changed=True)["commit"] == head
+    (folder / "more.txt").write_text("x")
+    said = quantkit.publish(folder, REPO, allow_changed=True)["overrides"]
+    assert [each.count("--allow-changed") for each in said] == [1, 1]
+    assert quantkit.verify(folder)["notes"] == [f"published although {each}" for each in said]
+    for words in (b"config.json has changed (--allow", b"more.txt is not in the manifest (--allow"):
+        assert words in (there(hub)["README.md"] or b"")
+
+
+def claim_another(folder: Path, registry: Path) -> None:
+    """Have the source say that it is a repository, of which a registry lists other weights."""
+    edit(folder, lambda manifest: manifest["source"].update(repo_id="own/model"))
+    registry.mkdir()
+    (registry / "own.toml").write_text(
+        'repository = "own/model"\n[[releases]]\nstatus = "current"\nstated_at = "nowhere"\n'
+        f'[[releases.files]]\nname = "pytorch_model.bin"\nsha256 = "{"0" * 64}"\n'
+    )
+
+
+def test_a_source_that_is_not_what_it_says(hub: Loopback, folder: Path, tmp_path: Path) -> None:
+    claim_another(folder, tmp_path / "registry")
+    for verb in (("verify", folder), ("publish", folder, REPO, "--yes", "--allow-withdrawn")):
+        assert "not own/model" in refused(3, *verb, "--checksums", tmp_path / "registry")
+    assert hub.repositories == {}
+
+
+def test_a_source_that_was_withdrawn_then_says_why(
+    hub: Loopback, folder: Path, tmp_path: Path
+) -> None:
+    """Not why today's registry has it for something else."""
+    claim_another(folder, tmp_path / "registry")
+
+    def withdrawn(manifest: dict) -> None:  # type: ignore[type-arg]
+        source = manifest["source"]
+        source["status"] = "withdrawn"
+        source["verdict"] |= {"status": "withdrawn", "reason": "it was leaked"}
+        digest = next(each["sha256"] for each in source["files"] if each["is_weight"])
+        entry = (tmp_path / "registry" / "own.toml").read_text().replace("0" * 64, digest)
+        entry = entry.replace('"current"', '"superseded"\nreason = "there is a better one"')
+        (tmp_path / "registry" / "own.toml").write_text(entry)
+
+    edit(folder, withdrawn)
+    with pytest.raises(WithdrawnError, match="its source was withdrawn: it was leaked"):
+        quantkit.publish(folder, REPO, checksums=[tmp_path / "registry"])
+
+
 def test_a_source_that_was_withdrawn_since(hub: Loopback, folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     digest = next(each["sha256"] for each in manifest["source"]["files"] if each["is_weight"])
@@ -393,12 +449,66 @@ def test_anothers_signature_is_not_replaced_without_a_word(
     quantkit.publish(folder, REPO, sign=other, allow_changed=True)
 
 
+def test_the_weights_are_read_once_for_a_signature(
+    hub: Loopback, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing")
+    from huggingface_hub import lfs
+    from model_signing._hashing import io as hashing
+
+    private, public = make_key(tmp_path, "mine")
+    read: list[str] = []
+
+    def noting(owner: object, name: str, who: str, path_of: Callable[..., object]) -> None:
+        real = getattr(owner, name)
+
+        def noted(*args: object, **more: object) -> object:
+            if Path(str(path_of(*args))).name == "model.safetensors":
+                read.append(who)
+            return real(*args, **more)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    monkeypatch.setattr(pushing, "_HELD", 1000)  # smaller files are sent from memory
+    noting(lineage, "digest_file", "quantkit", lambda path, *_: path)
+    noting(readiness, "digest_file", "quantkit again", lambda path, *_: path)
+    noting(hashing.SimpleFileHasher, "compute", "model-signing", lambda self: self._file)
+    noting(lfs, "sha_fileobj", "the Hub's client", lambda file, *_: file.name)
+    quantkit.publish(folder, REPO, sign=private)
+    assert read == ["quantkit", "the Hub's client"]
+    read.clear()
+    edit(folder, lambda manifest: manifest.update(created="2026-01-01T00:00:00+00:00"))
+    (folder / SIGNATURE).unlink()
+    quantkit.publish(folder, REPO, sign=private)
+    quantkit.publish(folder, REPO, sign=private)
+    assert read == ["quantkit", "quantkit"]
+    assert quantkit.verify(REPO, public_key=public)["signature"] == "valid"
+
+
+def test_weights_that_change_after_they_were_judged_are_neither_signed_nor_published(
+    hub: Loopback, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    private, public = make_key(tmp_path, "mine")
+
+    def agree(offer: object) -> bool:
+        (folder / "model.safetensors").write_bytes(b"another")
+        return True
+
+    with pytest.raises(RemoteError, match=r"model\.safetensors is listed there with other bytes"):
+        quantkit.publish(folder, REPO, sign=private, confirm=agree)
+    nothing_but_the_start(hub)
+    assert not open_signer(private).has_signed(folder)
+    with pytest.raises(MismatchError, match=r"model\.safetensors"):
+        quantkit.verify(folder, public_key=public)
+
+
 def test_a_signature_that_does_not_verify_is_not_sent(
     hub: Loopback, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("model_signing")
     private, _ = make_key(tmp_path, "mine")
-    monkeypatch.setattr(Signer, "sign", lambda self, at: (at / SIGNATURE).write_text("{}"))
+    monkeypatch.setattr(Signer, "sign", lambda self, at, known: (at / SIGNATURE).write_text("{}"))
     with pytest.raises(MismatchError, match="nothing was sent"):
         quantkit.publish(folder, REPO, sign=private)
     assert hub.repositories == {}
@@ -570,6 +680,22 @@ def test_a_race_fails_and_the_other_commit_stays(hub: Loopback, folder: Path) ->
     with pytest.raises(HubError, match="somebody else committed"):
         quantkit.publish(folder, REPO)
     assert repository.log[0] == "theirs"
+
+
+def test_what_is_committed_is_what_was_read_back(hub: Loopback, folder: Path) -> None:
+    """Whatever becomes of the files here meanwhile."""
+    before = here(folder)
+
+    def change(event: Event) -> None:
+        if event.stage == "read back" and event.done == event.total:
+            for name in ("model.safetensors", "config.json"):
+                (folder / name).write_bytes(b"another")
+
+    with suppress(RemoteError):
+        quantkit.publish(folder, REPO, listener=change)
+    assert {name: there(hub)[name] for name in ("model.safetensors", "config.json")} == {
+        name: before[name] for name in ("model.safetensors", "config.json")
+    }
 
 
 def test_an_interrupt_leaves_the_branch_alone_and_nothing_waiting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -105,6 +106,46 @@ def test_what_is_listed_as_good_is_not_withdrawn_beside_it(source: Path, tmp_pat
     assert "change the status" in said
     assert "already" in refused(2, *words, "2026-01-01")
     assert path.read_text() == before
+
+
+def test_what_is_listed_as_withdrawn_is_not_good_beside_it(source: Path, tmp_path: Path) -> None:
+    """Else the registry would spare it: the withdrawal would be gone without a word."""
+    path = tmp_path / "own.toml"
+    words = ("checksums", "add", source, *FACTS, "--into", path, "--date")
+    succeeded(*words, "2026-01-01", *WITHDRAWN)
+    refused(3, "verify", source, "--checksums", tmp_path)
+    for status in ("current", "superseded"):
+        said = refused(2, *words, "2026-02-02", "--status", status)
+        assert "as the withdrawn release of 2026-01-01" in said
+    refused(3, "verify", source, "--checksums", tmp_path)
+
+
+@pytest.mark.parametrize("known", ["md5", "fingerprint"])
+def test_weights_are_the_same_by_whatever_an_entry_states(
+    source: Path, tmp_path: Path, known: str
+) -> None:
+    path = tmp_path / "own.toml"
+    words = ("checksums", "add", source, *FACTS, "--into", path, "--date")
+    succeeded(*words, "2026-01-01")
+    head, fingerprint, files = re.split(r"(?=\[releases.fingerprint\])|(?=\[\[releases.files)",
+                                        path.read_text(), maxsplit=2)  # fmt: skip
+    files = re.sub('sha256 = "[^"]*"\n(?=md5)', "", files)
+    path.write_text(head + (files if known == "md5" else fingerprint))
+    assert "change the status" in refused(2, *words, "2026-02-02", *WITHDRAWN)
+
+
+def test_a_release_that_got_in_meanwhile_stays(source: Path, tmp_path: Path) -> None:
+    from quantkit.registering import check_request, describe_release, entry_text
+
+    path = tmp_path / "own.toml"
+    facts = dict.fromkeys(("kind", "reason"), "") | {
+        "date": "2026-02-02", "status": "current", "stated_at": "https://example.org",
+    }  # fmt: skip
+    asked = check_request("own/model", facts, into=path)
+    succeeded("checksums", "add", source, *FACTS, "--into", path, "--date", "2026-01-01")
+    text = entry_text(asked, describe_release(source, facts))
+    dates = [each["date"] for each in tomllib.loads(text)["releases"]]
+    assert dates == ["2026-01-01", "2026-02-02"]
 
 
 def test_another_shard_may_be_withdrawn(source: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import quantkit
 from quantkit.cli.app import app
+from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, SourceError, WithdrawnError
 from quantkit.records import read_manifest, write_manifest
 from quantkit.types import Event
@@ -114,7 +116,9 @@ def test_small_files_are_told_of_while_the_large_are_read(copy: Path, tmp_path: 
     assert ended is None, "it had read the weights before"
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../b", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/hostname", "a/../../b", "a\nb", "./a", "a//b"]
+)
 def test_names_that_lead_out_of_the_folder_are_refused(copy: Path, name: str) -> None:
     manifest = read_manifest(copy)
     manifest["output"]["files"][0]["name"] = name
@@ -186,3 +190,25 @@ def test_a_manifest_that_is_no_file_is_named(copy: Path, kind: str) -> None:
     else:
         path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
     assert path.name in refused(1, "verify", copy)
+
+
+def test_folders_in_folders_of_the_manifest_are_its_own(copy: Path) -> None:
+    (copy / "a" / "b").mkdir(parents=True)
+    (copy / "a" / "b" / "c.txt").write_text("x")
+    manifest = read_manifest(copy)
+    manifest["output"]["files"].append(asdict(digest_file(copy / "a/b/c.txt", "a/b/c.txt")))
+    write_manifest(manifest, copy)
+    assert quantkit.verify(copy)["kind"] == "output"
+    (copy / "a" / "more.txt").write_text("x")
+    (copy / "a" / "more").mkdir()
+    said = refused(3, "verify", copy)
+    assert "a/more is no file of the manifest; a/more.txt is not in the manifest" in said
+
+
+def test_a_withdrawn_source_is_told_of_before_the_weights_are_read(
+    source: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = withdraw(source, tmp_path / "registry", by="files")
+    monkeypatch.setattr("quantkit.lineage._changed_weights", None)
+    with pytest.raises(WithdrawnError):
+        quantkit.verify(saved, checksums=[registry])

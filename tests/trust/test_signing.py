@@ -16,9 +16,11 @@ from keys import make_key
 from tiny import write_source
 
 import quantkit
-from quantkit.errors import UsageError
+from quantkit.errors import MismatchError, UsageError
+from quantkit.lineage import weights_of
 from quantkit.records import read_manifest, write_manifest
-from quantkit.signing import PASSWORD, SIGNATURE, check_signature, open_signer
+from quantkit.signatures import SIGNATURE, check_signature, open_expected
+from quantkit.signing import PASSWORD, Signer, open_signer
 
 pytest.importorskip("model_signing")
 
@@ -134,7 +136,7 @@ def test_it_is_signed_again_only_where_the_signature_no_longer_covers_it(
     assert (after := signature.read_bytes()) != before
     other.sign(folder)
     assert signature.read_bytes() != after
-    assert check_signature(folder, keys["other"][1]) == "valid"
+    assert check_signature(folder, open_expected(keys["other"][1])) == "valid"
 
 
 def test_a_relative_folder_is_signed_again_as_any(
@@ -152,7 +154,7 @@ def test_a_relative_folder_is_signed_again_as_any(
     assert signer.has_signed(folder)
     assert SIGNATURE not in signed_names(folder)
     assert ".DS_Store" not in bundled(folder), "nor named as ignored"
-    assert check_signature(folder, keys["mine"][1]) == "valid"
+    assert check_signature(folder, open_expected(keys["mine"][1])) == "valid"
 
 
 def bundled(folder: Path) -> str:
@@ -194,7 +196,7 @@ def test_an_encrypted_key_has_its_password_from_the_environment(
         open_signer(key)
     monkeypatch.setenv(PASSWORD, "geheim 鍵")
     open_signer(key).sign(folder)
-    assert check_signature(folder, keys["mine"][1]) == "valid"
+    assert check_signature(folder, open_expected(keys["mine"][1])) == "valid"
     open_signer(keys["mine"][0])  # a key without a password needs none
 
 
@@ -210,7 +212,7 @@ def test_a_key_out_of_a_pipe_is_read_once(
         open_signer(Path(f"/dev/fd/{reading}")).sign(folder)
     finally:
         os.close(reading)
-    assert check_signature(folder, keys["mine"][1]) == "valid"
+    assert check_signature(folder, open_expected(keys["mine"][1])) == "valid"
 
 
 def test_what_is_no_key_to_sign_with_is_named(tmp_path: Path) -> None:
@@ -256,3 +258,114 @@ def test_what_has_no_signature_does_not_pass_with_a_key(
         said = refused(3, "verify", folder, "--public-key", public)
         assert "no quantkit-manifest.json" in said
     assert "no such folder" in refused(2, "verify", tmp_path / "no", "--public-key", public)
+
+
+# a signature is over all of it, and what it alone tells comes first
+
+
+def sign_with_the_library(key: Path, folder: Path, signature: Path, **ignored: list[str]) -> None:
+    from model_signing import hashing, signing
+
+    config = signing.Config().use_elliptic_key_signer(private_key=key)
+    if ignored:
+        config.set_hashing_config(hashing.Config().set_ignored_paths(**ignored))
+    config.sign(folder, signature)
+
+
+def test_a_signature_over_less_is_none_over_this(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Who once signed a config has not signed the weights that somebody puts beside it."""
+    folder, less = shutil.copytree(signed, tmp_path / "out"), tmp_path / "less"
+    less.mkdir()
+    shutil.copy(folder / "config.json", less)
+    key, public = keys["mine"]
+    sign_with_the_library(key, less, folder / SIGNATURE)
+    assert "Extra files" in refused(3, "verify", folder, "--public-key", public)
+    left_out = ["model.safetensors", "quantkit-manifest.json", SIGNATURE]
+    sign_with_the_library(key, folder, folder / SIGNATURE, paths=left_out)
+    assert "Extra files" in refused(3, "verify", folder, "--public-key", public)
+    sign_with_the_library(key, folder, folder / SIGNATURE, paths=[SIGNATURE])
+    assert quantkit.verify(folder, public_key=public)["signature"] == "valid"
+
+
+def test_what_the_library_says_of_a_key_is_not_on_standard_output(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    bundle = json.loads((folder / SIGNATURE).read_text())
+    del bundle["verificationMaterial"]["publicKey"]["hint"]  # which nobody signed
+    (folder / SIGNATURE).write_text(json.dumps(bundle))
+    said = succeeded("verify", folder, "--public-key", keys["mine"][1], "--json")
+    assert json.loads(said)["signature"] == "valid"
+
+
+@pytest.mark.parametrize("wrong", ["other", "absent", "no key"])
+def test_a_signature_is_judged_before_the_weights_are_read(
+    signed: Path,
+    keys: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    monkeypatch.setattr("quantkit.lineage._changed_weights", None)
+    public = keys["other" if wrong == "other" else "mine"][1]
+    if wrong == "absent":
+        (folder / SIGNATURE).unlink()
+    if wrong == "no key":
+        public = tmp_path / "key.pub"
+        public.write_text("none")
+    with pytest.raises(UsageError if wrong == "no key" else MismatchError):
+        quantkit.verify(folder, public_key=public)
+
+
+def test_weights_that_are_not_those_signed_are_found(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """They are read once, for the manifest, whose digests of them the signature is over."""
+    folder = shutil.copytree(signed, tmp_path / "out")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    said = refused(3, "verify", folder, "--public-key", keys["mine"][1])
+    assert "model.safetensors has changed" in said
+    manifest = read_manifest(folder)
+    for each in manifest["output"]["files"]:
+        if each["is_weight"]:
+            each["sha256"] = "0" * 64
+    assert not open_signer(keys["mine"][0]).has_signed(folder, weights_of(manifest))
+
+
+def test_digests_that_are_known_are_signed_unread(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    from model_signing import verifying
+
+    folder = shutil.copytree(signed, tmp_path / "out")
+    (folder / SIGNATURE).unlink()
+    known = weights_of(read_manifest(folder))
+    assert set(known) == {"model.safetensors"}
+    (folder / "model.safetensors").rename(tmp_path / "away")
+    key, public = keys["mine"]
+    open_signer(key).sign(folder, known)
+    assert open_signer(key).has_signed(folder, known)
+    assert not open_signer(key).has_signed(folder)
+    (tmp_path / "away").rename(folder / "model.safetensors")
+    assert open_signer(key).has_signed(folder)
+    plain = verifying.Config().use_elliptic_key_verifier(public_key=public)
+    plain.verify(folder, folder / SIGNATURE)
+
+
+def test_what_cannot_be_signed_is_named(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(signed, tmp_path / "out")
+    signer: Signer = open_signer(keys["mine"][0])
+    os.mkfifo(folder / "pipe")  # which nobody publishes
+    (folder / "config.json").write_text("{}")
+    signer.sign(folder)
+    assert signer.has_signed(folder)
+    (folder / "more").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"links in it \(more\)"):
+        signer.sign(folder)

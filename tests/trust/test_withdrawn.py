@@ -119,14 +119,16 @@ def test_another_model_is_not(release: Path, registry: Path, tmp_path: Path) -> 
 def test_a_good_release_of_the_same_weights_is_spared(
     release: Path, registry: Path, tmp_path: Path
 ) -> None:
-    """Withdrawn for its tokenizer, say: the weights of both releases are the same."""
+    """Withdrawn for its config, say: the weights of both releases are the same."""
     mine = shutil.copytree(registry, tmp_path / "registry")
+    again = shutil.copytree(release, tmp_path / "again")
+    (again / "config.json").write_text((release / "config.json").read_text() + "\n")
     succeeded(
-        "checksums", "add", release, "--repository", "own/model", "--status", "current",
+        "checksums", "add", again, "--repository", "own/model", "--status", "current",
         "--date", "2026-02-03", "--stated-at", "https://example.org/again",
         "--into", mine / "own.toml",
     )  # fmt: skip
-    folder = repacked(release, tmp_path / "bin", dict, container="torch")
+    folder = repacked(again, tmp_path / "bin", dict, container="torch")
     found = quantkit.verify(folder, checksums=[mine])
     assert (found["status"], found["verdict"]["release"]) == ("verified", "2026-02-03")
     # but another registry's word does not spare it
