@@ -4,36 +4,67 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 #: glibc's names for them in malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
-#: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed.
-_LARGE = 17 << 20
+#: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed;
+#: and so much may be free at the end of the heap.
+_LARGE, _FREE = 4 << 20, 16 << 20
 
-#: So much may be free at the end of the heap: what comes and goes is not asked for anew.
-_FREE = 16 << 20
-
-
-def release_free() -> None:
-    """Give back to the system whatever is free, in this process."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+#: The same while blocks are reused. glibc takes no more for the first.
+_REUSED, _KEPT = 32 << 20, 1 << 30
 
 
-def return_large_blocks() -> None:
+@contextmanager
+def large_blocks_return() -> Iterator[None]:
     """Have large blocks go back to the system as soon as they are freed, in this process.
 
     By itself glibc raises its bound for such blocks to 32 MiB as they come and go; matrices
-    below that then leave holes in the heap, and in one for each thread. Smaller blocks, as
-    activations are, come and go too often to be asked for anew each time. Elsewhere than on
-    glibc nothing happens.
+    below that then leave holes in the heap, and in one for each thread. Elsewhere than on
+    glibc nothing happens. It stays so afterwards: there is no way to ask what it was.
     """
+    _set(_M_ARENA_MAX, 1)
+    _set(_M_MMAP_THRESHOLD, _LARGE)
+    _set(_M_TRIM_THRESHOLD, _FREE)
+    _returning.append(True)
+    try:
+        yield
+    finally:
+        _returning.pop()
+
+
+@contextmanager
+def blocks_reused() -> Iterator[None]:
+    """Inside :func:`large_blocks_return`, where large blocks come and go all the time.
+
+    A layer's activations are made and dropped for each window, and each page that the system
+    gives anew costs as much as what is computed on it. What is free afterwards goes back.
+    """
+    if not _returning:
+        yield
+        return
+    _set(_M_MMAP_THRESHOLD, _REUSED)
+    _set(_M_TRIM_THRESHOLD, _KEPT)
+    try:
+        yield
+    finally:
+        _set(_M_MMAP_THRESHOLD, _LARGE)
+        _set(_M_TRIM_THRESHOLD, _FREE)
+        _call("malloc_trim", 0)
+
+
+#: One entry for each :func:`large_blocks_return` that is open.
+_returning: list[bool] = []
+
+
+def _set(what: int, value: int) -> None:
+    _call("mallopt", what, value)
+
+
+def _call(name: str, *arguments: int) -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
-            library = ctypes.CDLL(None)
-            library.mallopt(_M_MMAP_THRESHOLD, _LARGE)
-            library.mallopt(_M_TRIM_THRESHOLD, _FREE)
-            library.mallopt(_M_ARENA_MAX, 1)
+            getattr(ctypes.CDLL(None), name)(*arguments)

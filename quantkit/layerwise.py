@@ -28,7 +28,7 @@ from quantkit.elements import from_torch
 from quantkit.errors import NonFiniteError
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
-from quantkit.heap import release_free, return_large_blocks
+from quantkit.heap import large_blocks_return
 from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
 from quantkit.layer import Layer
 from quantkit.methods import GptqMethod
@@ -81,7 +81,6 @@ def calibrate(
     the SHA-256 ``digests``; layers that ``folder`` holds from an earlier run of the same are
     taken up.
     """
-    return_large_blocks()
     model = build_empty(parse_config(source.folder, source.config), "float32", with_buffers=True)
     layers = FinishedLayers(folder, {**identity, "source": digests})
     home: dict[str, int] = {}
@@ -89,7 +88,8 @@ def calibrate(
     resumed = 0
     load, windows = _loader(plan, source, model), side_by_side(calibration.windows)
     feedback = form.method.error_feedback > 0
-    with Sweep(model, load, windows, folder, device=device, to_logits=False) as sweep:
+    sweep = Sweep(model, load, windows, folder, device=device, to_logits=False)
+    with large_blocks_return(), sweep:
         some = range(0, len(windows), FEEDBACK_EVERY)
         states = sweep.copy_states(some) if feedback else None
         for layer in sweep.layers():
@@ -169,11 +169,9 @@ def _quantize_layer(
     reports: dict[str, ModuleReport] = {}
     writes: list[Write] = []
     for shared in _gathered(layer, tuple(items), form.method, states, tell):
-        release_free()  # by the runs of the layer, before its weights are copied
         for name, report, stored in _rounded(layer, shared, items, form):
             reports[name] = report
             writes += stored
-        release_free()  # by those copies, before the layer is run again
     outputs = [output for each in items.values() for output in each.outputs]
     found = [reports[name] for name in items]
     layers.add(layer.index, outputs, writes, {"modules": [asdict(each) for each in found]})

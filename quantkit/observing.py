@@ -10,7 +10,7 @@ and can be made good (:func:`kernels.gptq.make_good`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.activations import Activations
+from quantkit.heap import blocks_reused
 from quantkit.kernels.gptq import accumulate
 from quantkit.layer import Layer
 
@@ -98,6 +99,7 @@ def shared_inputs(layer: Layer, names: Sequence[str]) -> Wanted:
     return Wanted(inputs.groups())
 
 
+@blocks_reused()
 def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wanted:
     """Turn an unquantized layer's inputs in the unquantized model into its outputs.
 
@@ -134,7 +136,18 @@ def gather(
     Each result is let go as the next is asked for.
     """
     sums = {group[0]: _Sum(layer, tuple(group)) for group in groups}
-    last = groups[-1][0]
+    _sum_up(layer, sums, wanted, progress)
+    for name in [*sums]:
+        shared = sums.pop(name).result()
+        if shared is not None:
+            yield shared
+
+
+@blocks_reused()
+def _sum_up(
+    layer: Layer, sums: Mapping[str, _Sum], wanted: Wanted, progress: Callable[[int], None]
+) -> None:
+    last = [*sums][-1]
     for window in layer.windows:
 
         def see(name: str, given: Tensor, window: int = window) -> None:
@@ -145,10 +158,6 @@ def gather(
         with _watched(layer.module, sums, see), suppress(_SeenAll), torch.inference_mode():
             layer.run(window)
         progress(window + 1)
-    for name in [*sums]:
-        shared = sums.pop(name).result()
-        if shared is not None:
-            yield shared
 
 
 class _Sum:

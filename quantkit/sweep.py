@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from quantkit.activations import ROOM_BYTES, Activations, Rooms
 from quantkit.calls import Call, same
 from quantkit.errors import UnsupportedModelError
+from quantkit.heap import blocks_reused
 from quantkit.layer import Layer
 from quantkit.skeleton import layer_names
 
@@ -130,7 +131,7 @@ class Sweep:
                     coming.append(self._reader.submit(self._weights, self._names[index + 1]))
                 elif not self._to_logits:
                     return
-                with torch.inference_mode():
+                with torch.inference_mode(), blocks_reused():
                     for window in layer.windows:
                         self._states[window] = layer.run(window)
             finally:
