@@ -33,15 +33,19 @@ from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good
 from quantkit.layer import Layer
 from quantkit.methods import GptqMethod
 from quantkit.modulewise import ModuleReport, notes
-from quantkit.observing import FEEDBACK_EVERY, Shared, advance, gather, shared_inputs
+from quantkit.observing import (
+    FEEDBACK_EVERY,
+    Shared,
+    advance,
+    gather,
+    shared_inputs,
+    side_by_side,
+)
 from quantkit.plans import Plan, TensorPlan
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
 from quantkit.sweep import Load, Sweep
 from quantkit.types import Event, Listener
-
-#: So many tokens, or one longer window, go through a layer side by side.
-_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -113,19 +117,6 @@ def calibrate(
     return Calibrated(tuple(reports), digests, layers, home)
 
 
-def side_by_side(windows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Neighbours of one length together: a matrix product of few rows is a slow one."""
-    batches: list[list[Sequence[int]]] = []
-    for window in windows:
-        last = batches[-1] if batches else []
-        fits = len(window) * (len(last) + 1) <= _TOGETHER
-        if last and len(last[0]) == len(window) and fits:
-            last.append(window)
-        else:
-            batches.append([window])
-    return batches
-
-
 def _counter(
     listener: Listener, index: int, layers: int, batches: Sequence[Sequence[object]]
 ) -> Callable[[int], None]:
@@ -186,10 +177,18 @@ def _rounded(
         name: form.grid(items[name].source.name, shared.hessian.shape[0]) for name in shared.modules
     }
     factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
+    good = (
+        {}
+        if shared.crossed is None
+        else {
+            size: make_good(shared.crossed, factor, form.method.error_feedback)
+            for size, factor in factors.items()
+        }
+    )
     for name, grid in grids.items():
         item, factor = items[name], factors[grid.group_size]
         weight = _finite(layer.weight(name), item)
-        moved = _made_good(shared, name, factor, form.method)
+        moved = _moved(shared, name, weight, factor, good.get(grid.group_size), form.method)
         made = quantize(weight, factor, grid, moved)
         del moved
         decoded = made.dequantized()
@@ -198,7 +197,17 @@ def _rounded(
         yield name, report, [*form.stored(item.source.name, made)]
 
 
-def _made_good(shared: Shared, name: str, factor: Factor, method: GptqMethod) -> Tensor | None:
+def _moved(
+    shared: Shared,
+    name: str,
+    weight: Tensor,
+    factor: Factor,
+    good: Tensor | None,
+    method: GptqMethod,
+) -> Tensor | None:
+    """By how much a weight moves; ``good`` is the same of what is ``crossed``, made once."""
+    if good is not None:
+        return weight @ good
     lacking = shared.lacking.pop(name, None)  # let go before the weight is rounded
     return None if lacking is None else make_good(lacking, factor, method.error_feedback)
 

@@ -27,6 +27,10 @@ from quantkit.layer import Layer
 FEEDBACK_EVERY = 4
 
 
+#: So many tokens, or one longer window, go through a layer side by side.
+_TOGETHER = 1024
+
+
 class _SeenAll(Exception):  # noqa: N818 - no error
     """The last module that is watched has been given its input; what follows is not needed."""
 
@@ -38,14 +42,30 @@ class Shared:
     ``hessian``: float32 (columns, columns), the upper triangle of the sum of ``x x^T`` over
     ``tokens`` inputs. ``lacking``: of each module float32 (rows, columns), the sum of
     ``(y - y~) x^T``, where ``y`` is its output in the unquantized model and ``y~`` the one
-    that it has on ``x``; drawn from ``n`` tokens of some windows, and scaled to all and by
-    ``n / (n + columns)``, as few tokens tell little. Empty where it was not asked for.
+    that it has on ``x``; or, where that is less work for all of them, ``crossed``: float32
+    (columns, columns), which a module's weight times it gives. Drawn from ``n`` tokens of some
+    windows, and scaled to all and by ``n / (n + columns)``, as few tokens tell little. Neither
+    where it was not asked for.
     """
 
     modules: tuple[str, ...]
     hessian: Tensor
     tokens: int
     lacking: dict[str, Tensor] = field(default_factory=dict)
+    crossed: Tensor | None = None
+
+
+def side_by_side(windows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Neighbours of one length together: a matrix product of few rows is a slow one."""
+    batches: list[list[Sequence[int]]] = []
+    for window in windows:
+        last = batches[-1] if batches else []
+        fits = len(window) * (len(last) + 1) <= _TOGETHER
+        if last and len(last[0]) == len(window) and fits:
+            last.append(window)
+        else:
+            batches.append([window])
+    return batches
 
 
 @dataclass
@@ -164,7 +184,7 @@ class _Sum:
     """What is gathered for one group of modules.
 
     ``(y - y~) x^T`` is ``W (x' - x) x^T``, with ``x'`` as the unquantized model has it: where
-    that is less work, ``(x' - x) x^T`` is summed up, and multiplied by each weight once.
+    that is less work, ``(x' - x) x^T`` is summed up, for each weight to be multiplied by.
     """
 
     def __init__(self, layer: Layer, modules: tuple[str, ...]) -> None:
@@ -200,11 +220,10 @@ class _Sum:
     def result(self) -> Shared | None:
         if self._hessian is None:
             return None
-        if self._crossed is not None:
-            self._lacking = {name: each @ self._crossed for name, each in self._weights.items()}
-        for lacking in self._lacking.values():  # to all tokens; less, where few say it of many
-            lacking.mul_(self._tokens / (self._compared + self._hessian.shape[0]))
-        return Shared(self._modules, self._hessian, self._tokens, self._lacking)
+        made = [*self._lacking.values(), *([] if self._crossed is None else [self._crossed])]
+        for each in made:  # to all tokens; less, where few say it of many
+            each.mul_(self._tokens / (self._compared + self._hessian.shape[0]))
+        return Shared(self._modules, self._hessian, self._tokens, self._lacking, self._crossed)
 
 
 def _rows(states: Tensor) -> Tensor:

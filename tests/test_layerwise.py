@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import quantkit
-from quantkit import layerwise
+from quantkit import observing
 from quantkit.errors import NonFiniteError
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import factorize, quantize
@@ -47,7 +47,7 @@ TOGETHER = 2
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "_TOGETHER", TOGETHER * len(IDS[0]))
+    monkeypatch.setattr(observing, "_TOGETHER", TOGETHER * len(IDS[0]))
 
 
 @pytest.fixture(scope="module")
@@ -341,8 +341,8 @@ def test_killed_at_a_random_moment(tmp_path: Path, ids: Path, seed: int) -> None
 
 
 def test_neighbours_of_one_length_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "_TOGETHER", 6)
+    monkeypatch.setattr(observing, "_TOGETHER", 6)
     windows = [[1, 1], [2, 2], [3, 3], [4, 4], [5], [6], [7] * 9, [8] * 9, [9, 9]]
-    sizes = [len(batch) for batch in layerwise.side_by_side(windows)]
+    sizes = [len(batch) for batch in observing.side_by_side(windows)]
     assert sizes == [3, 1, 2, 1, 1, 1]
-    assert [each for batch in layerwise.side_by_side(windows) for each in batch] == windows
+    assert [each for batch in observing.side_by_side(windows) for each in batch] == windows

@@ -20,18 +20,16 @@ def pack(values: Tensor, bits: int) -> Tensor:
     """uint8 (n, columns), ``n`` a multiple of 32 -> int32 (n * bits / 32, columns)."""
     import torch
 
-    chunks = values.reshape(-1, CHUNK, values.shape[1]).to(torch.int64)
-    words = torch.zeros(
-        chunks.shape[0], bits, chunks.shape[2], dtype=torch.int64, device=values.device
-    )
+    chunks = values.reshape(-1, CHUNK, values.shape[1])
+    shape = chunks.shape[0], bits, chunks.shape[2]
+    words = torch.zeros(shape, dtype=torch.int32, device=values.device)
     for at in range(CHUNK):
         word, shift = divmod(at * bits, 32)
-        words[:, word] |= chunks[:, at] << shift
+        value = chunks[:, at].to(torch.int32)
+        words[:, word] |= value << shift  # what passes the top is cut off, as it should be
         if shift + bits > 32:
-            words[:, word + 1] |= chunks[:, at] >> (32 - shift)
-    words &= 0xFFFFFFFF
-    # to two's complement, which the file's int32 is
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).flatten(0, 1)
+            words[:, word + 1] |= value >> (32 - shift)
+    return words.flatten(0, 1)
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
