@@ -35,7 +35,8 @@ export PYTHONPATH="$root:$site${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$python" - <<'PY'
 import importlib.util, sys
-need = ("torch", "transformers", "bitsandbytes", "accelerate", "numba", "pydantic", "psutil",
+need = ("torch", "transformers", "bitsandbytes", "accelerate", "blake3", "ml_dtypes", "numba",
+        "pydantic", "psutil",
         "jinja2", "sentencepiece", "google.protobuf", "tokenizers", "typer", "rich", "yaml",
         "matplotlib", "pytest", "hypothesis")
 def absent(name):
