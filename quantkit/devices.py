@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -46,9 +44,7 @@ def _has_cuda() -> bool:
 
 
 def count_threads() -> int:
-    """The threads that arithmetic is shared out among: torch's, if this process has used it."""
-    if "torch" in sys.modules:
-        import torch
+    """The threads that torch shares its arithmetic out among."""
+    import torch
 
-        return torch.get_num_threads()
-    return len(os.sched_getaffinity(0))
+    return torch.get_num_threads()

@@ -110,7 +110,7 @@ def _convert(job: Job) -> Staged:
         "companions": _companions(job.source),
         "underflows": dict(converted.underflows),
         "tokenizer": converted.tokenizer,
-        "threads": count_threads(),
+        "threads": count_threads() if job.plan.computes_in_torch else None,
         "modules": [asdict(each) for each in calibrated.modules] if calibrated else [],
         "outputs": [asdict(each) for each in outputs],
     }

@@ -60,7 +60,7 @@ def build_manifest(
         "plan": _plan_summary(plan),
         "conversion": {
             "device": job.device,
-            "threads": staged.note["threads"],
+            "threads": staged.note.get("threads"),
             "tokenizer": staged.converted.tokenizer,
             "underflows": dict(staged.converted.underflows),
             "calibration": _calibration(job.calibration),

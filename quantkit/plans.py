@@ -77,6 +77,11 @@ class Plan:
         return sum(shard.slack for shard in self.shards)
 
     @property
+    def computes_in_torch(self) -> bool:
+        """Whether some of the arithmetic is torch's, whose sums depend on its threads."""
+        return bool(self.method["format"] == "gptq" or self.method.get("double_quant", False))
+
+    @property
     def memory_bytes(self) -> int:
         """Forecast of the peak without the gate: libraries, segments in flight, the largest
         weight that must be held whole, and what a calibration holds beside its activations.
@@ -87,8 +92,7 @@ class Plan:
             for each in self.tensors
             if each.action != "drop" and (each.transposed or each.source.stride is not None)
         ]
-        torch = self.method["format"] == "gptq" or self.method.get("double_quant", False)
-        libraries = _WITH_TORCH_BYTES if torch else _LIBRARY_BYTES
+        libraries = _WITH_TORCH_BYTES if self.computes_in_torch else _LIBRARY_BYTES
         return libraries + 3 * max(whole, default=0) + self._calibration_bytes
 
     @property
