@@ -17,6 +17,9 @@ _LARGE, _FREE = 4 << 20, 16 << 20
 #: The same while blocks are reused. glibc takes no more for the first.
 _REUSED, _KEPT = 32 << 20, 1 << 30
 
+#: One entry for each :func:`large_blocks_return` that is open.
+_returning: list[bool] = []
+
 
 @contextmanager
 def large_blocks_return() -> Iterator[None]:
@@ -54,10 +57,6 @@ def blocks_reused() -> Iterator[None]:
         _set(_M_MMAP_THRESHOLD, _LARGE)
         _set(_M_TRIM_THRESHOLD, _FREE)
         _call("malloc_trim", 0)
-
-
-#: One entry for each :func:`large_blocks_return` that is open.
-_returning: list[bool] = []
 
 
 def _set(what: int, value: int) -> None:

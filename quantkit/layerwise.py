@@ -177,14 +177,11 @@ def _rounded(
         name: form.grid(items[name].source.name, shared.hessian.shape[0]) for name in shared.modules
     }
     factors = _factors(shared, form.method, {each.group_size for each in grids.values()})
-    good = (
-        {}
-        if shared.crossed is None
-        else {
-            size: make_good(shared.crossed, factor, form.method.error_feedback)
-            for size, factor in factors.items()
-        }
-    )
+    good = {
+        size: make_good(shared.crossed, factor, form.method.error_feedback)
+        for size, factor in factors.items()
+        if shared.crossed is not None
+    }
     for name, grid in grids.items():
         item, factor = items[name], factors[grid.group_size]
         weight = _finite(layer.weight(name), item)

@@ -23,9 +23,8 @@ from quantkit.heap import blocks_reused
 from quantkit.kernels.gptq import accumulate
 from quantkit.layer import Layer
 
-#: Of how many windows one goes through the unquantized model too: docs/gptq.md has what all buy.
+#: Of how many windows, each of one text or several, one goes through the unquantized model too.
 FEEDBACK_EVERY = 4
-
 
 #: So many tokens, or one longer window, go through a layer side by side.
 _TOGETHER = 1024
