@@ -78,7 +78,8 @@ model.save_pretrained(out)
 """
 
 STARTUP = """
-import sys
+import gc, sys
+gc.set_threshold(100_000, 50, 50)  # as the command does
 from pathlib import Path
 from quantkit.recipe import load_recipe
 from quantkit.source import open_source
@@ -199,8 +200,11 @@ def attempt(
 ) -> Run | str:
     """As ``process``; what it said last where it failed, or took longer than ``limit`` seconds.
 
-    The peak is the child's own, or that of the largest of those it waited for.
+    The peak is the child's own, or that of the largest of those it waited for. Compiled
+    modules are written as usual: a shell that forbids it would have ours, which no installer
+    compiled, compiled anew in each process.
     """
+    env = {k: v for k, v in (env or os.environ).items() if k != "PYTHONDONTWRITEBYTECODE"}
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()

@@ -25,6 +25,7 @@ from quantkit.digests import digest_file
 from quantkit.elements import Array, count_nonfinite, row_major
 from quantkit.errors import NonFiniteError, SourceError
 from quantkit.formats import Encoder, Format, Write, format_of
+from quantkit.heap import small_blocks_stay
 from quantkit.kernels.casting import cast
 from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import Recipe
@@ -88,6 +89,7 @@ def run(
         SourceError: a tied copy differs from the weight that it is tied to.
         OSError: the disk cannot take the output.
     """
+    small_blocks_stay()
     tally = _Tally()
     with ExitStack() as stack:
         writers = [

@@ -17,8 +17,21 @@ _LARGE, _FREE = 4 << 20, 16 << 20
 #: The same while blocks are reused. glibc takes no more for the first.
 _REUSED, _KEPT = 32 << 20, 1 << 30
 
+#: What may be free while segments come and go: a few of each thread's.
+_STAYING = 64 << 20
+
 #: One entry for each :func:`large_blocks_return` that is open.
 _returning: list[bool] = []
+
+
+def small_blocks_stay() -> None:
+    """Have blocks below 4 MiB taken from what was freed, and larger ones returned, from here on.
+
+    A stream makes and drops arrays of a megabyte or two by the thousand; mapped one by one,
+    each of their pages is a fault and 4 KiB of zeros. It stays so: see below.
+    """
+    _set(_M_MMAP_THRESHOLD, _LARGE)
+    _set(_M_TRIM_THRESHOLD, _STAYING)
 
 
 @contextmanager

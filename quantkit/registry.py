@@ -34,12 +34,12 @@ class Registry:
     def needs_md5(self, name: str, size: int) -> bool:
         """Whether some entry states only an MD5 for a file that this one could be.
 
-        A file of another stated size is out; another container (``.bin`` against
-        ``.safetensors``) is too.
+        A file of a size that cannot be is out; another container (``.bin`` against
+        ``.safetensors``) is too. MD5 runs on one thread and takes longer than all else.
         """
         suffix = Path(name).suffix
         return any(
-            listed.sha256 is None and listed.bytes in (None, size)
+            listed.sha256 is None and listed.may_have(size)
             for entry in self.entries
             for release in entry.releases
             for listed in release.files

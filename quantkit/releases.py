@@ -67,13 +67,15 @@ class _Strict(BaseModel):
 class ListedFile(_Strict):
     """What is known of one file of a release; at least one digest.
 
-    ``revision`` and ``stated_at`` stand here where they are not the release's.
+    ``bytes`` is its exact size; where that was never published, ``least_bytes`` is what its
+    tensors alone take. ``revision`` and ``stated_at`` stand here where they are not the release's.
     """
 
     name: Annotated[str, Field(min_length=1)]
     md5: Md5 | None = None
     sha256: Sha256 | None = None
     bytes: Annotated[int, Field(gt=0)] | None = None
+    least_bytes: Annotated[int, Field(gt=0)] | None = None
     revision: Commit | None = None
     stated_at: Address | None = None
 
@@ -82,6 +84,18 @@ class ListedFile(_Strict):
         if self.md5 is None and self.sha256 is None:
             raise ValueError(f"file {self.name!r} states neither md5 nor sha256")
         return self
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ListedFile:
+        if self.bytes is not None and self.least_bytes is not None:
+            raise ValueError(f"file {self.name!r} states both bytes and least_bytes; keep bytes")
+        return self
+
+    def may_have(self, size: int) -> bool:
+        """Whether a file of ``size`` bytes could be this one."""
+        if self.bytes is not None:
+            return size == self.bytes
+        return size >= (self.least_bytes or 0)
 
     def matches(self, file: FileDigest) -> bool:
         """Whether every digest stated here is the file's. Names play no part.

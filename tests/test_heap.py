@@ -35,9 +35,9 @@ with large_blocks_return():
 """
 
 
-def measured(how: str) -> tuple[int, int]:
+def measured(how: str, script: str = SCRIPT) -> tuple[int, int]:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, how], capture_output=True, text=True, check=True
     )
     pages, grown = done.stdout.split()
     return int(pages), int(grown)
@@ -55,3 +55,27 @@ def test_otherwise_each_is_asked_for_anew() -> None:
     pages, grown = measured("returned")
     assert pages > 5 * 24 * 200
     assert grown < 8
+
+
+STREAM = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+from quantkit.heap import small_blocks_stay
+
+if sys.argv[1] == "stay":
+    small_blocks_stay()
+
+def come_and_go(times):
+    for _ in range(times):
+        [b"1" * (size << 19) for size in (1, 2, 3, 4, 1, 2, 3, 4)]
+
+come_and_go(2)
+pages = getrusage(RUSAGE_SELF).ru_minflt
+come_and_go(20)
+print(getrusage(RUSAGE_SELF).ru_minflt - pages, 0)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere nothing happens")
+def test_what_a_stream_drops_is_reused() -> None:
+    assert measured("stay", STREAM)[0] < 1000 < measured("as it is", STREAM)[0]

@@ -9,6 +9,7 @@ import pytest
 
 from quantkit.errors import UsageError
 from quantkit.registry import Entry, Registry, checksums
+from quantkit.releases import ListedFile, Release
 from quantkit.types import FileDigest
 
 
@@ -148,6 +149,31 @@ def test_md5_is_taken_only_where_it_can_matter() -> None:
     assert registry.needs_md5("pytorch_model-00001-of-00002.bin", 10)
     assert not registry.needs_md5("model.safetensors", 10)
     assert not Registry((entry("own/x", release("current", A)),)).needs_md5("m.safetensors", 1)
+
+
+@pytest.mark.parametrize(
+    ("stated", "sizes"), [({"bytes": 10}, [10]), ({"least_bytes": 10}, [10, 11]), ({}, [9, 10, 11])]
+)
+def test_md5_is_taken_only_of_a_file_that_may_be_the_one(
+    stated: dict[str, int], sizes: list[int]
+) -> None:
+    listed = ListedFile(name="pytorch_model.bin", md5="0" * 32, **stated)
+    found = Release(status="withdrawn", stated_at="https://example.org", files=(listed,))
+    registry = Registry((Entry(repository="own/x", releases=(found,)),))
+    assert [n for n in (9, 10, 11) if registry.needs_md5("any.bin", n)] == sizes
+
+
+def test_a_file_has_one_size() -> None:
+    with pytest.raises(ValueError, match="keep bytes"):
+        ListedFile(name="a.bin", md5="0" * 32, bytes=10, least_bytes=10)
+
+
+def test_the_withdrawn_release_is_looked_for_from_its_own_size_on() -> None:
+    """The parameters of rinna's bilingual 4B, two bytes each: the file cannot be smaller."""
+    parameters = 36 * (12 * 2816**2 + 13 * 2816) + 2 * 65536 * 2816 + 2 * 2816
+    registry = checksums()
+    assert registry.needs_md5("pytorch_model.bin", 2 * parameters)
+    assert not registry.needs_md5("pytorch_model.bin", 2 * parameters - 1)
 
 
 # files
