@@ -79,7 +79,7 @@ model.save_pretrained(out)
 
 STARTUP = """
 import gc, sys
-gc.set_threshold(100_000, 50, 50)  # as the command does
+gc.set_threshold(100_000)  # as the command does
 from pathlib import Path
 from quantkit.recipe import load_recipe
 from quantkit.source import open_source

@@ -28,7 +28,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Imports make objects by the hundred thousand that all stay: looking for garbage among
     # them, again and again, is a tenth of the start-up.
-    gc.set_threshold(100_000, 50, 50)
+    gc.set_threshold(100_000)
     # until a verb has a handler of its own: nothing is begun yet
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     try:
