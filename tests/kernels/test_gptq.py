@@ -94,7 +94,10 @@ def test_the_integers_of_the_paper_in_float64(layer, bits, group, desc_act, sym)
 
 
 def test_the_integers_of_the_paper_in_float32(layer) -> None:
-    """The order of sums decides a few: at least 99.9 % agree, and losses to 0.1 %."""
+    """The order of sums decides a few: at least 99.95 % agree, and losses to 0.1 %.
+
+    Where a group's range tips its float16 scale to the next one, all of that group differs.
+    """
     weight, hessian = layer
     same, total = 0, 0
     for bits, group, desc_act, sym in COMBINATIONS:
@@ -102,10 +105,10 @@ def test_the_integers_of_the_paper_in_float32(layer) -> None:
         wanted, loss = plain_reading(weight, hessian, bits, own, desc_act, sym)
         got = made(weight, hessian.float(), bits, group, desc_act, sym)
         agreeing = int((got.codes.double() == wanted).sum())
-        assert agreeing >= 0.997 * wanted.numel()
-        assert got.loss == pytest.approx(loss, rel=2e-3 if bits == 8 else 1e-3)
+        assert agreeing >= 0.998 * wanted.numel()
+        assert got.loss == pytest.approx(loss, rel=1e-3)
         same, total = same + agreeing, total + wanted.numel()
-    assert same >= 0.999 * total
+    assert same >= 0.9995 * total
 
 
 @pytest.mark.parametrize("sym", [True, False])
