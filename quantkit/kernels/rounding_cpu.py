@@ -171,12 +171,11 @@ def _round(  # type: ignore[no-untyped-def]
     tile, start, stop, end, passing, cost, scale, zero, top, codes, errors, loss
 ):
     """Round columns ``start`` to ``stop``, each error passed on to the columns before ``end``."""
-    inverse = top / top / scale  # a 1 of their type
     for first in range(start, stop, _TOGETHER):
         last = min(first + _TOGETHER, stop)
         whole = last == first + _TOGETHER
         for at in range(first, last):
-            _round_column(tile, at, scale, inverse, zero, cost[at], top, codes, errors, loss)
+            _round_column(tile, at, scale, zero, cost[at], top, codes, errors, loss)
             for later in range(at + 1, last if whole else end):
                 _pass_on(tile, later, errors, at, passing[at, later])
         if whole:
@@ -186,11 +185,11 @@ def _round(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _round_column(  # type: ignore[no-untyped-def]
-    tile, at, scale, inverse, zero, cost, top, codes, errors, loss
+    tile, at, scale, zero, cost, top, codes, errors, loss
 ):
     for lane in range(tile.shape[1]):
         value = tile[at, lane]
-        code = np.rint(value * inverse[lane]) + zero[lane]
+        code = np.rint(value / scale[lane]) + zero[lane]
         code = code if code > top - top else top - top  # numba's way to a typed zero
         code = code if code < top else top
         error = value - scale[lane] * (code - zero[lane])

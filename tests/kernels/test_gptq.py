@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,7 +78,7 @@ def layer() -> tuple[Tensor, Tensor]:
 
 
 def made(weight, hessian, bits, group, desc_act, sym, *, search=False, grouped=False):
-    group = COLUMNS if group == -1 else group
+    group = weight.shape[1] if group == -1 else group
     order = "diagonal" if desc_act else "grouped" if grouped else "source"
     factor = factorize(hessian.clone(), DAMP, order, group)
     return quantize(weight, factor, Grid(bits, group, sym, search))
@@ -109,6 +111,50 @@ def test_the_integers_of_the_paper_in_float32(layer) -> None:
         assert got.loss == pytest.approx(loss, rel=1e-3)
         same, total = same + agreeing, total + wanted.numel()
     assert same >= 0.9995 * total
+
+
+@pytest.fixture(scope="module")
+def trained(demo: Path) -> list[tuple[Tensor, Tensor]]:
+    """Weights of a trained layer, and the Hessians of the text that passes through it; float64."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(demo, dtype=torch.float32)
+    layer = model.gpt_neox.layers[3]
+    modules = [layer.attention.query_key_value, layer.mlp.dense_4h_to_h]
+    hessians = [torch.zeros(each.in_features, each.in_features).double() for each in modules]
+
+    def add(to: Tensor) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            inputs = arguments[0][0].double()
+            to.add_(inputs.T @ inputs)
+
+        return hook
+
+    for module, hessian in zip(modules, hessians, strict=True):
+        module.register_forward_pre_hook(add(hessian))
+    text = (demo / "heldout.txt").read_text(encoding="utf-8")
+    ids = SentencePieceProcessor(model_file=str(demo / "spiece.model")).encode(text)
+    with torch.inference_mode():
+        for at in range(0, len(ids), 256):
+            model(torch.tensor([ids[at : at + 256]]))
+    return [(m.weight.detach().double(), h) for m, h in zip(modules, hessians, strict=True)]
+
+
+def test_the_integers_of_the_paper_on_a_trained_layer(trained) -> None:
+    """To the last one in float64; in float32 at least 99.9 % of them, and losses to 0.1 %."""
+    same, total = 0, 0
+    for (weight, hessian), (bits, group, desc_act, sym) in itertools.product(trained, COMBINATIONS):
+        wanted, loss = plain_reading(
+            weight, hessian, bits, weight.shape[1] if group == -1 else group, desc_act, sym
+        )
+        exact = made(weight, hessian, bits, group, desc_act, sym)
+        assert torch.equal(exact.codes.double(), wanted)
+        got = made(weight, hessian.float(), bits, group, desc_act, sym)
+        assert got.loss == pytest.approx(loss, rel=1e-3)
+        same += int((got.codes.double() == wanted).sum())
+        total += wanted.numel()
+    assert same >= 0.999 * total
 
 
 @pytest.mark.parametrize("sym", [True, False])
