@@ -30,7 +30,8 @@ def gptq_child(
     begun: list[float] = []
 
     def listen(event: Any) -> None:
-        if event.stage == "calibrate" and event.done % int(samples) == 1 % int(samples):
+        # windows go side by side: a layer has begun when the first of them are told of
+        if event.stage == "calibrate" and (event.done - 1) // int(samples) == len(begun):
             begun.append(time.perf_counter())
 
     manifest = quantkit.convert(
