@@ -114,7 +114,7 @@ def watch_gate() -> dict[str, list[float]]:
         return entered(self)
 
     Sweep.__enter__ = enter  # type: ignore[method-assign]
-    Sweep.run = timed(Sweep.run, "run")  # type: ignore[method-assign]
+    Sweep._run = timed(Sweep._run, "run")  # type: ignore[method-assign]
     Sweep.logits = timed(Sweep.logits, "logits")  # type: ignore[method-assign]
     scoring._compare = timed(scoring._compare, "compare")
     return spent
