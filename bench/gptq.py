@@ -82,8 +82,9 @@ USUAL = ["calibration.length=256", "calibration.packing=apart"]
 def speed(args: argparse.Namespace) -> str:
     source = make_model(args.work, args.model, "safetensors")
     ids = args.work / "ids.json"
-    draw = random.Random(0)
-    ids.write_text(json.dumps([[draw.randrange(32000) for _ in range(256)] for _ in range(32)]))
+    draw, vocabulary = random.Random(0), SIZES[args.model]["vocab_size"]
+    windows = [[draw.randrange(vocabulary) for _ in range(256)] for _ in range(32)]
+    ids.write_text(json.dumps(windows))
     rows, bound = [], floor(SIZES[args.model], 32 * 256)
     for variant in args.variants:
         overrides, options = VARIANTS[variant]
