@@ -23,22 +23,17 @@ from quantkit.registry import checksums
 def main() -> None:
     recipe, written, *names = sys.argv[1:]
     files = [Path(name) for name in names]
-    size, out = sum(path.stat().st_size for path in files), int(written)
     sample = bytearray(os.urandom(256 << 20))
-    with_md5 = sum(
-        path.stat().st_size
-        for path in files
-        if checksums().needs_md5(path.name, path.stat().st_size)
-    )
+    sizes = {path.name: path.stat().st_size for path in files}
+    size, out, registry = sum(sizes.values()), int(written), checksums()
+    for_md5 = sum(count for name, count in sizes.items() if registry.needs_md5(name, count))
     print(
         json.dumps(
             {
                 "read": timed(lambda: [consume(path) for path in files]),
                 "write": timed(lambda: produce(files[0].with_name("floor.tmp"), sample, out)),
                 "sha256": timed(lambda: hashlib.sha256(sample)) * (size + out) / len(sample),
-                "md5": timed(lambda: hashlib.md5(sample)) * with_md5 / len(sample)
-                if with_md5
-                else 0.0,
+                "md5": timed(lambda: hashlib.md5(sample)) * for_md5 / len(sample),
                 "kernel": kernel_seconds(recipe) * size,
             }
         )

@@ -76,6 +76,17 @@ def columns(text: str) -> set[str]:
     return found
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), BENCH / "RESULTS.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_and_links_to_is_there(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(r"\]\(([^)#\s]+)", prose)
+    own = [each for each in named if not each.startswith(("http:", "https:", "mailto:"))]
+    assert not [each for each in own if not (page.parent / each).exists()]
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
 )
