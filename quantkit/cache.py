@@ -1,4 +1,4 @@
-"""A small cache of pure results on disk: JSON, named by the digest of all it depends on.
+"""A small cache of pure results on disk: files named by the digest of all they depend on.
 
 It holds nothing that cannot be made again, so a file that cannot be read is a miss
 and a folder that cannot be written costs only time. ``QUANTKIT_CACHE=off`` turns it off.
@@ -18,6 +18,8 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path | None:
@@ -39,8 +41,7 @@ def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: Ty
     folder = cache_folder()
     if folder is None:
         return make()
-    text = json.dumps([kind, depends_on], sort_keys=True)
-    path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
+    path = folder / f"{_name(kind, depends_on)}.json"
     try:
         return adapter.validate_json(path.read_bytes())
     except (OSError, ValueError):  # pydantic's refusal is a ValueError
@@ -48,6 +49,27 @@ def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: Ty
     with suppress(OSError):
         _write(path, adapter.dump_json(value))
     return value
+
+
+def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -> bytes:
+    """The same for bytes; their digest, in front of them, tells a damaged file."""
+    folder = cache_folder()
+    if folder is None:
+        return make()
+    path = folder / f"{_name(kind, depends_on)}.bin"
+    with suppress(OSError):
+        digest, value = (kept := path.read_bytes())[:_DIGEST], kept[_DIGEST:]
+        if hashlib.sha256(value).digest() == digest:
+            return value
+    value = make()
+    with suppress(OSError):
+        _write(path, hashlib.sha256(value).digest() + value)
+    return value
+
+
+def _name(kind: str, depends_on: object) -> str:
+    text = json.dumps([kind, depends_on], sort_keys=True)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _write(path: Path, value: bytes) -> None:

@@ -7,10 +7,11 @@ eight or more in an instruction. The results are the same.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quantkit.elements import Array, dtype_of
-from quantkit.kernels.floats import float16_to_word, float32_to_half, has_instruction
+from quantkit.kernels.compiled import Loop, has_half_instruction
+
+_WIDEN, _NARROW = Loop("casting", "widen"), Loop("casting", "narrow")
 
 
 def cast(values: Array, dtype: str) -> Array:
@@ -20,9 +21,9 @@ def cast(values: Array, dtype: str) -> Array:
         values = _widened(values)
     if dtype == "float16" and values.dtype.name == "bfloat16":
         values = values.astype(np.float32)
-    if dtype == "float16" and values.dtype.name == "float32" and has_instruction():
+    if dtype == "float16" and values.dtype.name == "float32" and has_half_instruction():
         made = np.empty(values.shape, np.float16)
-        _narrow(values, made.view(np.uint16))
+        _NARROW(values, made.view(np.uint16))
         return made
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         made = values.astype(dtype_of(dtype), copy=False)
@@ -31,19 +32,5 @@ def cast(values: Array, dtype: str) -> Array:
 
 def _widened(values: Array) -> Array:
     made: Array = np.empty(values.shape, np.float32)
-    _widen(values.view(np.uint16), made.view(np.uint32))
+    _WIDEN(values.view(np.uint16), made.view(np.uint32))
     return made
-
-
-@njit(cache=True, nogil=True)
-def _widen(bits, words):  # type: ignore[no-untyped-def]
-    """Write the float32 bit pattern of each float16's."""
-    for i in range(bits.size):
-        words[i] = float16_to_word(bits[i])
-
-
-@njit(cache=True, nogil=True)
-def _narrow(values, bits):  # type: ignore[no-untyped-def]
-    """Write the float16 bit pattern of each float32, by the CPU's instruction."""
-    for i in range(values.size):
-        bits[i] = float32_to_half(values[i])

@@ -18,10 +18,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from quantkit.elements import Array, bits
-from quantkit.kernels.floats import float16_to_word
+from quantkit.kernels.compiled import Loop
 
 QuantType = Literal["nf4", "fp4"]
 
@@ -50,13 +49,14 @@ _ORDER: dict[str, list[int]] = {
     "fp4": [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3],
 }
 
-#: How the kernel reads an element's bits, by dtype.
-_FLOAT32, _FLOAT16, _BFLOAT16 = 0, 1, 2
-_KINDS = {"float32": _FLOAT32, "float16": _FLOAT16, "bfloat16": _BFLOAT16}
+#: How the loop reads an element's bits, by dtype.
+_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 #: Elements worked on at a time: a multiple of every block size, small enough that the
 #: scratch arrays stay in the first-level cache.
 _TILE = 4096
+
+_QUANTIZE, _DEQUANTIZE = Loop("fourbit", "quantize"), Loop("fourbit", "dequantize")
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -97,8 +97,9 @@ def quantize_4bit(
     packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
     absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
     tables = _decision_tables(quant_type)
-    nonfinite = _quantize(bits(weight), kind, block_size, tables, (packed, absmax))
-    return FourBit(packed, absmax, int(nonfinite))
+    scratch = np.empty(_TILE, np.float32), np.empty(_TILE, np.int32)
+    nonfinite = _QUANTIZE(bits(weight), kind, block_size, tables, scratch, (packed, absmax))
+    return FourBit(packed, absmax, nonfinite)
 
 
 def dequantize_4bit(
@@ -112,7 +113,7 @@ def dequantize_4bit(
     packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
     absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
     values = np.empty(count, np.float32)
-    _dequantize(packed, absmax, _CODES[quant_type], block_size, values)
+    _DEQUANTIZE(packed, absmax, _CODES[quant_type], block_size, values)
     return values
 
 
@@ -152,136 +153,3 @@ def _decision_tables(
     ascending = _CODES[quant_type][order]
     bounds = (ascending[:-1] + ascending[1:]) / np.float32(2)
     return bounds, np.diff(order, prepend=np.int32(0))
-
-
-@njit(cache=True, nogil=True)
-def _quantize(bits, kind, block_size, tables, outputs):  # type: ignore[no-untyped-def]
-    """Quantize all elements tile by tile; returns how many are not finite."""
-    bounds, steps = tables
-    packed, absmax = outputs
-    count = bits.size
-    scaled = np.empty(_TILE, np.float32)
-    indices = np.zeros(_TILE, np.int32)
-    nonfinite = 0
-    for start in range(0, count, _TILE):
-        size = min(_TILE, count - start)
-        _widen(bits[start : start + size], kind, scaled.view(np.uint32))
-        first, full = start // block_size, size // block_size
-        for block in range(full):
-            chunk = scaled[block * block_size : (block + 1) * block_size]
-            peak = _peak(chunk.view(np.uint32))
-            absmax[first + block] = peak
-            if not peak < np.inf:
-                nonfinite += _count_nonfinite(chunk.view(np.uint32))
-            _multiply(chunk, np.float32(1.0) / _at_least_tiny(peak))
-        if full * block_size < size:
-            chunk = scaled[full * block_size : size]
-            peak = _at_least_tiny(_peak(chunk.view(np.uint32)))
-            absmax[first + full] = peak
-            if not peak < np.inf:
-                nonfinite += _count_nonfinite(chunk.view(np.uint32))
-            _divide(chunk, peak)
-        if size % 2:
-            scaled[size] = 0.0  # the nibble that no element fills holds a zero's index
-        even = size + size % 2
-        _find_indices(scaled[:even], bounds, steps, indices)
-        _pack(indices[:even], packed[start // 2 : (start + even) // 2])
-    return nonfinite
-
-
-@njit(cache=True, nogil=True)
-def _widen(bits, kind, wide):  # type: ignore[no-untyped-def]
-    """Write the float32 bit patterns of ``bits``: exact, infinities and NaN included."""
-    if kind == _FLOAT32:
-        for i in range(bits.size):
-            wide[i] = bits[i]
-    elif kind == _BFLOAT16:
-        for i in range(bits.size):
-            wide[i] = np.uint32(bits[i]) << np.uint32(16)
-    else:
-        for i in range(bits.size):
-            wide[i] = float16_to_word(bits[i])
-
-
-@njit(cache=True, nogil=True)
-def _peak(words):  # type: ignore[no-untyped-def]
-    """The largest magnitude among float32 bit patterns; NaN if there is one.
-
-    Without their sign bit, patterns are ordered as the magnitudes are, NaN above
-    infinity; integers have a vectorized maximum, which floats lack without fastmath.
-    """
-    largest = np.uint32(0)
-    for i in range(words.size):
-        largest = max(largest, words[i] & np.uint32(0x7FFFFFFF))
-    return np.uint32(largest).view(np.float32)
-
-
-@njit(cache=True, nogil=True)
-def _count_nonfinite(words):  # type: ignore[no-untyped-def]
-    """How many float32 bit patterns are infinities or NaN."""
-    count = 0
-    for i in range(words.size):
-        if (words[i] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000):
-            count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _at_least_tiny(peak):  # type: ignore[no-untyped-def]
-    """``peak`` but no less than 1e-38, whose reciprocal is finite; NaN stays NaN."""
-    tiny = np.float32(1e-38)
-    return tiny if peak < tiny else peak
-
-
-@njit(cache=True, nogil=True)
-def _multiply(values, factor):  # type: ignore[no-untyped-def]
-    """Scale a full block in place."""
-    for i in range(values.size):
-        values[i] *= factor
-
-
-@njit(cache=True, nogil=True)
-def _divide(values, divisor):  # type: ignore[no-untyped-def]
-    """Scale in place the block cut short at the end."""
-    for i in range(values.size):
-        values[i] /= divisor
-
-
-@njit(cache=True, nogil=True)
-def _find_indices(scaled, bounds, steps, indices):  # type: ignore[no-untyped-def]
-    """Write the index of the code nearest to each scaled value; ties to the lower code.
-
-    bitsandbytes clamps to [-1, 1] first, which changes nothing: the outermost bounds lie
-    inside. NaN, in blocks that hold one or an infinity, passes every bound, as there.
-    """
-    # Five bounds a pass, over numbers as wide as the values, in the first-level cache: LLVM
-    # makes vectors of this loop, not of the one that holds all 15 bounds of an element.
-    none = np.int32(0)
-    for i in range(scaled.size):
-        indices[i] = steps[0]
-    for k in range(0, 15, 5):
-        a, b, c, d, e = bounds[k], bounds[k + 1], bounds[k + 2], bounds[k + 3], bounds[k + 4]
-        p, q, r = steps[k + 1], steps[k + 2], steps[k + 3]
-        s, t = steps[k + 4], steps[k + 5]
-        for i in range(scaled.size):
-            value = scaled[i]
-            passed = (none if value <= a else p) + (none if value <= b else q)
-            passed += (none if value <= c else r) + (none if value <= d else s)
-            indices[i] += passed + (none if value <= e else t)
-
-
-@njit(cache=True, nogil=True)
-def _pack(indices, packed):  # type: ignore[no-untyped-def]
-    """Join two neighbouring indices in one byte, the earlier one in the high nibble."""
-    for i in range(packed.size):
-        packed[i] = (indices[2 * i] << 4 | indices[2 * i + 1]) & 0xFF
-
-
-@njit(cache=True, nogil=True)
-def _dequantize(packed, absmax, code, block_size, values):  # type: ignore[no-untyped-def]
-    """Write each element's code times its block's absmax."""
-    for block in range(absmax.size):
-        scale = absmax[block]
-        for i in range(block * block_size, min((block + 1) * block_size, values.size)):
-            byte = np.int64(packed[i >> 1])
-            values[i] = code[byte & 15 if i & 1 else byte >> 4] * scale

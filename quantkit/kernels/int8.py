@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from quantkit.elements import Array
-from quantkit.kernels.floats import float16_to_word
+from quantkit.kernels.compiled import Loop
+
+_QUANTIZE_ROWS = Loop("int8", "quantize_rows")
 
 #: The float32 nearest to 1/127 that bitsandbytes dequantizes with.
 _INVERSE_127 = np.float32(7.874015718698502e-3)
@@ -51,55 +52,11 @@ def quantize_int8(weight: Array) -> Int8Rows:
         raise ValueError(f"weight must be a contiguous float16 matrix, got {found}")
     rows = np.empty(weight.shape, np.int8)
     absmax = np.empty(weight.shape[0], np.float32)
-    nonfinite = _quantize_rows(weight.view(np.uint16), rows, absmax)
-    return Int8Rows(rows, absmax, int(nonfinite))
+    nonfinite = _QUANTIZE_ROWS(weight.view(np.uint16), rows, absmax)
+    return Int8Rows(rows, absmax, nonfinite)
 
 
 def dequantize_int8(rows: Array, absmax: Array) -> npt.NDArray[np.float32]:
     """The float32 values, shape (rows, cols), of what :func:`quantize_int8` returns."""
     values: npt.NDArray[np.float32] = rows.astype(np.float32) * absmax[:, None] * _INVERSE_127
     return values
-
-
-@njit(cache=True, nogil=True)
-def _quantize_rows(bits, rows, absmax):  # type: ignore[no-untyped-def]
-    """Quantize row by row; returns how many elements are not finite."""
-    nonfinite = 0
-    for row in range(bits.shape[0]):
-        largest = _largest(bits[row])
-        peak = np.uint32(float16_to_word(largest)).view(np.float32)
-        absmax[row] = peak
-        if largest >= np.uint16(0x7C00):
-            nonfinite += _count_nonfinite(bits[row])
-        if 0 < peak < np.inf:
-            _round_row(bits[row], np.float32(127.0) * (np.float32(1.0) / peak), rows[row])
-        else:
-            rows[row] = 0
-    return nonfinite
-
-
-@njit(cache=True, nogil=True)
-def _largest(bits):  # type: ignore[no-untyped-def]
-    """The bit pattern of the largest magnitude: patterns without a sign bit are in order."""
-    largest = np.uint16(0)
-    for i in range(bits.size):
-        largest = max(largest, np.uint16(bits[i] & np.uint16(0x7FFF)))
-    return largest
-
-
-@njit(cache=True, nogil=True)
-def _count_nonfinite(bits):  # type: ignore[no-untyped-def]
-    """How many float16 bit patterns are infinities or NaN."""
-    count = 0
-    for i in range(bits.size):
-        if np.uint16(bits[i] & np.uint16(0x7FFF)) >= np.uint16(0x7C00):
-            count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _round_row(bits, factor, row):  # type: ignore[no-untyped-def]
-    """Scale one row of float16 bit patterns and round it, halves to even."""
-    for i in range(bits.size):
-        value = np.uint32(float16_to_word(bits[i])).view(np.float32)
-        row[i] = np.int32(np.rint(value * factor))

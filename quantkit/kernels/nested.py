@@ -19,12 +19,14 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from quantkit.elements import Array
+from quantkit.kernels.compiled import Loop
 
 #: Absmax values that share a nested absmax.
 NESTED_BLOCK_SIZE = 256
+
+_QUANTIZE_BLOCKS = Loop("nested", "quantize_blocks")
 
 _DECADES = 7
 _LAST_STEP = 65535
@@ -81,7 +83,7 @@ def quantize_absmax(absmax: Array) -> NestedAbsmax:
     offset = _mean(absmax)
     codes = np.empty(absmax.shape, np.uint8)
     nested_absmax = np.empty(-(-absmax.size // NESTED_BLOCK_SIZE), np.float32)
-    _quantize_blocks(absmax - offset, step_codes(), codes, nested_absmax)
+    _QUANTIZE_BLOCKS(absmax - offset, step_codes(), codes, nested_absmax)
     return NestedAbsmax(codes, nested_absmax, offset)
 
 
@@ -98,36 +100,3 @@ def dequantize_absmax(
     scales = nested_absmax.repeat(NESTED_BLOCK_SIZE)[: codes.size]
     values: npt.NDArray[np.float32] = dynamic_map()[codes] * scales + offset
     return values
-
-
-@njit(cache=True, nogil=True)
-def _quantize_blocks(values, step_codes, codes, nested_absmax):  # type: ignore[no-untyped-def]
-    """Write the code of each value, and each block's largest magnitude."""
-    for block in range(nested_absmax.size):
-        start = block * NESTED_BLOCK_SIZE
-        stop = min(start + NESTED_BLOCK_SIZE, values.size)
-        peak = np.float32(0.0)
-        for i in range(start, stop):
-            peak = max(peak, abs(values[i]))
-        nested_absmax[block] = peak
-        if peak == 0:
-            codes[start:stop] = 0  # as bitsandbytes; decoded, it is the offset all the same
-        else:
-            inverse = np.float32(1.0) / peak
-            for i in range(start, stop):
-                codes[i] = step_codes[_nearest_step(values[i] * inverse)]
-
-
-@njit(cache=True, nogil=True)
-def _nearest_step(scaled):  # type: ignore[no-untyped-def]
-    """Which of the 65536 steps over [-1, 1] the float32 ``scaled`` is rounded to.
-
-    Two roundings where the library's fused multiply-add has one: the step is the same
-    for every float32 share there is, which the tests try. NaN, from 0 times the infinite
-    reciprocal of a denormal, is step 0.
-    """
-    if np.isnan(scaled):
-        return 0
-    clamped = min(max(scaled, np.float32(-1.0)), np.float32(1.0))
-    share = np.float32(np.float32(clamped + np.float32(1.0)) * np.float32(0.5))
-    return int(np.float32(share * np.float32(_LAST_STEP)) + np.float32(0.5))

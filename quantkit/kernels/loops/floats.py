@@ -1,26 +1,16 @@
-"""Bit patterns of half precision, for kernels: numba computes in no float16 on a CPU.
-
-numba's cache watches the file of the kernel that it compiled and not the files which
-that kernel calls: after a change here, delete ``quantkit/kernels/__pycache__``.
-"""
+"""Bit patterns of half precision: numba computes in no float16 on a CPU."""
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-
-def has_instruction() -> bool:
-    """Whether this CPU widens float16 itself; LLVM would call a function that may not be there."""
-    if platform.machine() in ("aarch64", "arm64"):
-        return True
-    return bool(get_host_cpu_features().get("f16c"))
+from quantkit.kernels.compiled import has_half_instruction
+from quantkit.kernels.loops import loop
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -43,18 +33,18 @@ def _narrowed(typing: Any, value: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
-@njit(cache=True, nogil=True)
+@loop
 def float32_to_half(value):  # type: ignore[no-untyped-def]
-    """The float16 bit pattern, uint16, nearest to a float32; only with :func:`has_instruction`."""
+    """The float16 bit pattern, uint16, nearest to a float32; only with the CPU's instruction."""
     return _narrowed(np.float32(value))
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _word_by_instruction(bits):  # type: ignore[no-untyped-def]
     return np.float32(_widened(np.uint16(bits))).view(np.uint32)
 
 
-@njit(cache=True, nogil=True)
+@loop
 def float16_word_by_hand(bits):  # type: ignore[no-untyped-def]
     """:func:`float16_to_word` in whole numbers, for CPUs without an instruction for it."""
     magnitude = np.uint32(bits) & np.uint32(0x7FFF)
@@ -72,4 +62,4 @@ def float16_word_by_hand(bits):  # type: ignore[no-untyped-def]
 
 #: The float32 bit pattern, uint32, of a float16 bit pattern, uint16. Exact; infinities stay what
 #: they are, NaN stays NaN.
-float16_to_word = _word_by_instruction if has_instruction() else float16_word_by_hand
+float16_to_word = _word_by_instruction if has_half_instruction() else float16_word_by_hand
