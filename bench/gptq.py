@@ -2,6 +2,7 @@
 
     python bench/gptq.py speed   --peer PYTHON    # 267M GPT-NeoX, random weights
     python bench/gptq.py quality --peer PYTHON    # trained models: perplexity, KL divergence
+    python bench/gptq.py draws   --peer PYTHON    # the same over several calibrations
     python bench/gptq.py keys                     # what each of the recipe's keys buys
     python bench/gptq.py memory                   # with 8 and with 32 layers
 
@@ -20,8 +21,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -34,8 +37,7 @@ from typing import Any
 import torch
 from bnb import SIZES, Run, machine, make_model, process, record
 from random_neox import write
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+from trained import Trained, trained
 
 PEER = """
 import json, os, sys
@@ -53,18 +55,19 @@ model.save(out)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "quality", "keys", "memory"])
+    parser.add_argument("what", choices=[*WORK])
     parser.add_argument("--peer", type=Path, help="an interpreter with GPTQModel")
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
     parser.add_argument("--model", choices=SIZES, default="267M")
     parser.add_argument("--variants", nargs="+", default=["sym"], choices=[*VARIANTS])
     parser.add_argument("--only", nargs="+", help="of the trained models, these")
+    parser.add_argument("--draws", type=int, default=5, help="of calibration windows")
+    parser.add_argument("--windows", type=int, default=256, help="that draws are judged on")
     parser.add_argument("--reuse", action="store_true", help="what an earlier run quantized")
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    text = {"speed": speed, "quality": quality, "keys": keys, "memory": memory}[args.what](args)
-    record(text, args)
+    record(WORK[args.what](args), args)
 
 
 #: What differs from 4 bits, groups of 128, symmetric: ours, theirs.
@@ -211,42 +214,21 @@ def quality(args: argparse.Namespace) -> str:
 
     rows: list[str] = []
     removed: list[list[float | None]] = []
-    for variant, (model, source, ids, text, skip) in product(args.variants, chosen(args)):
-        more, options = VARIANTS[variant]
-        options = {"group_size": 64, **options} | ({"dynamic": skip} if skip else {})
-        name = model if variant == "sym" else f"{model}-{variant}"
-        made = {}
-        for label, recipe, overrides in (
-            ("NF4", "bnb-nf4", []),
-            ("GPTQ, quantkit", "gptq-4bit-g128", [*more, *USUAL, "method.group_size=64",
-                                                  "method.ignore=[]"]),
-        ):  # fmt: skip
-            out = args.work / f"{name}-{recipe}"
-            made[label] = out
-            if args.reuse and out.is_dir():
-                continue
-            quantkit.convert(
-                source, recipe, out, overwrite=True, no_gate=True,
-                calibration=ids if recipe.startswith("gptq") else None,
-                set=["source.repo=", *overrides],
-            )  # fmt: skip
-        if args.peer:
-            out = args.work / f"{name}-gptqmodel"
-            if not (args.reuse and out.is_dir()):
-                process(theirs(args.peer, source, out, ids, options), out)
-            made["GPTQ, GPTQModel"] = out
+    for variant, model in product(args.variants, trained(args.work, args.only)):
+        name = model[0] if variant == "sym" else f"{model[0]}-{variant}"
+        made = quantized(args, model, name, variant)
         found = quantkit.compare(
-            list(made.values()), source, text=text,
+            list(made.values()), model[1], text=model[3],
             set=["evaluation.window=256", "evaluation.max_windows=0"],
         )  # fmt: skip
         by_label = dict(zip(made, found["folders"], strict=True))
         lost = {}
         for label, each in by_label.items():
-            reference, quantized = (each["perplexity"][key] for key in ("reference", "quantized"))
-            loss, divergence = quantized - reference, each["kl_divergence"]["mean"]
+            reference, reached = (each["perplexity"][key] for key in ("reference", "quantized"))
+            loss, divergence = reached - reference, each["kl_divergence"]["mean"]
             lost[label] = loss, divergence
             rows.append(
-                f"| {name} | {label} | {reference:.4f} | {quantized:.4f} | {loss:+.4f} | "
+                f"| {name} | {label} | {reference:.4f} | {reached:.4f} | {loss:+.4f} | "
                 f"{divergence:.5f} |"
             )
         if args.peer:
@@ -268,6 +250,79 @@ def quality(args: argparse.Namespace) -> str:
             "| model | side | fp perplexity | perplexity | loss | KL, mean |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
+            "",
+        ]
+    )
+
+
+def quantized(args: argparse.Namespace, each: Trained, name: str, variant: str) -> dict[str, Path]:
+    """The folders of one model, by what made them."""
+    import quantkit
+
+    _, source, ids, _, skip = each
+    more, options = VARIANTS[variant]
+    options = {"group_size": 64, **options} | ({"dynamic": skip} if skip else {})
+    made = {}
+    for label, recipe, overrides in (
+        ("NF4", "bnb-nf4", []),
+        ("GPTQ, quantkit", "gptq-4bit-g128", [*more, *USUAL, "method.group_size=64",
+                                              "method.ignore=[]"]),
+    ):  # fmt: skip
+        out = made[label] = args.work / f"{name}-{recipe}"
+        if args.reuse and out.is_dir():
+            continue
+        quantkit.convert(
+            source, recipe, out, overwrite=True, no_gate=True,
+            calibration=ids if recipe.startswith("gptq") else None,
+            set=["source.repo=", *overrides],
+        )  # fmt: skip
+    if args.peer:
+        out = made["GPTQ, GPTQModel"] = args.work / f"{name}-gptqmodel"
+        if not (args.reuse and out.is_dir()):
+            process(theirs(args.peer, source, out, ids, options), out)
+    return made
+
+
+def draws(args: argparse.Namespace) -> str:
+    """How far the calibration's own windows move the result: one model, several draws of them."""
+    import quantkit
+
+    rows, gaps = [], []
+    for draw in range(args.draws):
+        for each in trained(args.work, args.only, draw):
+            made = quantized(args, each, f"{each[0]}-{draw}", "sym")
+            found = quantkit.compare(
+                list(made.values()), each[1], text=each[3],
+                set=["evaluation.window=256", f"evaluation.max_windows={args.windows}"],
+            )  # fmt: skip
+            folders = dict(zip(made, found["folders"], strict=True))
+            for label, one in folders.items():
+                log = math.log(one["perplexity"]["ratio"])
+                kl = one["kl_divergence"]["mean"]
+                rows.append(f"| {each[0]} | {draw} | {label} | {100 * log:+.4f} | {kl:.5f} |")
+            if args.peer:
+                sides = [folders[f"GPTQ, {side}"] for side in ("quantkit", "GPTQModel")]
+                ours, peers = (math.log(side["perplexity"]["ratio"]) for side in sides)
+                gaps.append(100 * (ours - peers))
+    gap = "GPTQModel was not run."
+    if len(gaps) > 1:
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        gap = (
+            f"quantkit's log perplexity less GPTQModel's: {statistics.fmean(gaps):+.4f} % in the "
+            f"mean of {len(gaps)}, standard error {error:.4f} %."
+        )
+    return "\n".join(
+        [
+            f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py draws: 4 bits, groups of 64, symmetric",
+            "",
+            f"{machine()}; {versions(args.peer)}; {args.windows} windows of 256 tokens; each draw "
+            "calibrates both on the same 128 windows of 256, other ones than the draws before.",
+            "",
+            "| model | draw | side | log perplexity ratio, % | KL, mean |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            gap,
             "",
         ]
     )
@@ -306,7 +361,7 @@ def keys(args: argparse.Namespace) -> str:
     import quantkit
 
     rows = []
-    for name, source, ids, text, _ in chosen(args):
+    for name, source, ids, text, _ in trained(args.work, args.only):
         made = {}
         for label, overrides in KEYS.items():
             out = made[label] = args.work / "keys" / f"{name}-{len(made)}"
@@ -336,87 +391,7 @@ def keys(args: argparse.Namespace) -> str:
     )
 
 
-#: A model, its source, calibration ids, evaluation text, and what GPTQModel must skip.
-Trained = tuple[str, Path, Path, Path | list[Path], dict[str, Any]]
-
-
-def chosen(args: argparse.Namespace) -> list[Trained]:
-    """``--only`` some of them, or all."""
-    return [each for each in trained(args.work) if not args.only or each[0] in args.only]
-
-
-def trained(work: Path) -> list[Trained]:
-    """The trained models at hand."""
-    from quantkit.resources import demo_model
-
-    found = [_texts(work, "demo", demo_model(), demo_model() / "heldout.txt", _help_topics())]
-    mini, stories = SHARED / "models" / "mini-rinna", SHARED / "models" / "stories260k"
-    if mini.is_dir():
-        texts = [
-            SHARED / "data/text" / n for n in ("wagahaiwa-nekodearu.txt", "wikitext2-valid.txt")
-        ]
-        words = "\n".join(each.read_text(encoding="utf-8")[:200_000] for each in texts)
-        judged = [mini / "heldout.txt", *_unseen(work)]
-        found.append(_texts(work, "mini-rinna", mini, judged, words))
-    if stories.is_dir():
-        found.append(_sampled(work, stories))
-    return found
-
-
-def _unseen(work: Path) -> list[Path]:
-    """As much again as the calibration was drawn from: on heldout.txt alone what four bits cost
-    mini-rinna is less than chance."""
-    rest, other = work / "novel-rest.txt", work / "wikitext2-test.txt"
-    novel = (SHARED / "data/text/wagahaiwa-nekodearu.txt").read_text(encoding="utf-8")
-    rest.write_text(novel[200_000:], encoding="utf-8")
-    wiki = (SHARED / "data/text/wikitext2-test.txt").read_text(encoding="utf-8")
-    other.write_text(wiki[:250_000], encoding="utf-8")
-    return [rest, other]
-
-
-def _help_topics() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[key] for key in sorted(topics))
-
-
-def _texts(work: Path, name: str, source: Path, text: Path | list[Path], words: str) -> Trained:
-    """128 windows of 256 tokens drawn from ``words``."""
-    from quantkit.tokenizer import open_tokenizer
-
-    tokenizer = open_tokenizer(source)
-    assert tokenizer is not None
-    encoded = tokenizer.encode(words)
-    windows = [encoded[at : at + 256] for at in range(0, len(encoded) - 255, 256)]
-    ids = work / f"{name}.json"
-    ids.write_text(json.dumps(random.Random(0).sample(windows, 128)))
-    return name, source, ids, text, {}
-
-
-def _sampled(work: Path, stories: Path) -> Trained:
-    """stories260k has no text: 128 sequences of its own to calibrate on, 64 others to judge on."""
-    from transformers import AutoModelForCausalLM
-
-    from quantkit.resources import demo_model
-
-    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
-    torch.manual_seed(1)
-    made = model.generate(
-        torch.full((128, 1), 1), do_sample=True, max_length=256, top_k=0,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    ids, text, source = (work / f"stories-{n}" for n in ("ids.json", "text.json", "source"))
-    ids.write_text(json.dumps(made.tolist()))
-    samples = json.loads((stories / "token_ids.json").read_text())["samples"]
-    text.write_text(json.dumps(samples))
-    shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(stories, source)
-    for path in source.iterdir():
-        path.chmod(0o644)
-    for file in ("spiece.model", "tokenizer_config.json"):  # GPTQModel opens no model without one
-        shutil.copy(demo_model() / file, source / file)
-    return "stories260k", source, ids, text, {r"-:.*\.mlp\..*": {}}
-
+WORK = {"speed": speed, "quality": quality, "draws": draws, "keys": keys, "memory": memory}
 
 if __name__ == "__main__":
     main()

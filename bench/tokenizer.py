@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +26,8 @@ from quantkit.tokenization import make_files
 from quantkit.tokenizer import SENTENCEPIECE_FILES, library_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread, as sentencepiece
+
+OWN = "the source's own, by AutoTokenizer"
 
 Encode = Callable[[str], list[int]]
 
@@ -44,7 +48,7 @@ def main() -> None:
     rows = []
     for name, encode in sides.items():
         wrong = sum(encode(line) != ids for line, ids in zip(lines, wanted, strict=True))
-        times = f"{whole[name]:.3f} | {by_line[name]:.3f}"
+        times = f"{cell(whole, name)} | {cell(by_line, name)}"
         rows.append(f"| {name} | {times} | {wrong} of {len(lines)} |")
     report = "\n".join(
         [
@@ -53,10 +57,11 @@ def main() -> None:
             "",
             f"{machine()}; transformers {version('transformers')}, "
             f"tokenizers {version('tokenizers')}, sentencepiece {version('sentencepiece')}; "
-            f"CPU seconds, best of {args.runs} rounds in turn; load {os.getloadavg()[0]:.1f}.",
+            f"CPU seconds, medians of {args.runs} rounds in turn; load {os.getloadavg()[0]:.1f}.",
             "",
-            "| encoder | whole s | by line s | lines with other ids |",
-            "| --- | --- | --- | --- |",
+            "| encoder | whole s | times the source's own | by line s | times the source's own | "
+            "lines with other ids |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
         ]
@@ -74,22 +79,33 @@ def encoders(source: Path, model: Path) -> dict[str, Encode]:
     theirs, ours = library_tokenizer(source), library_tokenizer(folder)
     return {
         "sentencepiece": judge.encode,
-        "the source's own, by AutoTokenizer": lambda t: theirs.encode(t, add_special_tokens=False),
+        OWN: lambda t: theirs.encode(t, add_special_tokens=False),
         "quantkit's, by AutoTokenizer": lambda t: ours.encode(t, add_special_tokens=False),
     }
 
 
-def timed(sides: dict[str, Encode], texts: list[str], runs: int) -> dict[str, float]:
-    """Least CPU seconds of each side; they take turns, so that a slow moment meets all, and what
-    else runs on the machine can only add to them."""
+def timed(sides: dict[str, Encode], texts: list[str], runs: int) -> dict[str, list[float]]:
+    """CPU seconds of each side, one figure a round. They take turns text by text, in an order
+    drawn anew each time, so that what else the machine does meets all alike."""
+    draw, names = random.Random(0), list(sides)
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(runs):
-        for name, encode in sides.items():
-            start = time.process_time()
-            for each in texts:
-                encode(each)
-            found[name].append(time.process_time() - start)
-    return {name: min(each) for name, each in found.items()}
+        spent = dict.fromkeys(names, 0.0)
+        for each in texts:
+            for name in draw.sample(names, len(names)):
+                start = time.process_time()
+                sides[name](each)
+                spent[name] += time.process_time() - start
+        for name, seconds in spent.items():
+            found[name].append(seconds)
+    return found
+
+
+def cell(found: dict[str, list[float]], name: str) -> str:
+    """Seconds, and times the source's own tokenizer in the same round: medians, quartiles."""
+    ratios = [mine / own for mine, own in zip(found[name], found[OWN], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{statistics.median(found[name]):.3f} | {middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

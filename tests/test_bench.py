@@ -255,6 +255,7 @@ WHOLE = [
     ["scale.py", "forecast", "--no-record", "--runs", "1"],
     ["bnb.py", *TINY, "--runs", "1", "--container", "torch", "--clean"],
     ["gptq.py", "speed", *TINY],
+    ["gptq.py", "draws", "--only", "demo", "--draws", "2", "--windows", "4", "--no-record"],
     ["gate.py", "--hidden", "64", "--windows", "2", "--length", "32", "--no-record"],
     ["gate.py", "convert", *TINY, "--windows", "2", "--length", "32"],
     ["trust.py", *TINY, "--runs", "1"],

@@ -52,7 +52,7 @@ def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 CONVERT = """
 import json, sys, quantkit
 quantkit.convert(*sys.argv[1:], no_gate=True, overwrite=True)
-print(json.dumps([name for name in ("torch", "transformers") if name in sys.modules]))
+print(json.dumps([name for name in ("torch", "transformers", "numba") if name in sys.modules]))
 """
 
 
@@ -67,7 +67,9 @@ def test_once_a_config_is_read_the_large_libraries_stay_out(folder: Path, tmp_pa
         found: list[str] = json.loads(run.stdout)
         return found
 
-    assert imported("bnb-nf4") == ["torch", "transformers"]
+    assert imported("bnb-nf4") == ["torch", "transformers", "numba"]
+    assert imported("bnb-int8") == ["numba"], "its loop is compiled"
     for recipe in ("bnb-nf4", "bnb-int8", "bnb-fp4"):
         assert imported(recipe) == [], recipe
+    imported("bnb-nf4-double")
     assert imported("bnb-nf4-double") == ["torch"], "its mean is torch's"

@@ -31,6 +31,9 @@ from quantkit.cache import remembered_bytes
 #: What a loop is called in its object file.
 _SYMBOL = "quantkit_loop"
 
+#: Code is freed with the engine that holds it.
+_engines: list[Any] = []
+
 Argument = Any  # an array, an integer, or a tuple of arguments
 
 
@@ -148,6 +151,5 @@ def _load(code: bytes, kinds: list[Any]) -> Callable[..., int]:
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)
-    call = kind(engine.get_function_address(_SYMBOL))
-    call.engine = engine  # the code is freed with it
-    return call
+    _engines.append(engine)
+    return kind(engine.get_function_address(_SYMBOL))

@@ -83,7 +83,7 @@ def quantize_absmax(absmax: Array) -> NestedAbsmax:
     offset = _mean(absmax)
     codes = np.empty(absmax.shape, np.uint8)
     nested_absmax = np.empty(-(-absmax.size // NESTED_BLOCK_SIZE), np.float32)
-    _QUANTIZE_BLOCKS(absmax - offset, step_codes(), codes, nested_absmax)
+    _QUANTIZE_BLOCKS(absmax - offset, step_codes(), NESTED_BLOCK_SIZE, codes, nested_absmax)
     return NestedAbsmax(codes, nested_absmax, offset)
 
 

@@ -61,7 +61,7 @@ def test_float32_rounds_to_the_nearest(
     dtype: str, instruction: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not instruction:
-        monkeypatch.setattr(casting, "has_instruction", lambda: False)
+        monkeypatch.setattr(casting, "has_half_instruction", lambda: False)
     assert_as_torch(around(dtype), dtype)
     assert_as_torch(np.random.default_rng(0).normal(0, 1e-3, 100_003).astype(np.float32), dtype)
 
@@ -71,8 +71,8 @@ def test_a_cast_that_cuts_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         whole = values.view(np.uint32) & np.uint32(0xFFFFE000)
         halves[:] = whole.view(np.float32).astype(np.float16).view(np.uint16)
 
-    monkeypatch.setattr(casting, "has_instruction", lambda: True)
-    monkeypatch.setattr(casting, "_narrow", cut)
+    monkeypatch.setattr(casting, "has_half_instruction", lambda: True)
+    monkeypatch.setattr(casting, "_NARROW", cut)
     with pytest.raises(AssertionError), np.errstate(over="ignore"):
         assert_as_torch(around("float16"), "float16")
 

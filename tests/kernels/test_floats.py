@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from quantkit.kernels import floats
+from quantkit.kernels.loops import floats
 
 
 @njit

@@ -10,6 +10,7 @@ from torchwise import dequantize_absmax, quantize_absmax
 
 from quantkit.elements import to_torch
 from quantkit.kernels import nested
+from quantkit.kernels.loops.nested import nearest_step
 from quantkit.kernels.nested import NestedAbsmax, dynamic_map
 
 DYNAMIC_MAP = to_torch(dynamic_map())
@@ -20,7 +21,7 @@ def codes_of(values: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.empty(values.shape, dtype=torch.uint8)
     peaks = torch.empty(-(-values.numel() // 256))
     table = nested.step_codes()
-    nested._quantize_blocks(values.numpy(), table, codes.numpy(), peaks.numpy())
+    nested._QUANTIZE_BLOCKS(values.numpy(), table, 256, codes.numpy(), peaks.numpy())
     return codes, peaks
 
 
@@ -79,7 +80,7 @@ def test_every_step_and_every_edge_between_steps() -> None:
     steps = torch.arange(65536, dtype=torch.float64)
     centres = (steps / 32767.5 - 1).float()
     edges = ((steps[:-1] + 0.5) / 32767.5 - 1).float()
-    reached = {nested._nearest_step.py_func(value) for value in centres[::997].numpy()}
+    reached = {nearest_step.py_func(value) for value in centres[::997].numpy()}
     assert reached == set(range(0, 65536, 997))
     for values in (centres, edges):
         assert differs(blocks_with_peak(neighbours(neighbours(values)), 1.0)) is None

@@ -6,18 +6,15 @@ import numpy as np
 
 from quantkit.kernels.loops import loop
 
-#: Absmax values that share a nested absmax.
-BLOCK = 256
-
 _LAST_STEP = 65535
 
 
 @loop
-def quantize_blocks(values, step_codes, codes, nested_absmax):  # type: ignore[no-untyped-def]
-    """Write the code of each value, and each block's largest magnitude."""
+def quantize_blocks(values, step_codes, size, codes, nested_absmax):  # type: ignore[no-untyped-def]
+    """Write the code of each value, and the largest magnitude of each block of ``size``."""
     for block in range(nested_absmax.size):
-        start = block * BLOCK
-        stop = min(start + BLOCK, values.size)
+        start = block * size
+        stop = min(start + size, values.size)
         peak = np.float32(0.0)
         for i in range(start, stop):
             peak = max(peak, abs(values[i]))
