@@ -151,9 +151,10 @@ def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:
 
 
 def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, object]:
-    """Runs of both sides in turn, after a first run of ours that reads the architecture.
+    """Runs of both sides in turn, after a first run of ours that reads the architecture and
+    compiles the loops.
 
-    The first run finds quantkit's cache of architectures empty; it is reported too. The
+    The first run finds quantkit's cache empty; it is reported too. The
     kernels are compiled beforehand, once for each installation.
     """
     floor(args.work, source, recipe, 1 << 20)
@@ -267,7 +268,7 @@ def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:
         ratio = f"{theirs.seconds / ours.seconds:.2f} x faster" if theirs else "not run"
         lines.append(line(row["recipe"], "quantkit", ours, ratio, f"{ours.seconds / bound:.2f}"))
         lines.append(
-            line(row["recipe"], "quantkit, first run for this config", row["first"], "", "")
+            line(row["recipe"], "quantkit, first run, nothing kept", row["first"], "", "")
         )
         if theirs:
             lines.append(line(row["recipe"], "transformers", theirs, "1", ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -52,19 +53,31 @@ def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: Ty
 
 
 def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -> bytes:
-    """The same for bytes; their digest, in front of them, tells a damaged file."""
+    """The same for bytes, which may be code: only what this user wrote, and whole.
+
+    Their digest, in front of them, tells a damaged file.
+    """
     folder = cache_folder()
     if folder is None:
         return make()
     path = folder / f"{_name(kind, depends_on)}.bin"
-    with suppress(OSError):
-        digest, value = (kept := path.read_bytes())[:_DIGEST], kept[_DIGEST:]
+    with suppress(OSError), path.open("rb") as file:
+        kept = file.read() if _is_ours(file.fileno()) else b""
+        digest, value = kept[:_DIGEST], kept[_DIGEST:]
         if hashlib.sha256(value).digest() == digest:
             return value
     value = make()
     with suppress(OSError):
         _write(path, hashlib.sha256(value).digest() + value)
     return value
+
+
+def _is_ours(fd: int) -> bool:
+    """Whether nobody but this user can have written it, in whatever folder it lies."""
+    if not hasattr(os, "geteuid"):
+        return True
+    found = os.fstat(fd)
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _name(kind: str, depends_on: object) -> str:

@@ -81,6 +81,21 @@ def test_damaged_code_is_never_run(
         widened()
 
 
+@pytest.mark.parametrize("how", ["another's", "everyone's"])
+def test_code_that_another_user_may_have_written_is_never_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    widened()
+    (kept,) = folder.iterdir()
+    if how == "everyone's":
+        kept.chmod(0o622)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: kept.stat().st_uid + 1)
+    monkeypatch.setattr(compiled, "_compile", refuse)
+    with pytest.raises(AssertionError, match="compiled again"):
+        widened()
+
+
 @pytest.mark.parametrize("which", range(6))
 def test_whatever_it_depends_on_names_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, which: int
