@@ -151,11 +151,8 @@ def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:
 
 
 def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, object]:
-    """Runs of both sides in turn, after a first run of ours that reads the architecture and
-    compiles the loops.
-
-    The first run finds quantkit's cache empty; it is reported too. The
-    kernels are compiled beforehand, once for each installation.
+    """Runs of both sides in turn, after a first run of ours that finds quantkit's cache empty: it
+    reads the architecture and compiles the loops, and is reported too.
     """
     floor(args.work, source, recipe, 1 << 20)
     out = args.work / "out"
@@ -267,9 +264,7 @@ def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:
         theirs = median(row["theirs"]) if row["theirs"] else None
         ratio = f"{theirs.seconds / ours.seconds:.2f} x faster" if theirs else "not run"
         lines.append(line(row["recipe"], "quantkit", ours, ratio, f"{ours.seconds / bound:.2f}"))
-        lines.append(
-            line(row["recipe"], "quantkit, first run, nothing kept", row["first"], "", "")
-        )
+        lines.append(line(row["recipe"], "quantkit, first run, nothing kept", row["first"], "", ""))
         if theirs:
             lines.append(line(row["recipe"], "transformers", theirs, "1", ""))
         parts = ", ".join(f"{name} {value:.2f}" for name, value in row["floor"].items())
