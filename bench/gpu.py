@@ -261,7 +261,7 @@ def peer_row(args: argparse.Namespace) -> str:
         named = f"GPTQModel {version('gptqmodel')}"
     except PackageNotFoundError:
         return "GPTQModel is not installed here"
-    from gptq import PEER
+    from gptq_sides import PEER
 
     asked = for_scale(args)
     source = scale.truncated(asked, asked.layers)
