@@ -89,5 +89,10 @@ def _write(path: Path, value: bytes) -> None:
     """Whole or not at all, as several processes may write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(value)
-    Path(file.name).replace(path)
+        try:
+            file.write(value)
+            file.close()
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink()
+            raise

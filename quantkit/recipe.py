@@ -184,7 +184,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     overrides = [overrides] if isinstance(overrides, str) else overrides
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"recipe {path}: cannot be read as TOML: {error}") from error
     for text in overrides:
         _override(data, text)
@@ -226,7 +226,7 @@ def _override(data: dict[str, Any], text: str) -> None:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return text
 
 

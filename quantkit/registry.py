@@ -37,13 +37,13 @@ class Registry:
         A file of a size that cannot be is out; another container (``.bin`` against
         ``.safetensors``) is too. MD5 runs on one thread and takes longer than all else.
         """
-        suffix = Path(name).suffix
+        suffix = Path(name).suffix.lower()
         return any(
             listed.sha256 is None and listed.may_have(size)
             for entry in self.entries
             for release in entry.releases
             for listed in release.files
-            if Path(listed.name).suffix == suffix
+            if Path(listed.name).suffix.lower() == suffix
         )
 
     def judge(

@@ -53,6 +53,7 @@ Sha256 = Annotated[str, _digest_of(64)]
 #: Where a fact is stated: an address, or a file of this project.
 Address = Annotated[str, Field(pattern=r"^(https?://[^\s<>\"]+|[A-Za-z0-9_][\w./-]*)$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]
+Bytes = Annotated[int, Field(gt=0, strict=True)]
 
 #: Why a release was withdrawn or replaced. ``unstated``: nobody said, or only at second hand.
 Kind = Literal[
@@ -74,8 +75,8 @@ class ListedFile(_Strict):
     name: Annotated[str, Field(min_length=1)]
     md5: Md5 | None = None
     sha256: Sha256 | None = None
-    bytes: Annotated[int, Field(gt=0)] | None = None
-    least_bytes: Annotated[int, Field(gt=0)] | None = None
+    bytes: Bytes | None = None
+    least_bytes: Bytes | None = None
     revision: Commit | None = None
     stated_at: Address | None = None
 
@@ -213,10 +214,12 @@ def parse_entry(text: str, where: str) -> Entry:
     """The entry that a TOML text describes; ``where`` begins messages."""
     try:
         return Entry.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"checksums {where}: cannot be read as TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         said = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], str | int | float):
+            said += f", got {first['input']!r:.80}"
         raise UsageError(f"checksums {where}: {place}: {said}; see docs/checksums.md") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise UsageError(f"checksums {where}: cannot be read as TOML: {error}") from error

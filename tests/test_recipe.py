@@ -90,6 +90,7 @@ def test_an_unknown_key_of_plain_names_plains_own() -> None:
         "method.ignore=[1]",
         "method.llm_int8_threshold=nan",
         "method.dtype=float64",
+        pytest.param("method.block_size=" + "9" * 5000, id="5000 digits"),
     ],
 )
 def test_a_bad_value_is_named(override: str) -> None:
@@ -140,7 +141,17 @@ def test_a_name_is_a_name_and_not_a_path(name: str) -> None:
         load_recipe(name)
 
 
-@pytest.mark.parametrize("raw", [b"name = ", b"\xff\xfe", b"name = 1\nname = 2\n"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"name = ",
+        b"\xff\xfe",
+        b"name = 1\nname = 2\n",
+        b"name = " + b"9" * 5000,
+        b"a = " + b"[" * 99999,
+    ],
+    ids=range(5),
+)
 def test_a_file_that_is_no_toml(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "mine.toml").write_bytes(raw)
     with pytest.raises(RecipeError, match=r"mine\.toml"):

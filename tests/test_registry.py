@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.errors import UsageError
 from quantkit.registry import Entry, Registry, checksums
-from quantkit.releases import ListedFile, Release
+from quantkit.releases import ListedFile, Release, parse_entry
 from quantkit.types import FileDigest
 
 
@@ -147,6 +147,7 @@ def test_md5_is_taken_only_where_it_can_matter() -> None:
     by_md5 = release("withdrawn", digest("a", "pytorch_model.bin"), by="md5")
     registry = Registry((entry("own/x", by_md5),))
     assert registry.needs_md5("pytorch_model-00001-of-00002.bin", 10)
+    assert registry.needs_md5("PYTORCH_MODEL.BIN", 10)
     assert not registry.needs_md5("model.safetensors", 10)
     assert not Registry((entry("own/x", release("current", A)),)).needs_md5("m.safetensors", 1)
 
@@ -161,6 +162,22 @@ def test_md5_is_taken_only_of_a_file_that_may_be_the_one(
     found = Release(status="withdrawn", stated_at="https://example.org", files=(listed,))
     registry = Registry((Entry(repository="own/x", releases=(found,)),))
     assert [n for n in (9, 10, 11) if registry.needs_md5("any.bin", n)] == sizes
+
+
+@pytest.mark.parametrize("stated", ["true", '"10"', "1e1", "0", "9" * 5000])
+def test_a_size_is_a_whole_number(stated: str) -> None:
+    text = f"""
+        repository = "own/x"
+        [[releases]]
+        status = "withdrawn"
+        stated_at = "https://example.org"
+        [[releases.files]]
+        name = "a.bin"
+        md5 = "{"0" * 32}"
+        least_bytes = {stated}
+    """
+    with pytest.raises(UsageError, match="least_bytes.*got|cannot be read as TOML"):
+        parse_entry(text, "own")
 
 
 def test_a_file_has_one_size() -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
+import os
 import platform
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.cache import remembered_bytes
+from quantkit.errors import UsageError
 
 #: What a loop is called in its object file.
 _SYMBOL = "quantkit_loop"
@@ -83,8 +86,13 @@ def _type_of(argument: Argument) -> str:
         return f"Tuple(({', '.join(map(_type_of, argument))},))"
     if not isinstance(argument, np.ndarray):
         return "int64"
-    if not (argument.flags.c_contiguous and argument.flags.aligned):
-        raise ValueError(f"a loop takes row-major arrays, got strides {argument.strides}")
+    flags = argument.flags
+    if not (flags.c_contiguous and flags.aligned and argument.dtype.isnative and argument.ndim):
+        raise ValueError(
+            "a loop takes aligned, row-major arrays in this machine's byte order, got "
+            f"{argument.dtype.str} of shape {argument.shape}, strides {argument.strides}, "
+            f"aligned: {flags.aligned}"
+        )
     return f"{argument.dtype.name}[{':, ' * (argument.ndim - 1)}::1]"
 
 
@@ -111,8 +119,9 @@ def _depends_on() -> list[str]:
     loops = sorted((Path(__file__).parent / "loops").glob("*.py"))
     text = hashlib.sha256(b"\0".join(path.read_bytes() for path in loops)).hexdigest()
     compilers = [version("numba"), version("llvmlite")]
+    told = json.dumps(sorted(each for each in os.environ.items() if each[0].startswith("NUMBA_")))
     cpu = [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()]
-    return [text, *compilers, binding.get_default_triple(), *cpu]
+    return [text, *compilers, told, binding.get_default_triple(), *cpu]
 
 
 def _compile(module: str, name: str, signature: str) -> bytes:
@@ -121,6 +130,8 @@ def _compile(module: str, name: str, signature: str) -> bytes:
     from numba.core.sigutils import normalize_signature
 
     loop = getattr(import_module(f"quantkit.kernels.loops.{module}"), name)
+    if not hasattr(loop, "compile"):
+        raise UsageError("NUMBA_DISABLE_JIT is set, and there are loops to compile: unset it")
     types, _ = normalize_signature(signature)
     loop.compile(types)
     made = loop.overloads[types]

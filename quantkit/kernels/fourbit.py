@@ -90,12 +90,14 @@ def quantize_4bit(
     the dtype and shape that :class:`FourBit` names.
     """
     _check_quant(quant_type, block_size)
-    kind = _KINDS.get(weight.dtype.name)
+    kind = _KINDS.get(weight.dtype.name) if weight.dtype.isnative else None
     if kind is None or weight.ndim != 1 or not weight.flags.c_contiguous:
         raise ValueError(f"weight must be 1-D contiguous floats, got {_describe(weight)}")
     count = weight.size
     packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
     absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
+    if not (packed.flags.writeable and absmax.flags.writeable):
+        raise ValueError("packed and absmax are written into: neither may be read-only")
     tables = _decision_tables(quant_type)
     scratch = np.empty(_TILE, np.float32), np.empty(_TILE, np.int32)
     nonfinite = _QUANTIZE(bits(weight), kind, block_size, tables, scratch, (packed, absmax))

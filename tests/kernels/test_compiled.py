@@ -96,13 +96,13 @@ def test_code_that_another_user_may_have_written_is_never_run(
         widened()
 
 
-@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("which", range(7))
 def test_whatever_it_depends_on_names_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
-    """The loops' text, numba's and LLVM's versions, and what the machine is."""
+    """The loops' text, numba's and LLVM's versions, numba's settings, and what the machine is."""
     depends_on = list(compiled._depends_on())
-    assert len(depends_on) == 6
+    assert len(depends_on) == 7
     widened()
     depends_on[which] += "x"
     monkeypatch.setattr(compiled, "_depends_on", lambda: depends_on)
@@ -119,13 +119,38 @@ def test_a_folder_that_cannot_be_written_costs_only_time(
     assert np.array_equal(widened(), WANTED)
 
 
+def test_a_full_disk_leaves_no_litter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widened()
+    (kept,) = folder.iterdir()
+    kept.unlink()
+    kept.mkdir()  # nothing can take its name
+    assert np.array_equal(widened(), WANTED)
+    assert [*folder.iterdir()] == [kept]
+
+
+def test_what_numba_is_told_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compiled._depends_on.__wrapped__()
+    monkeypatch.setenv("NUMBA_OPT", "0")
+    assert compiled._depends_on.__wrapped__() != before
+
+
 def test_arrays_that_lie_otherwise_are_refused() -> None:
     words = np.zeros(2 * VALUES.size, np.uint32)
     with pytest.raises(ValueError, match="row-major"):
         Loop("casting", "widen")(VALUES, words[::2])
     odd = np.zeros(2 * VALUES.size + 1, np.uint8)[1:].view(np.uint16)
-    with pytest.raises(ValueError, match="row-major"):
-        Loop("casting", "widen")(odd, words[: VALUES.size])
+    for bits in (odd, VALUES.astype(">u2"), np.array(7, np.uint16)):
+        with pytest.raises(ValueError, match="aligned, row-major"):
+            Loop("casting", "widen")(bits, words[: VALUES.size])
+
+
+def test_without_numba_s_compiler_it_is_said(folder: Path) -> None:
+    environment = {**os.environ, "QUANTKIT_CACHE": str(folder), "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMBA, "with"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert "UsageError: NUMBA_DISABLE_JIT is set" in done.stderr
 
 
 def test_what_was_compiled_needs_nothing_of_numba(folder: Path) -> None:

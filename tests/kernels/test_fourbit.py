@@ -223,6 +223,19 @@ def test_buffers_are_reused(quant_type: str) -> None:
         assert torch.equal(absmax, fresh.absmax)
 
 
+def test_a_buffer_that_must_not_be_written_is_not() -> None:
+    weight = np.ones(128, np.float16)
+    packed = np.frombuffer(bytes(64), np.uint8)
+    with pytest.raises(ValueError, match="read-only"):
+        fourbit.quantize_4bit(weight, "nf4", 64, packed=packed)
+    assert not packed.any()
+
+
+def test_another_byte_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight must be"):
+        fourbit.quantize_4bit(np.ones(128, ">f2"), "nf4", 64)
+
+
 def test_a_buffer_may_be_part_of_a_larger_one() -> None:
     weight = random_weight(4 * 640, torch.bfloat16)
     whole = quantize_4bit(weight, "nf4", 64)
