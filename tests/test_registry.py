@@ -176,7 +176,7 @@ def test_a_size_is_a_whole_number(stated: str) -> None:
         md5 = "{"0" * 32}"
         least_bytes = {stated}
     """
-    with pytest.raises(UsageError, match="least_bytes.*got|cannot be read as TOML"):
+    with pytest.raises(UsageError, match=r"least_bytes.*got|cannot be read as TOML"):
         parse_entry(text, "own")
 
 
