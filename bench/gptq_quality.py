@@ -111,8 +111,8 @@ def draws(args: argparse.Namespace) -> str:
                 ours, peers = (math.log(side["perplexity"]["ratio"]) for side in sides)
                 gaps.append(100 * (ours - peers))
     gap = "GPTQModel was not run."
-    if len(gaps) > 1:
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+    if gaps:
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
         gap = (
             f"quantkit's log perplexity less GPTQModel's: {statistics.fmean(gaps):+.4f} % in the "
             f"mean of {len(gaps)}, standard error {error:.4f} %."

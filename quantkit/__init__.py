@@ -58,6 +58,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
     1  checkpoint/    read one tensor at a time; write shards
        tokenization/  a sentencepiece model -> tokenizer files with its very ids
        kernels/       arithmetic
+       compiled       the kernels' loops as machine code, kept from one process to the next
        hub            the one door to a model hub, and its errors in our words
        fetching       a Hub id -> a folder of files that are what the Hub lists
        scrutiny       what a stranger's small files may ask for

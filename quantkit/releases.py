@@ -218,7 +218,7 @@ def parse_entry(text: str, where: str) -> Entry:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         said = first["msg"].removeprefix("Value error, ")
-        if isinstance(first["input"], str | int | float):
+        if first["type"] != "value_error" and isinstance(first["input"], str | int | float):
             said += f", got {first['input']!r:.80}"
         raise UsageError(f"checksums {where}: {place}: {said}; see docs/checksums.md") from None
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits

@@ -27,9 +27,10 @@ FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
     (0, 1): "elements",
     (1, 0): "cache clock devices digests frontmatter given heap licences quiet rendering resources",
-    (1, 1): "hub kernels tokenization",
-    (1, 2): "checkpoint",
-    (1, 3): "activations calls fetching scrutiny tokenizer",
+    (1, 1): "compiled hub tokenization",
+    (1, 2): "kernels",
+    (1, 3): "checkpoint",
+    (1, 4): "activations calls fetching scrutiny tokenizer",
     (
         2,
         0,

@@ -5,5 +5,5 @@ Each module holds one format as two functions that invert each other, up to roun
 LLM.int8) and :mod:`~quantkit.kernels.nested` (double quantization's absmax). What they
 return is, bit for bit, what bitsandbytes 0.50.2 returns on CPU. Their loops
 (:mod:`~quantkit.kernels.loops`) are compiled at the first call on a machine and kept
-(:mod:`~quantkit.kernels.compiled`); they release the GIL, and run on the caller's thread alone.
+(:mod:`quantkit.compiled`); they release the GIL, and run on the caller's thread alone.
 """

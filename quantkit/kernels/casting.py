@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from quantkit.compiled import Loop, has_half_instruction
 from quantkit.elements import Array, dtype_of
-from quantkit.kernels.compiled import Loop, has_half_instruction
 
 _WIDEN, _NARROW = Loop("casting", "widen"), Loop("casting", "narrow")
 

@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.compiled import Loop
 from quantkit.elements import Array, bits
-from quantkit.kernels.compiled import Loop
 
 QuantType = Literal["nf4", "fp4"]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.compiled import Loop
 from quantkit.elements import Array
-from quantkit.kernels.compiled import Loop
 
 _QUANTIZE_ROWS = Loop("int8", "quantize_rows")
 

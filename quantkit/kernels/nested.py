@@ -20,8 +20,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.compiled import Loop
 from quantkit.elements import Array
-from quantkit.kernels.compiled import Loop
 
 #: Absmax values that share a nested absmax.
 NESTED_BLOCK_SIZE = 256

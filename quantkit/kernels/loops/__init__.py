@@ -1,4 +1,4 @@
-"""The loops that numba compiles; :mod:`quantkit.kernels.compiled` calls them, and imports none.
+"""The loops that numba compiles; :mod:`quantkit.compiled` calls them, and imports none.
 
 A loop takes contiguous arrays, integers and tuples of them, and returns an integer or nothing.
 It allocates nothing, and releases the GIL. Scratch space is the caller's.

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from quantkit.kernels.compiled import has_half_instruction
+from quantkit.compiled import has_half_instruction
 from quantkit.kernels.loops import loop
 
 

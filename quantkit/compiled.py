@@ -1,9 +1,8 @@
 """Compiled loops without the compiler: machine code, kept on disk and called by its address.
 
-numba takes half a second to import and to find one function in its own cache, longer than it
-takes to quantize a gigabyte. So numba compiles a loop when it is first called on a machine, and
-LLVM alone, in a few hundredths of a second, loads what was made of it ever after
-(:mod:`quantkit.cache`).
+Importing numba, and finding one function in its own cache, takes as long as quantizing a
+gigabyte does. So numba compiles a loop when it is first called on a machine, and LLVM alone loads
+what was made of it ever after (:mod:`quantkit.cache`).
 
 The code follows numba's calling convention (its developer manual, "Notes on Numba's
 architecture"): ``int32 status(result *, exception **, arguments ...)``, where an array is the
@@ -116,7 +115,7 @@ def _depends_on() -> list[str]:
     """All else that the machine code depends on: the loops, who compiles them, and for what."""
     from llvmlite import binding
 
-    loops = sorted((Path(__file__).parent / "loops").glob("*.py"))
+    loops = sorted((Path(__file__).parent / "kernels" / "loops").glob("*.py"))
     text = hashlib.sha256(b"\0".join(path.read_bytes() for path in loops)).hexdigest()
     compilers = [version("numba"), version("llvmlite")]
     told = json.dumps(sorted(each for each in os.environ.items() if each[0].startswith("NUMBA_")))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.kernels import compiled
-from quantkit.kernels.compiled import Loop
+from quantkit import compiled
+from quantkit.compiled import Loop
 
 VALUES = np.linspace(-6.5e4, 6.5e4, 1001, dtype=np.float32).astype(np.float16).view(np.uint16)
 WANTED = VALUES.view(np.float16).astype(np.float32)
