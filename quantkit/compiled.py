@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -52,7 +52,7 @@ class Loop:
         signature = f"({', '.join(map(_type_of, arguments))})"
         result, exception = ctypes.c_int64(), ctypes.c_void_p()
         linked = self._linked.get(signature) or self._link(signature, arguments)
-        flat = [word for each in arguments for word in _words(each)]
+        flat = (word for each in arguments for _, word in _words(each))
         if status := linked(ctypes.byref(result), ctypes.byref(exception), *flat):
             raise RuntimeError(f"{self._module}.{self._name}{signature}: status {status}")
         return result.value
@@ -65,7 +65,7 @@ class Loop:
                     [self._module, self._name, signature, *_depends_on()],
                     lambda: _compile(self._module, self._name, signature),
                 )
-                kinds = [kind for each in arguments for kind in _kinds(each)]
+                kinds = [kind for each in arguments for kind, _ in _words(each)]
                 self._linked[signature] = _load(code, kinds)
             return self._linked[signature]
 
@@ -92,33 +92,22 @@ def _type_of(argument: Argument) -> str:
             f"{argument.dtype.str} of shape {argument.shape}, strides {argument.strides}, "
             f"aligned: {flags.aligned}"
         )
-    return _array_type(argument.dtype, argument.ndim)
+    return f"{argument.dtype.name}[{':, ' * (argument.ndim - 1)}::1]"
 
 
-@cache
-def _array_type(dtype: np.dtype[Any], ndim: int) -> str:
-    return f"{dtype.name}[{':, ' * (ndim - 1)}::1]"
-
-
-def _kinds(argument: Argument) -> list[Any]:
-    """The types in C of what an argument is passed as."""
+def _words(argument: Argument) -> Iterator[tuple[Any, Any]]:
+    """An argument as what is passed, each with its type in C."""
     if isinstance(argument, tuple):
-        return [kind for part in argument for kind in _kinds(part)]
-    if not isinstance(argument, np.ndarray):
-        return [ctypes.c_int64]
-    owners, sizes, address = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 2, ctypes.c_void_p
-    return [*owners, *sizes, address, *[ctypes.c_int64] * (2 * argument.ndim)]
-
-
-def _words(argument: Argument) -> list[int | None]:
-    """What an argument is passed as: a word for each of :func:`_kinds`."""
-    if isinstance(argument, tuple):
-        return [word for part in argument for word in _words(part)]
-    if not isinstance(argument, np.ndarray):
-        return [int(argument)]
-    start = argument.ctypes.data
-    sizes = argument.size, argument.itemsize
-    return [None, None, *sizes, start, *argument.shape, *argument.strides]
+        for part in argument:
+            yield from _words(part)
+    elif isinstance(argument, np.ndarray):
+        yield from ((ctypes.c_void_p, None), (ctypes.c_void_p, None))
+        yield from ((ctypes.c_int64, argument.size), (ctypes.c_int64, argument.itemsize))
+        yield ctypes.c_void_p, argument.ctypes.data
+        for each in (*argument.shape, *argument.strides):
+            yield ctypes.c_int64, each
+    else:
+        yield ctypes.c_int64, int(argument)
 
 
 @cache

@@ -50,8 +50,6 @@ class Display:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        # asked once: each time the thread that reads would let go of the interpreter
-        self._drawn = sys.stderr.isatty()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self.interrupted = False
@@ -71,7 +69,7 @@ class Display:
         if event.message:
             self._say(event.message)
             return
-        if not self._drawn:
+        if not sys.stderr.isatty():
             return
         progress = self._started()
         if event.stage not in self._tasks:

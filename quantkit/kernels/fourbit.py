@@ -14,7 +14,6 @@ short at the end is divided by it, and stores an absmax of at least 1e-38.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -144,7 +143,6 @@ def _describe(values: Array) -> str:
     return f"{kind} {values.dtype.name} of shape {values.shape}"
 
 
-@cache
 def _decision_tables(
     quant_type: str,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
@@ -155,7 +153,5 @@ def _decision_tables(
     """
     order = np.array(_ORDER[quant_type], np.int32)
     ascending = _CODES[quant_type][order]
-    tables = (ascending[:-1] + ascending[1:]) / np.float32(2), np.diff(order, prepend=np.int32(0))
-    for each in tables:
-        each.flags.writeable = False  # the next caller is given the same ones
-    return tables
+    bounds = (ascending[:-1] + ascending[1:]) / np.float32(2)
+    return bounds, np.diff(order, prepend=np.int32(0))

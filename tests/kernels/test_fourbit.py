@@ -154,7 +154,7 @@ def test_every_finite_bfloat16(quant_type: str) -> None:
 
 def ties(quant_type: str, peak: float) -> Tensor:
     """Blocks of 64: ``peak``, then every bound times it and that value's neighbours."""
-    bounds = torch.tensor(fourbit._decision_tables(quant_type)[0])
+    bounds = torch.from_numpy(fourbit._decision_tables(quant_type)[0])
     block = torch.zeros(64)
     block[0] = peak
     block[1:46] = neighbours(bounds * peak)
@@ -164,7 +164,7 @@ def ties(quant_type: str, peak: float) -> Tensor:
 @each_type
 def test_exact_ties(quant_type: str) -> None:
     unit = ties(quant_type, 1.0)
-    bounds = torch.tensor(fourbit._decision_tables(quant_type)[0])
+    bounds = torch.from_numpy(fourbit._decision_tables(quant_type)[0])
     assert torch.equal(unit[16:31], bounds), "these must be ties, not nearly so"
     weight = torch.cat([ties(quant_type, peak) for peak in (1.0, 2.0, 0.3, 3.1415, 1e-3, 7e4)])
     assert differs(weight, quant_type, 64) is None
@@ -180,7 +180,7 @@ def test_a_bound_moved_by_one_ulp_is_noticed(
     for k in range(15):
         for towards in (-9.0, 9.0):
             bounds, steps = true_tables(quant_type)
-            moved = torch.tensor(bounds)
+            moved = torch.from_numpy(bounds)
             moved[k] = torch.nextafter(moved[k], torch.tensor(towards))
             tables = (moved.numpy(), steps)
             monkeypatch.setattr(fourbit, "_decision_tables", lambda _, tables=tables: tables)
