@@ -150,11 +150,17 @@ def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:
     return folder
 
 
-def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, object]:
+def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, Any]:
+    """Runs of both sides in turn, and the floor."""
+    floor(args.work, source, recipe, 1 << 20)
+    found = in_turn(args, source, recipe)
+    return found | {"floor": floor(args.work, source, recipe, found["written"])}
+
+
+def in_turn(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, Any]:
     """Runs of both sides in turn, after a first run of ours that finds quantkit's cache empty: it
     reads the architecture and compiles the loops, and is reported too.
     """
-    floor(args.work, source, recipe, 1 << 20)
     out = args.work / "out"
     ours_command = [
         sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", recipe,
@@ -164,20 +170,14 @@ def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, ob
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     shutil.rmtree(args.work / "cache", ignore_errors=True)
     first = process(ours_command, out)
-    ours, theirs = [], []
+    ours, theirs, written = [], [], 0
     for _ in range(args.runs):
         ours.append(process(ours_command, out))
         written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
         if not args.ours_only:
             theirs.append(process(theirs_command, out))
     shutil.rmtree(out, ignore_errors=True)
-    return {
-        "recipe": recipe,
-        "first": first,
-        "ours": ours,
-        "theirs": theirs,
-        "floor": floor(args.work, source, recipe, written),
-    }
+    return {"recipe": recipe, "first": first, "ours": ours, "theirs": theirs, "written": written}
 
 
 def process(command: Sequence[str], out: Path) -> Run:

