@@ -1,7 +1,8 @@
 """The hidden states of every window between two layers, in memory or in a file.
 
 Beyond the stated room they lie in an unnamed temporary file, read and written by
-position: the page cache may hold it, the process does not.
+position: the page cache may hold it, the process does not. Where a CUDA device computes,
+they lie on it, then in the host's page-locked memory, and in the file only after that.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -23,11 +27,41 @@ from quantkit.checkpoint.shards import write_all
 #: memory it can: 64 windows of 1024 tokens at a width of 4096 are a gigabyte.
 ROOM_BYTES = 16 << 20
 
+#: The most that they take on a CUDA device, in bytes, where a quarter of what is free allows it.
+DEVICE_BYTES = 4 << 30
+
+
+class Nearby:
+    """Memory for activations where a CUDA device computes: its own, then the host's.
+
+    A tensor that was given stays its owner's; what it takes is counted once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        free, _ = torch.cuda.mem_get_info(device)
+        self._left = {
+            "device": min(DEVICE_BYTES, free // 4),
+            "host": psutil.virtual_memory().available // 4,
+        }
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        """A new tensor, as near as there is room; none where there is no room at all."""
+        size = prod(shape) * dtype.itemsize
+        for place, left in self._left.items():
+            if size <= left:
+                self._left[place] -= size
+                if place == "device":
+                    return torch.empty(*shape, dtype=dtype, device=self.device)
+                return torch.empty(*shape, dtype=dtype, pin_memory=True)
+        return None
+
 
 class Activations:
     """One tensor (1, tokens, ``width``) a window. Use as a context manager.
 
-    ``lengths`` are the windows' tokens; ``folder`` is where the file goes, if any.
+    ``lengths`` are the windows' tokens; ``folder`` is where the file goes, if any;
+    ``nearby`` is given where a CUDA device computes, and then ``room`` counts for nothing.
     """
 
     def __init__(
@@ -37,14 +71,19 @@ class Activations:
         dtype: torch.dtype,
         folder: Path,
         room: int = ROOM_BYTES,
+        nearby: Nearby | None = None,
     ) -> None:
         self._lengths, self._width, self._dtype = tuple(lengths), width, dtype
+        self._folder, self._nearby = folder, nearby
         row = width * dtype.itemsize
         self._at = [row * before for before in accumulate(self._lengths, initial=0)]
         self._held: list[Tensor | None] = [None] * len(self._lengths)
-        self._file = None
-        if self._at[-1] > room:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed in __exit__
+        self._file: BinaryIO | None = None
+        if nearby is None and self._at[-1] > room:
+            self._file = self._open()
+
+    def _open(self) -> BinaryIO:
+        return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
     @property
     def spilled(self) -> bool:
@@ -55,27 +94,42 @@ class Activations:
         return len(self._lengths)
 
     def __getitem__(self, window: int) -> Tensor:
-        """The window's hidden states, on the CPU; not to be written into."""
-        if self._file is None:
-            held = self._held[window]
-            assert held is not None, "read before it was written"
-            return held
+        """The window's hidden states, on the device or on the CPU; not to be written into."""
+        held = self._held[window]
+        if held is not None:
+            # what the host holds for a device is copied in that device's own order of work
+            return held if self._nearby is None else held.to(self._nearby.device, non_blocking=True)
+        assert self._file is not None, "read before it was written"
         made = torch.empty(1, self._lengths[window], self._width, dtype=self._dtype)
         raw = made.view(torch.uint8).reshape(-1).numpy().data
         read_range(self._file.fileno(), self._at[window], raw, "activations")
         return made
 
     def __setitem__(self, window: int, hidden: Tensor) -> None:
+        if self._nearby is not None and self._put_near(self._nearby, window, hidden.detach()):
+            return
         value = hidden.detach().to("cpu", self._dtype).reshape(1, -1, self._width)
-        if self._file is None:
+        if self._file is None and self._nearby is None:
             self._held[window] = value
-        else:
-            raw = value.contiguous().view(torch.uint8).reshape(-1).numpy().data
-            write_all(self._file.fileno(), raw, self._at[window])
+            return
+        self._file = self._file or self._open()
+        raw = value.contiguous().view(torch.uint8).reshape(-1).numpy().data
+        write_all(self._file.fileno(), raw, self._at[window])
+
+    def _put_near(self, nearby: Nearby, window: int, hidden: Tensor) -> bool:
+        if self._held[window] is None:
+            shape = 1, self._lengths[window], self._width
+            self._held[window] = nearby.empty(shape, self._dtype)
+        held = self._held[window]
+        if held is None:
+            return False
+        held.copy_(hidden.reshape(held.shape), non_blocking=True)
+        return True
 
     def forget(self) -> None:
-        """Let go of what is held in memory."""
-        self._held = [None] * len(self._lengths)
+        """Let go of what is held in memory; what is near a device is kept for the next use."""
+        if self._nearby is None:
+            self._held = [None] * len(self._lengths)
 
     def __enter__(self) -> Activations:
         return self
@@ -98,9 +152,15 @@ class Rooms:
     """
 
     def __init__(
-        self, lengths: Sequence[int], dtype: torch.dtype, folder: Path, room: int = ROOM_BYTES
+        self,
+        lengths: Sequence[int],
+        dtype: torch.dtype,
+        folder: Path,
+        room: int = ROOM_BYTES,
+        nearby: Nearby | None = None,
     ) -> None:
         self._lengths, self._dtype, self._folder, self._room = lengths, dtype, folder, room
+        self._nearby = nearby
         self._free: dict[int, list[Activations]] = {}
         self._open = ExitStack()
 
@@ -117,7 +177,9 @@ class Rooms:
 
     def new(self, width: int) -> Activations:
         """Activations of ``width``, to be kept until all are closed."""
-        made = Activations(self._lengths, width, self._dtype, self._folder, self._room)
+        made = Activations(
+            self._lengths, width, self._dtype, self._folder, self._room, self._nearby
+        )
         return self._open.enter_context(made)
 
     def close(self) -> None:

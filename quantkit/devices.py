@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -48,3 +50,23 @@ def count_threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+@contextmanager
+def tensor_cores(*, allowed: bool) -> Iterator[None]:
+    """Whether a CUDA device multiplies float32 matrices as TF32: eleven bits of each factor.
+
+    That is what float16 keeps of them too. Sums are float32's either way.
+    """
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    if before == allowed:
+        yield
+        return
+    matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before

@@ -24,12 +24,14 @@ from torch import Tensor
 from quantkit.activations import Activations
 from quantkit.calibration import Calibration
 from quantkit.checkpoint import read_tensor
+from quantkit.devices import tensor_cores
 from quantkit.elements import from_torch
 from quantkit.errors import NonFiniteError
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
 from quantkit.heap import large_blocks_return
-from quantkit.kernels.gptq import Factor, Order, Quantized, factorize, make_good, quantize
+from quantkit.kernels.gptq import Quantized, make_good, quantize
+from quantkit.kernels.hessian import Factor, Order, factorize
 from quantkit.layer import Layer
 from quantkit.methods import GptqMethod
 from quantkit.modulewise import ModuleReport, notes
@@ -93,7 +95,7 @@ def calibrate(
     load, windows = _loader(plan, source, model), side_by_side(calibration.windows)
     feedback = form.method.error_feedback > 0
     sweep = Sweep(model, load, windows, folder, device=device, to_logits=False)
-    with large_blocks_return(), sweep:
+    with large_blocks_return(), tensor_cores(allowed=device == "cuda"), sweep:
         some = range(0, len(windows), FEEDBACK_EVERY)
         states = sweep.copy_states(some) if feedback else None
         for layer in sweep.layers():
@@ -160,9 +162,10 @@ def _quantize_layer(
     reports: dict[str, ModuleReport] = {}
     writes: list[Write] = []
     for shared in _gathered(layer, tuple(items), form.method, states, tell):
-        for name, report, stored in _rounded(layer, shared, items, form):
-            reports[name] = report
-            writes += stored
+        with tensor_cores(allowed=False):  # a factorization wants all bits
+            for name, report, stored in _rounded(layer, shared, items, form):
+                reports[name] = report
+                writes += stored
     outputs = [output for each in items.values() for output in each.outputs]
     found = [reports[name] for name in items]
     layers.add(layer.index, outputs, writes, {"modules": [asdict(each) for each in found]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantkit.kernels.gptq import Factor
+from quantkit.kernels.hessian import Factor
 from quantkit.methods import GptqMethod
 
 

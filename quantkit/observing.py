@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from quantkit.activations import Activations
 from quantkit.heap import blocks_reused
-from quantkit.kernels.gptq import accumulate
+from quantkit.kernels.hessian import accumulate
 from quantkit.layer import Layer
 
 #: Of how many windows, each of one text or several, one goes through the unquantized model too.

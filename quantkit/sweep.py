@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.activations import ROOM_BYTES, Activations, Rooms
+from quantkit.activations import ROOM_BYTES, Activations, Nearby, Rooms
 from quantkit.calls import Call, same
 from quantkit.errors import UnsupportedModelError
 from quantkit.heap import blocks_reused
@@ -97,7 +97,8 @@ class Sweep:
         self._reader = ThreadPoolExecutor(1, "read-layer")
         self._shapes = [self._ids(at).shape for at in range(len(self.windows))]
         self._lengths = [shape.numel() for shape in self._shapes]
-        self._rooms = Rooms(self._lengths, self._dtype, self._scratch, self._room)
+        nearby = Nearby(self._device) if self._device.type == "cuda" else None
+        self._rooms = Rooms(self._lengths, self._dtype, self._scratch, self._room, nearby)
         with torch.inference_mode():
             self._materialize_shell()
             first = self._enter_window(0)

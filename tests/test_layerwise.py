@@ -24,8 +24,9 @@ import quantkit
 from quantkit import observing
 from quantkit.errors import NonFiniteError
 from quantkit.gate.decoding import decode_gptq
-from quantkit.kernels.gptq import factorize, quantize
+from quantkit.kernels.gptq import quantize
 from quantkit.kernels.grid import Grid
+from quantkit.kernels.hessian import factorize
 from quantkit.observing import FEEDBACK_EVERY
 from quantkit.report import make_plots, render_report
 

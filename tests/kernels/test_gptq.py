@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from quantkit.kernels import rounding, rounding_cpu
-from quantkit.kernels.gptq import (
+from quantkit.kernels.gptq import make_good, quantize
+from quantkit.kernels.grid import Grid
+from quantkit.kernels.hessian import (
     accumulate,
     factor_upper,
     factorize,
-    make_good,
     mirror,
     permute,
-    quantize,
     visiting_order,
 )
-from quantkit.kernels.grid import Grid
 from quantkit.kernels.rounding import float16_scale
 
 ROWS, COLUMNS, TOKENS, DAMP = 192, 256, 700, 0.05
