@@ -98,7 +98,7 @@ def in_turn(args: argparse.Namespace, name: str, end: float) -> list[Row]:
 def tests(args: argparse.Namespace) -> list[Row]:
     """tests/gpu; without a device they are collected and skipped, which is not passing."""
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    words += ["-n", "6"] if (os.cpu_count() or 1) >= 12 else []
+    words += ["-n", "12"] if (os.cpu_count() or 1) >= 16 else []
     done = subprocess.run(
         [*words, "tests/gpu"], cwd=HERE.parent, capture_output=True, text=True, check=False
     )

@@ -54,7 +54,8 @@ def test_the_compiled_loop_gives_the_codes_of_torch(bits, group, sym, search) ->
     assert float(made[2].sum()) == pytest.approx(
         float(losses.sum()), rel=0.02 if bits == 8 else 2e-3
     )
-    same = (made[0] == codes).all(1)
+    same = (made[0] == codes).all(1) & (other.scales == one.scales).all(1)
+    assert same.float().mean() > 0.5
     assert (made[1] - errors)[same].abs().max() < 1e-5
 
 
@@ -93,7 +94,7 @@ def test_activations_come_back_wherever_they_lie(
         ["method.desc_act=true", "method.group_order=false"],
         ["method.sym=false", "method.true_sequential=false"],
         ["method.static_groups=true", "method.error_feedback=0.0"],
-        ["method.bits=3", "method.group_size=32"],
+        ["method.bits=3", "method.group_size=32", "gate.max_weight_error=0.3"],
         ["method.group_size=-1", "method.bits=8"],
     ],
     ids=lambda changes: " ".join(changes) or "as it is",
