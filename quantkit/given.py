@@ -23,11 +23,12 @@ def kind_of(mode: int) -> str:
     return next((said for is_kind, said in _KINDS if is_kind(mode)), "")
 
 
-def read_given(path: Path, what: str, *, pipe: bool = False) -> bytes:
+def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = None) -> bytes:
     """The bytes of ``path``; ``what`` begins messages. With ``pipe``, ``<(command)`` is read too.
 
     Raises:
-        UsageError: there is no such file, or it is another thing, which might never end.
+        UsageError: there is no such file, it has more than ``most`` bytes, or it is another
+            thing, which might never end.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
@@ -36,9 +37,12 @@ def read_given(path: Path, what: str, *, pipe: bool = False) -> bytes:
             if kind and not (pipe and stat.S_ISFIFO(mode)):
                 raise UsageError(f"{what}: {kind}; expected a regular file, give one")
             os.set_blocking(file.fileno(), True)
-            return file.read()
+            found = file.read() if most is None else file.read(most + 1)
     except OSError as error:
         raise UsageError(f"{what}: {_reason(path, error)}; give a readable file") from error
+    if most is not None and len(found) > most:
+        raise UsageError(f"{what}: expected at most {most:,} bytes, got more; give another file")
+    return found
 
 
 def read_given_text(path: Path, what: str) -> str:

@@ -91,7 +91,7 @@ def publish(
     )
     registry = read_checksums([Path(each) for each in checksums])
     kept = None if allow_changed else signer
-    ready = _ready(folder, repo_id, registry, licence, allowed, kept)
+    ready = _ready(folder, repo_id, registry, licence, allowed, kept, listener)
     client = api()
     there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
     if public and there and there.exists and there.private:
@@ -132,6 +132,7 @@ def _ready(
     licence: str | None,
     allowed: Sequence[Kind],
     signer: Signer | None,
+    listener: Listener,
 ) -> _Ready:
     """What is to be published of ``folder``, whose signature is ``signer``'s where one is given.
 
@@ -145,7 +146,7 @@ def _ready(
             instead = f"remove {SIGNATURE}, or --allow-changed"
             signer.refuse_anothers(folder, weights_of(manifest), instead)
         stated = _licence(manifest, licence)
-        against = refusals(folder, manifest, registry, stated)
+        against = refusals(folder, manifest, registry, stated, listener)
         refuse(folder, against, allowed)
         made = described(folder, manifest, repo_id, stated, against)
         return _Ready(*made, tuple(map(str, against)))

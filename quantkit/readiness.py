@@ -24,7 +24,7 @@ from quantkit.lineage import differing, judge_source
 from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, visible
 from quantkit.staging import MANIFEST
-from quantkit.types import silent
+from quantkit.types import Listener
 from quantkit.verification import Policy, enforce
 
 Kind = Literal["unjudged", "changed", "withdrawn", "licence"]
@@ -68,9 +68,13 @@ def _override(kind: Kind) -> str:
 
 
 def refusals(
-    folder: Path, manifest: Mapping[str, Any], registry: Registry, licence: Licence
+    folder: Path,
+    manifest: Mapping[str, Any],
+    registry: Registry,
+    licence: Licence,
+    listener: Listener,
 ) -> tuple[Refusal, ...]:
-    """Everything that speaks against it, not the first.
+    """Everything that speaks against it, not the first. All files are digested.
 
     Raises:
         MismatchError: the source is not what it says that it is, which nothing overrides.
@@ -79,7 +83,7 @@ def refusals(
     if (status := manifest["gate"]["status"]) != "passed":
         found.append(Refusal("unjudged", f"its gate is {status.replace('_', ' ')}"))
     found += _changed_before(manifest)
-    if changed := differing(folder, manifest, silent):
+    if changed := differing(folder, manifest, listener):
         found.append(Refusal("changed", f"it is not as it was judged: {'; '.join(changed)}"))
     source = manifest["source"]
     verdict = judge_source(source, registry)

@@ -23,6 +23,9 @@ SIGNATURE = "model.sig"
 
 INSTALL = "install it with: pip install 'quantkit[sign]'"
 
+#: No key in PEM, certificates before it included, comes near so many bytes.
+LONGEST_KEY = 1 << 20
+
 #: What git, the hub client and a run in progress keep in a folder.
 _IGNORED = (SIGNATURE, ".cache", "quantkit-staging.json")
 
@@ -137,7 +140,7 @@ def open_expected(key: Path) -> Expected:
         UsageError: the key cannot be read.
     """
     what = f"--public-key {key}"
-    public = read_given(key, what, pipe=True)
+    public = read_given(key, what, pipe=True, most=LONGEST_KEY)
     try:
         return Expected(verifier_of(public, what), key)
     except ImportError as error:

@@ -20,6 +20,7 @@ from quantkit.errors import MismatchError, UsageError, on_one_line
 from quantkit.given import read_given
 from quantkit.signatures import (
     INSTALL,
+    LONGEST_KEY,
     NOTHING,
     SIGNATURE,
     Known,
@@ -106,7 +107,7 @@ def open_signer(key: Path) -> Signer:
         from model_signing import signing
     except ImportError as error:
         raise UsageError(f"{what}: needs model-signing ({error}); {INSTALL}") from error
-    private = _private_key(read_given(key, what, pipe=True), what)
+    private = _private_key(read_given(key, what, pipe=True, most=LONGEST_KEY), what)
     return Signer(_signing_with(private, signing.Config()), key, _public_half(private))
 
 

@@ -247,6 +247,13 @@ def test_a_person_is_asked_and_the_answer_counts(
     assert bool(hub.repositories) is pushed
 
 
+def test_digesting_the_files_is_told_of(hub: Loopback, folder: Path) -> None:
+    heard: list[Event] = []
+    quantkit.publish(folder, REPO, dry_run=True, listener=heard.append)
+    told = [each for each in heard if each.stage == "verify"]
+    assert told[-1].done == told[-1].total >= (folder / "model.safetensors").stat().st_size
+
+
 def test_a_repository_that_is_private_stays_so_and_says_so(hub: Loopback, folder: Path) -> None:
     quantkit.publish(folder, REPO)
     heard: list[str] = []

@@ -232,6 +232,15 @@ def test_what_is_no_key_to_sign_with_is_named(tmp_path: Path) -> None:
             open_signer(odd)
 
 
+def test_a_key_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    for number, opener in enumerate((open_signer, open_expected)):
+        long = tmp_path / str(number)
+        with long.open("wb") as file:
+            file.truncate(1 << 40)  # a hole: memory would not hold it
+        with pytest.raises(UsageError, match="at most 1,048,576 bytes"):
+            opener(long)
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
 def test_what_is_no_signature_is_named(
     signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path, kind: str
