@@ -113,8 +113,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     source = make_model(args.work, args.model, args.container)
     rows = [compare(args, source, recipe) for recipe in args.recipes]
-    text = report(args, source, rows)
-    record(text, args)
+    record(report(args, source, rows), args)
     if args.clean:
         shutil.rmtree(source)
 

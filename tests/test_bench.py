@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 import bnb
 import peers
 import random_neox
-import scale
+import scale_parts
 import scale_report
 import timeline
 
@@ -150,7 +150,7 @@ def test_parameters_are_counted_as_the_model_has_them(tmp_path: Path) -> None:
 
 def notes(layers: int, windows: int) -> dict[str, Any]:
     """A gate in which a layer's run costs 2 s (floor 3), heads 1, a comparison 0.5, a load 4."""
-    few = -(-windows // scale.FLOOR_STRIDE)
+    few = -(-windows // scale_parts.FLOOR_STRIDE)
     spent = {
         "run reference": [2.0] * layers * windows,
         "run saved": [2.0] * layers * windows,
@@ -168,9 +168,9 @@ def test_a_gate_measured_in_part_adds_up_to_the_whole() -> None:
         return sum(sum(each) for each in notes(layers, windows)["spent"].values()) + 4.0 * layers
 
     measured = cost(6, 2)
-    rest = scale.unmeasured(notes(6, 2), 6, 36, 2)
-    assert measured + rest == pytest.approx(cost(36, scale.WINDOWS))
-    assert scale.unmeasured(notes(36, 64), 36, 36, 64) == 0
+    rest = scale_parts.unmeasured(notes(6, 2), 6, 36, 2)
+    assert measured + rest == pytest.approx(cost(36, scale_parts.WINDOWS))
+    assert scale_parts.unmeasured(notes(36, 64), 36, 36, 64) == 0
 
 
 def test_the_line_through_linear_times_is_the_line() -> None:

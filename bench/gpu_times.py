@@ -1,0 +1,169 @@
+"""How long a CUDA device takes, beside others: the pieces of gpu.py that time whole processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import bnb
+import floor
+import scale_parts
+import scale_sources as sources
+from bnb import SIZES
+from gptq_sides import PEER
+from gpu_bits import Row
+
+#: What a step may take of the budget at most, in seconds.
+LONGEST = 240
+
+#: GPTQModel is run with so many layers, and with so many, after a run that compiles what it needs.
+PEER_LAYERS = 1, 4
+
+
+def nf4(args: argparse.Namespace) -> list[Row]:
+    return beside_transformers(args, "bnb-nf4", "at least 3 times transformers")
+
+
+def int8(args: argparse.Namespace) -> list[Row]:
+    return beside_transformers(args, "bnb-int8", "")
+
+
+def beside_transformers(args: argparse.Namespace, recipe: str, bar: str) -> list[Row]:
+    source = sources.source_of(for_scale(args))
+    asked = argparse.Namespace(work=args.work, runs=args.runs, device=args.device, ours_only=False)
+    found = bnb.in_turn(asked, source, recipe)
+    ours, theirs = bnb.median(found["ours"]), bnb.median(found["theirs"])
+    startup, limits = physical(args, source, found["written"])
+    name, slowest = max(limits.items(), key=lambda each: each[1])
+    parts = ", ".join(f"{each} {seconds:.2f}" for each, seconds in limits.items())
+    first = found["first"].seconds
+    return [
+        (
+            f"{recipe}, whole process",
+            f"{ours.seconds:.2f} s, {ours.peak / 1e6:.0f} MB (first run {first:.2f} s)",
+            f"transformers {theirs.seconds:.2f} s, {theirs.peak / 1e6:.0f} MB: "
+            f"{theirs.seconds / ours.seconds:.2f} x faster",
+            bar,
+        ),
+        (
+            f"{recipe}, beside max(read, copy, write)",
+            f"{ours.seconds / slowest:.2f} times {name}; with start-up {startup:.2f} s, "
+            f"{ours.seconds / (startup + slowest):.2f} times both",
+            f"{parts} s",
+            "at most 2",
+        ),
+    ]
+
+
+def physical(args: argparse.Namespace, source: Path, written: int) -> tuple[float, dict[str, Any]]:
+    """Seconds of start-up, and of reading, copying to the device and writing, each alone."""
+    files = sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])
+    sample = bytearray(os.urandom(64 << 20))
+    code = f"{bnb.STARTUP}\nimport torch\ntorch.zeros(1, device={args.device!r})"
+    start = [sys.executable, "-c", code, str(source), "bnb-nf4"]
+    startup = statistics.median(bnb.process(start, args.work / "none").seconds for _ in range(3))
+    limits = {
+        "read": floor.timed(lambda: [floor.consume(path) for path in files]),
+        "copy": copy_seconds(args, sources.weight_bytes(source)),
+        "write": floor.timed(lambda: floor.produce(args.work / "floor.tmp", sample, written)),
+    }
+    return startup, limits
+
+
+def copy_seconds(args: argparse.Namespace, size: int) -> float:
+    """Copying ``size`` bytes to the device from page-locked memory, 64 MiB at a time."""
+    if args.device == "cpu":
+        return 0.0
+    import torch
+
+    piece = torch.ones(64 << 20, dtype=torch.uint8).pin_memory()
+    there = torch.empty_like(piece, device="cuda")
+    found = []
+    for _ in range(32):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        there.copy_(piece, non_blocking=True)
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found) * size / piece.numel()
+
+
+def gptq(args: argparse.Namespace) -> list[Row]:
+    asked = for_scale(args)
+    record = scale_parts.gptq(asked)[0]
+    return [
+        (
+            "gptq-4bit-g128, whole process",
+            f"{record.seconds:.0f} s",
+            f"{record.how}; {peer_row(args, record.seconds)}",
+            "half of GPTQModel's",
+        ),
+        (
+            "gptq-4bit-g128, device memory",
+            f"{record.device_peak / 1e9:.2f} GB",
+            f"host {record.peak / 1e6:.0f} MB",
+            "under 8 GB",
+        ),
+    ]
+
+
+def peer_row(args: argparse.Namespace, ours: float) -> str:
+    """GPTQModel on the same ids, if it is installed here: two sizes, the rest computed."""
+    try:
+        named = f"GPTQModel {version('gptqmodel')}"
+    except PackageNotFoundError:
+        return "GPTQModel is not installed here"
+    asked = for_scale(args)
+    ids = sources.write_ids(asked, asked.samples, asked.length)
+    few, many = PEER_LAYERS
+    took = []
+    for layers in (few, few, many):
+        out = args.work / "gpu-peer"
+        made = bnb.attempt(peer_words(args, layers, ids, out), out, limit=LONGEST)
+        if isinstance(made, str):
+            return f"{named}: {' '.join(made.split())[-300:]}"
+        took.append(made.seconds)
+    first, short, long = took
+    whole = long + (sources.total_layers(asked) - many) * (long - short) / (many - few)
+    return (
+        f"{named}: {short:.0f} and {long:.0f} s with {few} and {many} layers (first run "
+        f"{first:.0f} s), so {whole:.0f} s with all: {whole / ours:.2f} x faster"
+    )
+
+
+def peer_words(args: argparse.Namespace, layers: int, ids: Path, out: Path) -> list[str]:
+    source = sources.truncated(for_scale(args), layers)
+    code = PEER.replace('device="cpu"', f"device={args.device!r}")
+    options = json.dumps({"bits": 4, "group_size": 128})
+    return [sys.executable, "-c", code, str(source), str(out), str(ids), options]
+
+
+def gate(args: argparse.Namespace) -> list[Row]:
+    asked = for_scale(args)
+    asked.layers = sources.total_layers(asked)
+    record = scale_parts.gate(asked)[0]
+    return [
+        (
+            f"gate by layer, {args.windows} windows",
+            f"{record.seconds:.0f} s",
+            f"device {record.device_peak / 1e9:.2f} GB, host {record.peak / 1e6:.0f} MB; "
+            f"{record.how}",
+            f"{scale_parts.WINDOWS} x 1024 under 60 s",
+        )
+    ]
+
+
+def for_scale(args: argparse.Namespace) -> argparse.Namespace:
+    """What scale.py's pieces ask of their arguments."""
+    return argparse.Namespace(
+        model=args.model, container=None, work=args.work, device=args.device, runs=1,
+        layers=min(args.layers, SIZES[args.model]["num_hidden_layers"]), samples=args.samples,
+        length=args.length, windows=args.windows, window=min(1024, args.length),
+    )  # fmt: skip
