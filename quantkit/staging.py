@@ -39,7 +39,11 @@ _HEADROOM = 32 << 20
 
 @dataclass(frozen=True)
 class Staging:
-    """Where an output is made and where it will be."""
+    """Where an output is made and where it will be.
+
+    ``replaced`` is where one that is overwritten waits for the new one to be in its place: under
+    a hidden name, as nobody else's folder may be taken for it.
+    """
 
     out: Path
     partial: Path
@@ -52,31 +56,51 @@ def staging_for(out: Path) -> Staging:
     out = Path(os.path.normpath(out.expanduser().absolute()))
     if not (named and out.name):
         raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
-    return Staging(out, out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced"))
+    return Staging(
+        out,
+        partial=out.with_name(f"{out.name}.partial"),
+        replaced=out.with_name(f".{out.name}.quantkit-replaced"),
+    )
 
 
 def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless it may be replaced and quantkit made it.
 
     Raises:
-        OutputExistsError: it exists and may not be replaced, or it is the ``source`` itself.
+        OutputExistsError: it exists and may not be replaced, or the ``source`` lies in its way.
     """
     out = staging.out
-    if out.resolve() == source.resolve():
-        raise OutputExistsError(f"output {out}: is the source; choose another --out")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise OutputExistsError(f"output {out}: lies inside the source; choose another --out")
-    if staging.replaced.exists() and not out.exists():
+    _refuse_source(staging, source)
+    if _is_ours(staging.replaced) and not os.path.lexists(out):
         staging.replaced.rename(out)  # a run was killed between the two renames of a replacement
     if not os.path.lexists(out):
         return
     if not overwrite:
         raise OutputExistsError(f"output {out}: exists already; choose another or --overwrite it")
-    if out.is_symlink() or not (out / MANIFEST).is_file():
+    if not _is_ours(out):
         raise OutputExistsError(
             f"output {out}: not made by quantkit (no {MANIFEST}), so --overwrite leaves it; "
             "remove it yourself or choose another"
         )
+
+
+def _refuse_source(staging: Staging, source: Path) -> None:
+    """Whatever is written, emptied or replaced must hold nothing of the source, nor lie in it."""
+    out, given = staging.out, source.resolve()
+    if out.resolve() == given:
+        raise OutputExistsError(f"output {out}: is the source; choose another --out")
+    if out.resolve().is_relative_to(given):
+        raise OutputExistsError(f"output {out}: lies inside the source; choose another --out")
+    for each in (out, staging.partial, staging.replaced):
+        if given.is_relative_to(each.resolve()):
+            raise OutputExistsError(
+                f"output {out}: the source {source} lies in {each}, which is emptied or replaced; "
+                "choose another --out"
+            )
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and not folder.is_symlink()
 
 
 def check_room(staging: Staging, needed: int) -> None:
@@ -125,12 +149,29 @@ def held(staging: Staging) -> Iterator[None]:
 def _refuse_foreign(staging: Staging) -> None:
     """What lies in ``OUT.partial`` is emptied; so it must be an earlier run's."""
     there = {path.name for path in staging.partial.iterdir()}
-    # commit() takes the note away just before the rename; by then there is a manifest
-    if there - {_NEW_NOTE} and not there & {NOTE, MANIFEST}:
+    if staging.partial.is_symlink():
+        raise OutputExistsError(
+            f"output {staging.partial}: a link, expected a folder; remove it, or choose another "
+            "--out"
+        )
+    if there - {_NEW_NOTE} and NOTE not in there and not _was_to_be(staging):
         raise OutputExistsError(
             f"output {staging.partial}: not left by quantkit (no {NOTE}); move it away, or choose "
             "another --out"
         )
+
+
+def _was_to_be(staging: Staging) -> bool:
+    """Whether a manifest says that it was on its way to ``OUT``.
+
+    :func:`commit` takes the note away just before the rename. A whole output that somebody
+    called ``OUT.partial`` says another name.
+    """
+    try:
+        manifest = json.loads((staging.partial / MANIFEST).read_text(encoding="utf-8"))
+        return Path(manifest["request"]["out"]).name == staging.out.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_note(staging: Staging) -> dict[str, Any]:
@@ -182,10 +223,16 @@ def commit(staging: Staging) -> None:
     (staging.partial / NOTE).unlink(missing_ok=True)
     flush(staging.partial)
     if staging.out.exists():
-        shutil.rmtree(staging.replaced, ignore_errors=True)
+        _remove_replaced(staging)
         staging.out.rename(staging.replaced)
     staging.partial.rename(staging.out)
     flush(staging.out.parent)
+    _remove_replaced(staging)
+
+
+def _remove_replaced(staging: Staging) -> None:
+    with suppress(OSError):
+        (staging.replaced / MANIFEST).unlink()  # first: what is half gone is not to come back
     shutil.rmtree(staging.replaced, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial as partial_function
 from pathlib import Path
 
@@ -128,13 +129,50 @@ def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(
     out = tmp_path / "out"
     quantkit.convert(source, "bnb-nf4", out, no_gate=True)
     before = made(out)
-    out.rename(tmp_path / "out.replaced")
-    shutil.copytree(tmp_path / "out.replaced", partial(out))
+    replaced = tmp_path / ".out.quantkit-replaced"
+    out.rename(replaced)
+    shutil.copytree(replaced, partial(out))
     with pytest.raises(UsageError, match="exists already"):
         quantkit.convert(source, "bnb-nf4", out, no_gate=True)
     assert made(out) == before
     quantkit.convert(source, "bnb-nf4", out, no_gate=True, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+
+
+@pytest.mark.parametrize("place", ["out/inside", "out.partial", ".out.quantkit-replaced"])
+def test_a_source_in_the_way_of_the_output_is_left_alone(tmp_path: Path, place: str) -> None:
+    first = write_source(tmp_path / "first")
+    quantkit.convert(first, "bnb-nf4", tmp_path / "out", no_gate=True)
+    source = shutil.copytree(first, tmp_path / place)
+    before = made(source)
+    with pytest.raises(UsageError, match="lies in"):
+        quantkit.convert(source, "fp16", tmp_path / "out", no_gate=True, overwrite=True)
+    assert made(source) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["out.replaced", "out.partial"])
+def test_folders_that_only_sound_like_ours_are_left_alone(
+    tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    source = write_source(tmp_path / "source")
+    other, out = tmp_path / name, tmp_path / "out"
+    quantkit.convert(source, "fp16", other, no_gate=True)  # a whole output of that very name
+    before = made(other)
+    if overwrite:
+        quantkit.convert(source, "bnb-nf4", tmp_path / "made", no_gate=True)
+        (tmp_path / "made").rename(out)
+    with suppress(UsageError):
+        quantkit.convert(source, "bnb-nf4", out, no_gate=True, overwrite=overwrite)
+    assert made(other) == before
+
+
+def test_a_link_in_place_of_the_staging_folder_is_refused(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.partial").symlink_to("elsewhere")
+    with pytest.raises(UsageError, match="a link"):
+        quantkit.convert(source, "bnb-nf4", tmp_path / "out", no_gate=True)
 
 
 # interrupts
