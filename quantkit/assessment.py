@@ -11,9 +11,10 @@ from typing import Any
 
 from quantkit.devices import Device, choose_device
 from quantkit.errors import SourceError, UsageError
-from quantkit.evaluation import Texts, read_material, text_paths
+from quantkit.evaluation import Texts, read_material
 from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
+from quantkit.given import paths_of
 from quantkit.recipe import Recipe, load_recipe
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
@@ -62,9 +63,7 @@ def check(
         _make_room(Path(report), folder)
     source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
-    material = read_material(
-        source.folder, chosen, text_paths(text), source.config.get("vocab_size")
-    )
+    material = read_material(source.folder, chosen, paths_of(text), source.config.get("vocab_size"))
     judged = gate_folder(folder, source, chosen, material, choose_device(device), listener)
     found = {
         "kind": "check",

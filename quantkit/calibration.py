@@ -190,6 +190,10 @@ def _document(where: str, line: str, prompt: Prompt | None) -> str:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON: {error}") from error
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where}: a lone surrogate, which is no text; remove it") from error
     if isinstance(value, dict) and isinstance(value.get("text"), str):
         return str(value["text"])
     turns = value.get("messages") if isinstance(value, dict) else None
@@ -212,7 +216,7 @@ def _is_conversation(turns: object) -> TypeGuard[list[dict[str, str]]]:
         and bool(turns)
         and all(
             isinstance(each, dict)
-            and each.get("role") in ("user", "assistant", "system")
+            and each.get("role") in ("user", "assistant")
             and isinstance(each.get("content"), str)
             for each in turns
         )

@@ -9,8 +9,9 @@ from typing import Any
 from quantkit.assessment import format_name, quantized_folder, weight_bytes
 from quantkit.devices import Device, choose_device
 from quantkit.errors import UsageError
-from quantkit.evaluation import Texts, read_material, text_paths
+from quantkit.evaluation import Texts, read_material
 from quantkit.gate import measure_folders
+from quantkit.given import paths_of
 from quantkit.plots import trade_plot
 from quantkit.recipe import load_recipe
 from quantkit.source import open_source
@@ -42,7 +43,7 @@ def compare(
         UsageError: no such folder, or a plot that cannot be written.
         SourceError: the source or a folder cannot be read.
     """
-    paths = [quantized_folder(each, listener) for each in folders]
+    paths = [quantized_folder(each, listener) for each in paths_of(folders)]
     if not paths:
         raise UsageError("compare: no folders given; name at least one")
     if len({each.resolve() for each in paths}) < len(paths):
@@ -51,9 +52,7 @@ def compare(
     if plot is not None:
         _check_plot(Path(plot), [*paths, source.folder])
     chosen = load_recipe(recipe, set)
-    material = read_material(
-        source.folder, chosen, text_paths(text), source.config.get("vocab_size")
-    )
+    material = read_material(source.folder, chosen, paths_of(text), source.config.get("vocab_size"))
     found = measure_folders(paths, source, chosen, material, choose_device(device), listener)
     rows = [
         {

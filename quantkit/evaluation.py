@@ -28,14 +28,6 @@ _OPENINGS = 8
 Texts = str | Path | Sequence[str | Path] | None
 
 
-def text_paths(given: Texts) -> tuple[Path, ...]:
-    """``given`` as paths; none for the text that ships with quantkit."""
-    if given is None:
-        return ()
-    several = [given] if isinstance(given, str | Path) else given
-    return tuple(Path(each) for each in several)
-
-
 @dataclass(frozen=True)
 class EvaluationText:
     """``sequences`` of ids to be cut into windows; ``sha256`` is of the file's bytes.
@@ -175,7 +167,11 @@ def read_prompts(
         json.loads(prompts_file().read_text(encoding="utf-8"))
     )
     rendered = [recipe.prompt.render(each) if recipe.prompt else each for each in plain]
-    return tuple(PromptIds(each, tuple(tokenizer.encode(each))) for each in rendered)
+    made = tuple(PromptIds(each, tuple(tokenizer.encode(each))) for each in rendered)
+    for each in made:
+        if not each.ids:
+            raise UsageError(f"prompt {each.text!r}: holds no token; give another")
+    return made
 
 
 def _sha256(raw: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from quantkit.errors import UsageError, printable
@@ -23,6 +24,28 @@ def kind_of(mode: int) -> str:
     return next((said for is_kind, said in _KINDS if is_kind(mode)), "")
 
 
+def paths_of(given: str | Path | Iterable[str | Path] | None) -> tuple[Path, ...]:
+    """One path, several or none, as paths: a text alone is one path, not its letters."""
+    if given is None:
+        return ()
+    several = [given] if isinstance(given, str | Path) else given
+    return tuple(Path(each) for each in several)
+
+
+def refuse_name(path: Path, what: str) -> None:
+    """Refuse a path whose bytes are no UTF-8; ``what`` begins messages.
+
+    Manifests and cards name it, and libraries are given it: both take Unicode alone.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what}: its name is not UTF-8; rename it") from None
+
+
 def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = None) -> bytes:
     """The bytes of ``path``; ``what`` begins messages. With ``pipe``, ``<(command)`` is read too.
 
@@ -30,6 +53,7 @@ def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = 
         UsageError: there is no such file, it has more than ``most`` bytes, or it is another
             thing, which might never end.
     """
+    refuse_name(path, printable(what))
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -45,13 +69,13 @@ def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = 
     return found
 
 
-def read_given_text(path: Path, what: str) -> str:
+def read_given_text(path: Path, what: str, *, most: int | None = None) -> str:
     """The same as text: UTF-8, with a byte order mark before it or without.
 
     Raises:
         UsageError: as :func:`read_given`, or it is no UTF-8.
     """
-    return as_text(read_given(path, what), what)
+    return as_text(read_given(path, what, most=most), what)
 
 
 def as_text(raw: bytes, what: str) -> str:

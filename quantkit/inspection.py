@@ -51,7 +51,7 @@ def verify(
         VerificationError: a digest differs, or the release was withdrawn.
         SourceError: it cannot be read.
     """
-    registry = read_checksums([Path(each) for each in checksums])
+    registry = read_checksums(checksums)
     policy = Policy(allow_withdrawn, require_verified)
     key = open_expected(Path(public_key)) if public_key is not None else None
     folder = Path(path_or_repo).expanduser()

@@ -13,9 +13,10 @@ from quantkit.card import write_card
 from quantkit.clock import Clock
 from quantkit.devices import Device, choose_device
 from quantkit.digests import digest_file
-from quantkit.evaluation import Material, Texts, read_material, text_paths
+from quantkit.evaluation import Material, Texts, read_material
 from quantkit.execution import Job, Staged, mark_failed, stage
 from quantkit.gate import GateReport, gate_not_run
+from quantkit.given import paths_of
 from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
@@ -79,7 +80,7 @@ def convert(
     """
     request, clock = _request(locals()), Clock()
     chosen = load_recipe(recipe, set)
-    registry = read_checksums([Path(each) for each in checksums])
+    registry = read_checksums(checksums)
     policy = Policy(allow_withdrawn, require_verified)
     signer = open_signer(Path(sign)) if sign is not None else None
     where, place = choose_device(device), staging_for(Path(out))
@@ -127,7 +128,7 @@ def _judge(
 
 def _material(opened: Source, chosen: Recipe, text: Texts) -> Material:
     vocabulary = opened.config.get("vocab_size")
-    return read_material(opened.folder, chosen, text_paths(text), vocabulary)
+    return read_material(opened.folder, chosen, paths_of(text), vocabulary)
 
 
 def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": name(asked["recipe"]),
         "out": name(asked["out"]),
         "set": [str(each) for each in asked["set"]],
-        "texts": [name(each) for each in text_paths(asked["text"])],
+        "texts": [name(each) for each in paths_of(asked["text"])],
         "calibration": name(asked["calibration"]) if asked["calibration"] is not None else None,
         **{flag: bool(asked[flag]) for flag in flags},
     }

@@ -89,7 +89,7 @@ def publish(
         withdrawn=allow_withdrawn,
         licence=allow_licence,
     )
-    registry = read_checksums([Path(each) for each in checksums])
+    registry = read_checksums(checksums)
     kept = None if allow_changed else signer
     ready = _ready(folder, repo_id, registry, licence, allowed, kept, listener)
     client = api()

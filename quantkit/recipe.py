@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from quantkit.errors import RecipeError
+from quantkit.errors import RecipeError, UsageError, printable
+from quantkit.given import read_given_text
 from quantkit.methods import (
     BnbMethod,
     CalibrationSection,
@@ -25,6 +26,9 @@ from quantkit.methods import (
     Strict,
 )
 from quantkit.resources import shipped_folder
+
+#: The longest recipe, in bytes.
+_LONGEST = 1 << 20
 
 _METHODS: dict[Any, type[Strict]] = {
     "bnb": BnbMethod,
@@ -58,7 +62,7 @@ class Evaluation(Strict):
 
     window: Annotated[int, Field(ge=2)]
     max_windows: Annotated[int, Field(ge=0)]
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     new_tokens: Annotated[int, Field(ge=1)] = 32
     by_layer: bool = False
 
@@ -122,10 +126,10 @@ class Generation(Strict):
     """Settings that the model's card asks for; written to generation_config.json."""
 
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class Published(Strict):
@@ -183,8 +187,10 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     path = _find(name_or_path)
     overrides = [overrides] if isinstance(overrides, str) else overrides
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = tomllib.loads(read_given_text(path, f"recipe {path}", most=_LONGEST))
+    except UsageError as error:
+        raise RecipeError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"recipe {path}: cannot be read as TOML: {error}") from error
     for text in overrides:
         _override(data, text)
@@ -211,6 +217,10 @@ def _find(name_or_path: str | Path) -> Path:
 
 
 def _override(data: dict[str, Any], text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RecipeError(f"--set {printable(text)}: not UTF-8; type it anew") from None
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r}: expected key=value, e.g. method.block_size=128")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.given import paths_of
 from quantkit.releases import Entry, ListedFile, Release, read_entries
 from quantkit.resources import shipped_folder
 from quantkit.types import FileDigest, Fingerprint, Status, Verdict
@@ -228,7 +229,7 @@ def _verdict(status: Status, entry: Entry, release: Release, by: str) -> Verdict
     )
 
 
-def checksums(folders: Iterable[Path] = ()) -> Registry:
+def checksums(folders: str | Path | Iterable[str | Path] = ()) -> Registry:
     """The built-in registry and every ``*.toml`` of ``folders``.
 
     Raises:
@@ -237,7 +238,7 @@ def checksums(folders: Iterable[Path] = ()) -> Registry:
     return Registry(
         tuple(
             entry
-            for folder in (shipped_folder("checksums"), *folders)
+            for folder in (shipped_folder("checksums"), *paths_of(folders))
             for entry in read_entries(folder)
         )
     )

@@ -22,6 +22,9 @@ from quantkit.rendering import misbehaviour
 #: The longest small file that is read whole: a tokenizer.json of 250,000 pieces takes 35 MB.
 MAX_SMALL_BYTES = 128 << 20
 
+#: The longest card of a source: it stands in the manifest, and folded in the new card.
+MAX_CARD_BYTES = 4 << 20
+
 #: Keys that count things which each cost time and memory to build, and how many are too many.
 _COUNTS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"layer|block|depth|stage", re.IGNORECASE), 1024),
@@ -136,7 +139,7 @@ def check_template(text: object, where: str) -> None:
         raise SourceError(f"{where}: {found_out}; do not use this repository")
 
 
-def check_small_file(path: Path) -> None:
+def check_small_file(path: Path, most: int = MAX_SMALL_BYTES) -> None:
     """Refuse what is no plain file of sensible size, or a link that leaves its folder.
 
     Raises:
@@ -148,10 +151,10 @@ def check_small_file(path: Path) -> None:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{path}: expected a regular file, got {stat.filemode(found.st_mode)}")
-    if found.st_size > MAX_SMALL_BYTES:
+    if found.st_size > most:
         raise SourceError(
-            f"{path}: expected at most {MAX_SMALL_BYTES:,} bytes, got {found.st_size:,}; no such "
-            "file of a model is so large"
+            f"{path}: expected at most {most:,} bytes, got {found.st_size:,}; no such file of a "
+            "model is so large: remove it, or make it smaller"
         )
     if leads_out(path):
         raise SourceError(

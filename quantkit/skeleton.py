@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, ParamSpec, TypeVar
 
 from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+#: transformers' first import, and accelerate's way to build empty models, which swaps a method
+#: of torch's for all threads, want no second thread beside them.
+_ONE_AT_A_TIME = RLock()
+
+
+def _alone(build: Callable[P, T]) -> Callable[P, T]:
+    @wraps(build)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _ONE_AT_A_TIME:
+            return build(*args, **kwargs)
+
+    return call
+
+
+@_alone
 def parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
     """``folder``'s config as transformers reads it; no code of the folder's is run.
 
@@ -54,6 +74,7 @@ def resolve_dtype(parsed: Any, wanted: str, stored: str) -> str:
     return named
 
 
+@_alone
 def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
     """The model of a parsed config with its parameters on the meta device.
 

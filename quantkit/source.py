@@ -16,10 +16,12 @@ from typing import Any
 from quantkit.checkpoint import CheckpointIndex, Container, open_checkpoint
 from quantkit.checkpoint.reading import Stamp, stamp_of
 from quantkit.checkpoint.strict_json import too_many
-from quantkit.errors import CheckpointError, SourceError, UsageError
+from quantkit.errors import CheckpointError, SourceError, UsageError, printable
 from quantkit.fetching import cached_digests, fetch, refuse_damaged, sha256_only
+from quantkit.given import refuse_name
 from quantkit.hub import HUB_ID
 from quantkit.scrutiny import (
+    MAX_CARD_BYTES,
     check_config,
     check_small_file,
     check_template,
@@ -107,6 +109,7 @@ def open_source(
         SourceError: no config, no weights, a broken header, or the Hub says no.
     """
     path = Path(given).expanduser()
+    refuse_name(path, f"source {printable(str(given))}")
     if path.is_dir():
         repo_id, cached = _cache_identity(path.resolve())
         listed = sha256_only(cached_digests(path)) if repo_id else {}
@@ -179,6 +182,8 @@ def _check_small_files(folder: Path) -> None:
     for name in (*TOKENIZER_FILES, *COMPANION_FILES):
         if os.path.lexists(folder / name):
             check_small_file(folder / name)
+    if (folder / "README.md").is_file():
+        check_small_file(folder / "README.md", MAX_CARD_BYTES)
     path = folder / "tokenizer_config.json"
     check_tokenizer_config(read_object(path), str(path))
     template = folder / "chat_template.jinja"

@@ -24,7 +24,9 @@ from quantkit.errors import (
     StorageError,
     UsageError,
     VerificationError,
+    printable,
 )
+from quantkit.given import refuse_name
 
 NOTE = "quantkit-staging.json"
 _NEW_NOTE = f".{NOTE}.new"
@@ -56,6 +58,7 @@ def staging_for(out: Path) -> Staging:
     out = Path(os.path.normpath(out.expanduser().absolute()))
     if not (named and out.name):
         raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
+    refuse_name(out, f"output {printable(str(out))}")
     return Staging(
         out,
         partial=out.with_name(f"{out.name}.partial"),

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from quantkit.errors import INTERRUPTED
@@ -26,6 +27,9 @@ __all__ = ["main"]
 def main() -> None:
     """The console script. The verbs are imported here, so that Ctrl-C never is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # a stream that was closed is nothing to Python, and libraries do not expect that
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     # Imports make objects by the hundred thousand that all stay: looking for garbage among
     # them, again and again, is a tenth of the start-up.
     gc.set_threshold(100_000)

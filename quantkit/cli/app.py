@@ -81,7 +81,8 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Verify, quantize, judge and save a checkpoint."""
-    with session(as_json=as_json) as display:
+    again = "interrupted; nothing was saved: run the same command again, it takes up what is done"
+    with session(as_json=as_json, interrupted=again) as display:
         manifest = quantkit.convert(
             source,
             recipe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,30 +46,43 @@ listing = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=
 @listing.callback()
 def _default(context: typer.Context, folders: Checksums = None, as_json: AsJson = False) -> None:
     """List the releases that the registry knows, show one repository's, or add a folder's."""
+    context.obj = _Said(tuple(folders or ()), as_json)
     if context.invoked_subcommand is None:
-        _list(folders, as_json)
+        _list(context)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What was said before the word that follows: it counts for that too."""
+
+    folders: tuple[Path, ...]
+    as_json: bool
 
 
 @listing.command("list")
-def _list(folders: Checksums = None, as_json: AsJson = False) -> None:
+def _list(context: typer.Context, folders: Checksums = None, as_json: AsJson = False) -> None:
     """Every release, with its status and the reason."""
-    with session(as_json=as_json) as display:
-        display.registry(quantkit.checksums(folders or ()), None)
+    before: _Said = context.obj
+    with session(as_json=as_json or before.as_json) as display:
+        display.registry(quantkit.checksums([*before.folders, *(folders or ())]), None)
 
 
 @listing.command("show")
 def _show(
+    context: typer.Context,
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Whose entry.")],
     folders: Checksums = None,
     as_json: AsJson = False,
 ) -> None:
     """One repository's entry, whole, as JSON."""
-    with session(as_json=as_json) as display:
-        display.registry(quantkit.checksums(folders or ()), repository)
+    before: _Said = context.obj
+    with session(as_json=as_json or before.as_json) as display:
+        display.registry(quantkit.checksums([*before.folders, *(folders or ())]), repository)
 
 
 @listing.command("add")
 def _add(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint to describe.")],
     repository: Annotated[str, typer.Option("--repository", help="Whose it is: OWNER/NAME.")],
     status: Annotated[Status, typer.Option("--status", help="What its publisher says of it.")],
@@ -100,7 +114,8 @@ def _add(
         "kind": kind.value if kind else None, "stated_at": stated_at,
         "reason": reason, "advice": advice,
     }  # fmt: skip
-    with session(as_json=as_json) as display:
+    before: _Said = context.obj
+    with session(as_json=as_json or before.as_json) as display:
         asked = check_request(repository, facts, licence=licence, aliases=alias or (), into=into)
         release = describe_release(folder, facts, display.listener)
         text = entry_text(asked, release)

@@ -69,7 +69,8 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Push a finished folder to the Hub, read it back, and only then commit it."""
-    with session(as_json=as_json) as display:
+    again = "interrupted; run the same command again: what has arrived is not sent twice"
+    with session(as_json=as_json, interrupted=again) as display:
         found = quantkit.publish(
             dir,
             repo_id,

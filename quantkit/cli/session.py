@@ -9,29 +9,19 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import typer
-from click import get_current_context
 
 from quantkit.cli.display import Display
 from quantkit.errors import INTERRUPTED, QuantkitError
 
 _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 
-#: What a rerun of these does beside starting over.
-_RERUN = {
-    "convert": f"{_INTERRUPTED}; a conversion takes up what is done",
-    "publish": "interrupted; run the same command again: what has arrived is not sent twice",
-}
-
-
-def _interrupted() -> str:
-    """What to say after Ctrl-C, of the verb that runs."""
-    context = get_current_context(silent=True)
-    return _RERUN.get(context.info_name or "" if context else "", _INTERRUPTED)
-
 
 @contextmanager
-def session(*, as_json: bool) -> Iterator[Display]:
-    """The one place that turns errors into text and an exit code."""
+def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Display]:
+    """The one place that turns errors into text and an exit code.
+
+    ``interrupted`` is what to say after Ctrl-C, where a rerun does more than start over.
+    """
     if not sys.stderr.isatty():  # the hub client's own bars are for people
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     display = Display(as_json=as_json)
@@ -45,7 +35,7 @@ def session(*, as_json: bool) -> Iterator[Display]:
     except BrokenPipeError:  # whoever read us went away
         raise typer.Exit(QuantkitError.exit_code) from None
     except KeyboardInterrupt:
-        display.error(_interrupted())
+        display.error(interrupted)
         raise typer.Exit(INTERRUPTED) from None
     except MemoryError:
         display.error("out of memory; close other programs, or use a machine with more")
@@ -58,5 +48,5 @@ def session(*, as_json: bool) -> Iterator[Display]:
         if not display.interrupted:
             raise
         # an import that was interrupted fails in its own ways
-        display.error(_interrupted())
+        display.error(interrupted)
         raise typer.Exit(INTERRUPTED) from None

@@ -41,9 +41,10 @@ def load_saved(opened: Opened, device: str) -> Reloaded:
 
     Where the library that serves the format is not installed, the gate decodes the weights.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     if not has_library(opened.method):
+        GenerationConfig.from_pretrained(opened.folder)  # as from_pretrained does, and refuses
         return Reloaded(load_plain(opened, opened.dtype, device), names_report(opened))
     with quiet_libraries():
         import bitsandbytes  # noqa: F401 - here, so that its advice at import is held back

@@ -16,8 +16,9 @@ from conftest import Converted
 from tiny import write_source
 
 import quantkit
-from quantkit.evaluation import read_material, text_paths
+from quantkit.evaluation import read_material
 from quantkit.gate import GateReport, gate
+from quantkit.given import paths_of
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums
 from quantkit.source import open_source
@@ -106,7 +107,7 @@ def judge(
     plan = quantkit.plan(source, recipe)
     if believe_config:
         plan = replace(plan, config=json.loads((folder / "config.json").read_text()))
-    return gate(folder, verified, plan, chosen, read_material(source, chosen, text_paths(text)))
+    return gate(folder, verified, plan, chosen, read_material(source, chosen, paths_of(text)))
 
 
 def first_failure(demo: Path, folder: Folder, recipe: str = "bnb-nf4", *overrides: str) -> str:

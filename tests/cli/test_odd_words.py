@@ -1,0 +1,164 @@
+"""Names and words that are no text, files without an end, and streams that are closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from commanding import command, refused
+from tiny import write_source
+
+import quantkit
+from quantkit.errors import GateError, UsageError
+from quantkit.evaluation import read_prompts
+from quantkit.recipe import load_recipe
+from quantkit.tokenizer import Tokenizer
+
+ODD = os.fsdecode(b"lat\xe9")
+
+
+def test_an_output_or_a_source_whose_name_is_no_utf8_is_refused_first(
+    demo: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        quantkit.convert(demo, "fp16", tmp_path / ODD, no_gate=True)
+    shutil.copytree(demo, tmp_path / ODD)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        quantkit.convert(tmp_path / ODD, "fp16", tmp_path / "out", no_gate=True)
+    assert [each.name for each in tmp_path.iterdir()] == [ODD]
+
+
+@pytest.mark.parametrize("what", ["text", "calibration"])
+def test_a_text_whose_name_is_no_utf8_is_refused_first(
+    demo: Path, tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / f"{ODD}.txt"
+    shutil.copy(demo / "heldout.txt", path)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        quantkit.convert(
+            demo, "gptq-4bit-g128", tmp_path / "out", set=["method.group_size=64"], **{what: path}
+        )
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        os.fsdecode(b'name="a\xff"'),
+        'evaluation.prompts=[""]',
+        "generation.temperature=-1.0",
+        "generation.top_p=9.0",
+        "generation.repetition_penalty=0.0",
+        "generation.max_new_tokens=-5",
+    ],
+)
+def test_settings_that_no_run_could_end_well_with_are_refused_first(demo: Path, said: str) -> None:
+    with pytest.raises(UsageError):
+        quantkit.plan(demo, "bnb-nf4", set=said)
+
+
+def test_a_prompt_that_holds_no_token_is_refused_first() -> None:
+    recipe = load_recipe("bnb-nf4", 'evaluation.prompts=["  "]')
+    nothing = Tokenizer("a tokenizer", lambda text: [], lambda ids: "", ())
+    with pytest.raises(UsageError, match="holds no token"):
+        read_prompts(recipe, nothing, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        (r'{"text": "\ud800 there and there"}', "jsonl:1: a lone surrogate"),
+        ('{"messages": [{"role": "system", "content": "be nice"}]}', "jsonl:1: expected"),
+    ],
+)
+def test_calibration_lines_that_are_no_turn_or_no_text_are_named(
+    demo: Path, tmp_path: Path, line: str, match: str
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UsageError, match=match):
+        quantkit.convert(
+            demo, "gptq-4bit-g128", tmp_path / "out", no_gate=True, calibration=path,
+            set=["method.group_size=64", 'prompt={user="u", system="s", separator=": ", '
+                 'turn_end="<NL>", newline="<NL>"}'],
+        )  # fmt: skip
+
+
+def test_a_card_or_a_recipe_without_an_end_is_refused(demo: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo, tmp_path / "model")
+    (folder / "README.md").unlink(missing_ok=True)
+    with (folder / "README.md").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "README.md: expected at most" in refused(1, "plan", folder, "--recipe", "bnb-nf4")
+    with (tmp_path / "big.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    said = refused(2, "plan", demo, "--recipe", tmp_path / "big.toml")
+    assert "big.toml: expected at most" in said
+
+
+def test_generation_settings_that_transformers_refuses_fail_gptqs_gate_too(
+    demo: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(demo, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": -5}))
+    with pytest.raises(GateError, match="max_new_tokens"):
+        quantkit.convert(
+            folder, "gptq-4bit-g128", tmp_path / "out", text=demo / "heldout.txt",
+            set=["method.group_size=64", "calibration.samples=2", "calibration.length=32",
+                 "evaluation.max_windows=1"],
+        )  # fmt: skip
+
+
+def test_a_lone_path_is_not_taken_for_its_letters(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        quantkit.checksums("nowhere")
+    with pytest.raises(UsageError, match="nowhere"):
+        quantkit.convert(demo, "fp16", tmp_path / "out", no_gate=True, checksums="nowhere")
+    with pytest.raises(quantkit.errors.QuantkitError, match="nowhere"):
+        quantkit.compare("nowhere", demo)
+
+
+def test_what_stands_before_the_word_counts_for_it_too(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        command("checksums", "--json", "list"), capture_output=True, check=True, text=True
+    )
+    assert json.loads(shown.stdout)["entries"]
+    assert "no such folder" in refused(2, "checksums", "--checksums", tmp_path / "no", "list")
+
+
+def test_a_closed_stream_is_no_crash(demo: Path) -> None:
+    words = shlex.join(command("plan", demo, "--recipe", "bnb-nf4"))
+    done = subprocess.run(f"{words} 2>&-", shell=True, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"quantize" in done.stdout
+
+
+def test_models_are_built_one_at_a_time(tmp_path: Path) -> None:
+    """accelerate swaps a method of torch's meanwhile; two at once left it swapped."""
+    source = write_source(tmp_path / "source")
+    before = torch.nn.Module.register_parameter
+    settings = ["calibration.samples=2", "calibration.length=16", "method.group_size=16"]
+
+    def work(at: int) -> None:
+        ids = tmp_path / f"{at}.json"
+        ids.write_text(json.dumps([[at + 1, 2, 3, 4] * 4] * 2))
+        quantkit.convert(
+            source, "gptq-4bit-g128", tmp_path / f"out{at}", no_gate=True, calibration=ids,
+            set=settings,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert all((tmp_path / f"out{at}").is_dir() for at in range(3))
+    assert torch.nn.Module.register_parameter is before
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
