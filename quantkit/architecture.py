@@ -81,6 +81,12 @@ def _matches(module: str, patterns: Sequence[str]) -> bool:
     return not should_convert_module(module, list(patterns))
 
 
+def _positions(parsed: Any) -> int | None:
+    """How many positions the model has; none where its config states no number of them."""
+    stated = getattr(parsed, "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 1 else None
+
+
 def read_architecture(
     folder: Path, config: Mapping[str, Any], names: Iterable[str], dtype: str, stored: str
 ) -> Architecture:
@@ -122,7 +128,7 @@ def _read(
         class_name=type(model).__name__,
         base_prefix=str(model.base_model_prefix),
         dtype=resolved,
-        max_positions=getattr(parsed, "max_position_embeddings", None),
+        max_positions=_positions(parsed),
         parameters=_parameters(model, resolved),
         linears=linears,
         kept=kept,

@@ -48,12 +48,12 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     form = format_of(recipe.method)
     tensors = _fates(records, architecture, form, recipe)
     _refuse_incomplete(tensors, architecture)
+    _refuse_mostly_skipped(tensors, architecture, recipe)
     if form.quantizes() and not any(each.action == "quantize" for each in tensors):
         raise SourceError(
             f"{architecture.class_name}: no module would be quantized: none is a Linear that the "
             "format's library replaces, or the recipe ignores them all; use fp16 or bf16"
         )
-    _refuse_mostly_skipped(tensors, architecture, recipe)
     _refuse_hidden_tokens(source, recipe)
     return Plan(
         model_type=architecture.model_type,
@@ -262,7 +262,7 @@ def _warnings(
         )
     if odd := _unfit(tensors):
         yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
-    yield from _gptq_warnings(recipe)
+    yield from _gptq_warnings(recipe, tensors)
     quantized = [each for each in tensors if each.action == "quantize"]
     if isinstance(recipe.method, BnbMethod) and recipe.method.quant_type != "int8":
         block = recipe.method.block_size
@@ -279,7 +279,7 @@ def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> boo
     return shape is not None and (shape[0] % 32 != 0 or shape[1] % block_size != 0)
 
 
-def _gptq_warnings(recipe: Recipe) -> Iterator[str]:
+def _gptq_warnings(recipe: Recipe, tensors: Sequence[TensorPlan]) -> Iterator[str]:
     method = recipe.method
     if not isinstance(method, GptqMethod):
         return
@@ -290,3 +290,7 @@ def _gptq_warnings(recipe: Recipe) -> Iterator[str]:
         )
     if method.override:
         yield "overrides of single modules are read by GPTQModel only, not through transformers"
+    modules = [e.source.name.removesuffix(".weight") for e in tensors if e.action == "quantize"]
+    for each in method.override:
+        if not any(re.search(each.pattern, name) for name in modules):
+            yield f"the override {each.pattern!r} is found in the name of no quantized module"

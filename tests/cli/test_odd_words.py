@@ -16,7 +16,7 @@ from commanding import command, refused
 from tiny import write_source
 
 import quantkit
-from quantkit.errors import GateError, UsageError
+from quantkit.errors import GateError, QuantkitError, SourceError, UsageError
 from quantkit.evaluation import read_prompts
 from quantkit.recipe import load_recipe
 from quantkit.tokenizer import Tokenizer
@@ -121,7 +121,7 @@ def test_a_lone_path_is_not_taken_for_its_letters(demo: Path, tmp_path: Path) ->
         quantkit.checksums("nowhere")
     with pytest.raises(UsageError, match="nowhere"):
         quantkit.convert(demo, "fp16", tmp_path / "out", no_gate=True, checksums="nowhere")
-    with pytest.raises(quantkit.errors.QuantkitError, match="nowhere"):
+    with pytest.raises(QuantkitError, match="nowhere"):
         quantkit.compare("nowhere", demo)
 
 
@@ -162,3 +162,15 @@ def test_models_are_built_one_at_a_time(tmp_path: Path) -> None:
     assert all((tmp_path / f"out{at}").is_dir() for at in range(3))
     assert torch.nn.Module.register_parameter is before
     assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_an_override_that_meets_nothing_is_told_of(demo: Path) -> None:
+    said = 'method.override=[{pattern="nowhere", bits=8}, {pattern="layers.0", bits=8}]'
+    made = quantkit.plan(demo, "gptq-4bit-g128", set=["method.group_size=64", said])
+    about = [each for each in made.warnings if "no quantized module" in each]
+    assert about == ["the override 'nowhere' is found in the name of no quantized module"]
+
+
+def test_a_group_that_fits_nothing_is_named_as_the_reason(stories260k: Path) -> None:
+    with pytest.raises(SourceError, match="no multiple of group_size 128; .* would fit"):
+        quantkit.plan(stories260k, "gptq-4bit-g128")
