@@ -224,10 +224,11 @@ def _refuse_mostly_skipped(
     unfit = _unfit(tensors)
     meant = len(unfit) + sum(each.action == "quantize" for each in tensors)
     if len(unfit) > method.max_skipped_share * meant:
+        first = next((each for each in unfit if "would fit" in each.reason), unfit[0])
         raise SourceError(
             f"{architecture.class_name}: {len(unfit)} of {meant} modules cannot be quantized, more "
-            f"than the {method.max_skipped_share:.0%} that the recipe lets pass; first "
-            f"{unfit[0].source.name}, which {unfit[0].reason} (--set method.group_size=N or "
+            f"than the {method.max_skipped_share:.0%} that the recipe lets pass; among them "
+            f"{first.source.name}, which {first.reason} (--set method.group_size=N or "
             "method.max_skipped_share=SHARE)"
         )
 
