@@ -336,7 +336,7 @@ def test_a_disk_that_says_no_leaves_it_as_it_was(
 
 def test_a_run_killed_between_the_renames_is_made_good(folder: Path) -> None:
     before = contents(folder)
-    folder.rename(folder.with_name("demo-nf4.replaced"))
+    folder.rename(folder.with_name(".demo-nf4.quantkit-replaced"))
     staging_to_amend(folder)
     assert contents(folder) == before
 

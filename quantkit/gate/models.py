@@ -16,6 +16,7 @@ import torch
 from quantkit.gate.decoding import has_library
 from quantkit.gate.library import keep_stored_layout
 from quantkit.gate.opened import Opened
+from quantkit.gate.settings import GENERATION
 from quantkit.quiet import quiet_libraries
 
 
@@ -44,7 +45,8 @@ def load_saved(opened: Opened, device: str) -> Reloaded:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     if not has_library(opened.method):
-        GenerationConfig.from_pretrained(opened.folder)  # as from_pretrained does, and refuses
+        if (opened.folder / GENERATION).is_file():  # from_pretrained reads it, and may refuse it
+            GenerationConfig.from_pretrained(opened.folder)
         return Reloaded(load_plain(opened, opened.dtype, device), names_report(opened))
     with quiet_libraries():
         import bitsandbytes  # noqa: F401 - here, so that its advice at import is held back
