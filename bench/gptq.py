@@ -52,9 +52,10 @@ def main() -> None:
 
 def compile_loops(args: argparse.Namespace) -> None:
     """What is done once for an installation is not what is compared."""
-    small, ids, out = make_model(args.work, "tiny", "safetensors"), args.work / "few.json", "ours"
+    small, ids = make_model(args.work, "tiny", "safetensors"), args.work / "few.json"
     ids.write_text(json.dumps([list(range(256))] * 2))
-    process(ours(small, args.work / out, ids, []), args.work / out)
+    out = args.work / "ours"
+    process(ours(small, out, ids, []), out)
 
 
 def speed(args: argparse.Namespace) -> str:

@@ -16,7 +16,6 @@ from quantkit.types import FLOAT_DTYPES
 P = ParamSpec("P")
 T = TypeVar("T")
 
-
 #: transformers' first import, and accelerate's way to build empty models, which swaps a method
 #: of torch's for all threads, want no second thread beside them.
 _ONE_AT_A_TIME = RLock()
