@@ -50,6 +50,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        finished       layers on the disk, for a rerun to take up
        settings       what config.json and generation_config.json say
        plans          the Plan: every tensor's fate, as data
+       cautions       what it warns of before hours of work
        carddata snippet sourcecard   the card's metadata, its code, the source's own card folded
        statedresults  the figures that the source's card states, apart and attributed
        prompts        a conversation form -> a chat template

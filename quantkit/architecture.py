@@ -46,6 +46,8 @@ class Architecture:
     ignores such a tensor. ``parameters`` gives shape and data type by name in memory.
     ``kept`` are the patterns by which transformers leaves modules unquantized (heads, tied
     ones), ``kept_modules`` the modules of ``linears`` that they match.
+    ``initialized`` are those of ``linears`` whose weight transformers sets, when it loads a
+    model, through the module around them, whether or not it has one (GPT-2's ``c_proj``).
     ``ties`` maps a tied name to the name that it shares its weight with; ``layers`` are the
     decoder layers in order, empty where there is no list of them.
     """
@@ -59,6 +61,7 @@ class Architecture:
     linears: Mapping[str, Linear]
     kept: tuple[str, ...]
     kept_modules: tuple[str, ...]
+    initialized: tuple[str, ...]
     ties: Mapping[str, str]
     memory_names: Mapping[str, str | None]
     ignored: Mapping[str, str]
@@ -67,6 +70,10 @@ class Architecture:
     def is_kept(self, module: str, ignore: Sequence[str]) -> bool:
         """Whether ``module`` stays as it is, by transformers' own matching rule."""
         return module in self.kept_modules or _matches(module, ignore)
+
+    def matches(self, module: str, pattern: str) -> bool:
+        """Whether one pattern of ``ignore`` means ``module``."""
+        return _matches(module, [pattern])
 
     def in_layer(self, module: str) -> bool:
         """Whether ``module`` lies inside a decoder layer."""
@@ -133,6 +140,7 @@ def _read(
         linears=linears,
         kept=kept,
         kept_modules=tuple(module for module in linears if _matches(module, kept)),
+        initialized=_initialized(model, linears),
         ties={str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()},
         memory_names=memory_names,
         ignored=_ignored(model, memory_names),
@@ -228,6 +236,35 @@ def _memory_names(model: Any, names: Iterable[str]) -> dict[str, str | None]:
             renamed = name
         found[name] = renamed if renamed in state else None
     return found
+
+
+def _initialized(model: Any, linears: Mapping[str, Linear]) -> tuple[str, ...]:
+    """Asked by taking each weight away in turn; once for all modules of a class."""
+    asked: dict[tuple[type, str], bool] = {}
+    for name in linears:
+        parent, _, leaf = name.rpartition(".")
+        around = model.get_submodule(parent)
+        if (type(around), leaf) not in asked:
+            asked[type(around), leaf] = _initializes(model, around, getattr(around, leaf))
+    kinds = {name: name.rpartition(".") for name in linears}
+    return tuple(
+        name
+        for name, (parent, _, leaf) in kinds.items()
+        if asked[type(model.get_submodule(parent)), leaf]
+    )
+
+
+def _initializes(model: Any, around: Any, linear: Any) -> bool:
+    weight = linear._parameters.pop("weight")
+    try:
+        model._init_weights(around)
+    except AttributeError as error:
+        if error.name != "weight":
+            raise
+        return True
+    finally:
+        linear._parameters["weight"] = weight
+    return False
 
 
 def _ignored(model: Any, memory_names: Mapping[str, str | None]) -> dict[str, str]:

@@ -6,13 +6,14 @@ Pure: the same headers and the same recipe give the same plan.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from quantkit.architecture import Architecture, Linear, read_architecture
+from quantkit.cautions import UNFIT, cautions, stored_dtype
 from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
-from quantkit.methods import BnbMethod, GptqMethod, PlainMethod
+from quantkit.methods import GptqMethod, PlainMethod
 from quantkit.plans import Plan, TensorPlan
 from quantkit.prompts import chat_template
 from quantkit.recipe import Recipe
@@ -20,10 +21,7 @@ from quantkit.settings import generation_defaults, output_config
 from quantkit.source import Source, read_object
 from quantkit.tokenization import check_hidden
 from quantkit.tokenizer import sentencepiece_file
-from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
-
-#: Begins the reason of a module whose shape the loaders cannot take.
-_UNFIT = "does not fit the format"
+from quantkit.types import ITEM_BYTES, OutputTensor, TensorRecord
 
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -43,7 +41,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         source.config,
         [record.name for record in records],
         recipe.method.dtype,
-        _stored_dtype(records),
+        stored_dtype(records),
     )
     form = format_of(recipe.method)
     tensors = _fates(records, architecture, form, recipe)
@@ -67,7 +65,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         chat_template=chat_template(recipe.prompt) if recipe.prompt else None,
         split_special_tokens=recipe.tokenizer.split_special_tokens,
         max_positions=architecture.max_positions,
-        warnings=tuple(_warnings(source, architecture, recipe, tensors)),
+        warnings=tuple(cautions(source, architecture, recipe, tensors)),
     )
 
 
@@ -75,10 +73,6 @@ def _refuse_hidden_tokens(source: Source, recipe: Recipe) -> None:
     path = sentencepiece_file(source.folder)
     if path is not None and recipe.tokenizer.split_special_tokens:
         check_hidden(path, read_object(source.folder / "tokenizer_config.json"))
-
-
-def _stored_dtype(records: Sequence[TensorRecord]) -> str:
-    return next((each.dtype for each in records if each.dtype in FLOAT_DTYPES), "float32")
 
 
 def _shard_limit(recipe: Recipe) -> int:
@@ -163,7 +157,7 @@ def _why_kept(
     if form.calibrated and not architecture.in_layer(module):
         return "left as it is: outside the decoder layers"
     unfit = form.unfit(name, (linear.out_features, linear.in_features))
-    return f"{_UNFIT}: {unfit}" if unfit else None
+    return f"{UNFIT}: {unfit}" if unfit else None
 
 
 def _head_names(
@@ -211,7 +205,7 @@ def _quantized(
 
 
 def _unfit(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
-    return [each for each in tensors if _UNFIT in each.reason]
+    return [each for each in tensors if UNFIT in each.reason]
 
 
 def _refuse_mostly_skipped(
@@ -250,48 +244,3 @@ def _refuse_incomplete(tensors: Sequence[TensorPlan], architecture: Architecture
             f"{missing[0]}{more}: {architecture.class_name} needs it and the checkpoint does not "
             "hold it; the checkpoint is incomplete or of another model"
         )
-
-
-def _warnings(
-    source: Source, architecture: Architecture, recipe: Recipe, tensors: Sequence[TensorPlan]
-) -> Iterator[str]:
-    stored = _stored_dtype(source.checkpoint.tensors)
-    if stored != architecture.dtype:
-        yield (
-            f"the weights are stored as {stored}; {architecture.dtype} is written "
-            f"({'the recipe' if recipe.method.dtype != 'auto' else 'config.json'} says so)"
-        )
-    if odd := _unfit(tensors):
-        yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
-    yield from _gptq_warnings(recipe, tensors)
-    quantized = [each for each in tensors if each.action == "quantize"]
-    if isinstance(recipe.method, BnbMethod) and recipe.method.quant_type != "int8":
-        block = recipe.method.block_size
-        odd = [each for each in quantized if _stock_cpu_cannot_run(each.shape, block)]
-        if odd:
-            yield (
-                f"{len(odd)} modules, first {odd[0].source.name} {list(odd[0].shape or ())}: stock "
-                "bitsandbytes cannot run such shapes on CPUs with AVX512-BF16 (rows in "
-                f"multiples of 32, columns of {block}); other CPUs and CUDA can"
-            )
-
-
-def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> bool:
-    return shape is not None and (shape[0] % 32 != 0 or shape[1] % block_size != 0)
-
-
-def _gptq_warnings(recipe: Recipe, tensors: Sequence[TensorPlan]) -> Iterator[str]:
-    method = recipe.method
-    if not isinstance(method, GptqMethod):
-        return
-    if method.checkpoint_format == "gptq" and not method.sym:
-        yield (
-            "GPTQModel itself refuses sym=false in checkpoint_format gptq from any other tool "
-            "(transformers and AutoGPTQ open it); for GPTQModel use gptq_v2"
-        )
-    if method.override:
-        yield "overrides of single modules are read by GPTQModel only, not through transformers"
-    modules = [e.source.name.removesuffix(".weight") for e in tensors if e.action == "quantize"]
-    for each in method.override:
-        if not any(re.search(each.pattern, name) for name in modules):
-            yield f"the override {each.pattern!r} is found in the name of no quantized module"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +184,33 @@ def test_ignored_modules_stay_and_the_folder_reloads(
     state = load_file(source / "model.safetensors")
     name = f"{ignore.removeprefix('transformer.') if model_type == 'gpt2' else ignore}.weight"
     assert torch.equal(model.get_submodule(ignore).weight, state[name])
+
+
+@pytest.mark.parametrize("recipe", ["bnb-int8", "gptq-4bit-g128"])
+def test_an_entry_of_ignore_that_meets_nothing_is_told_of(tmp_path: Path, recipe: str) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox")
+    sets = ["method.group_size=16"] if recipe.startswith("gptq") else []
+    sets.append(f'method.ignore=["{OUTPUT}", "h.0", "dense$"]')
+    made = quantkit.plan(source, recipe, set=sets)
+    about = [each.split(",")[0] for each in made.warnings if "ignores" in each]
+    assert about == ["the recipe ignores 'h.0'", "the recipe ignores 'dense$'"]
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_only_gpt2_is_told_that_transformers_cannot_open_it(
+    tmp_path: Path, model_type: str
+) -> None:
+    """What is said there is held to transformers in tests/oracle/test_gptq_loaders.py."""
+    source = write_source(tmp_path / "source", model_type)
+    sets = ["method.group_size=16", "method.max_skipped_share=1"]
+    made = quantkit.plan(source, "gptq-4bit-g128", set=sets)
+    told = [each for each in made.warnings if "transformers cannot open" in each]
+    assert bool(told) == (model_type == "gpt2"), told
+    if told:
+        (offered,) = re.findall(r"--set '(method\.ignore=[^']+)'", told[0])
+        made = quantkit.plan(source, "gptq-4bit-g128", set=[*sets, offered])
+        assert not [each for each in made.warnings if "transformers cannot open" in each]
+        assert any(each.action == "quantize" for each in made.tensors)
 
 
 def test_without_ignore_the_loader_finds_the_head_by_itself(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""What a plan warns of: what some library will not open, what a recipe says to no effect."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from quantkit.architecture import Architecture
+from quantkit.methods import BnbMethod, GptqMethod, PlainMethod
+from quantkit.plans import TensorPlan
+from quantkit.recipe import Recipe
+from quantkit.source import Source
+from quantkit.types import FLOAT_DTYPES, TensorRecord
+
+#: Begins the reason of a module whose shape the loaders cannot take.
+UNFIT = "does not fit the format"
+
+
+def stored_dtype(records: Sequence[TensorRecord]) -> str:
+    """The data type of the checkpoint's weights: that of its first floating-point tensor."""
+    return next((each.dtype for each in records if each.dtype in FLOAT_DTYPES), "float32")
+
+
+def cautions(
+    source: Source, architecture: Architecture, recipe: Recipe, tensors: Sequence[TensorPlan]
+) -> Iterator[str]:
+    """The plan's warnings, each a sentence; none of them stops a conversion."""
+    stored, method = stored_dtype(source.checkpoint.tensors), recipe.method
+    if stored != architecture.dtype:
+        yield (
+            f"the weights are stored as {stored}; {architecture.dtype} is written "
+            f"({'the recipe' if method.dtype != 'auto' else 'config.json'} says so)"
+        )
+    if odd := [each for each in tensors if UNFIT in each.reason]:
+        yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
+    quantized = [each for each in tensors if each.action == "quantize"]
+    if not isinstance(method, PlainMethod):
+        for entry in method.ignore:
+            if not any(architecture.matches(module, entry) for module in architecture.linears):
+                yield (
+                    f"the recipe ignores {entry!r}, which is no module's name, beginning or end "
+                    f"(one is {next(iter(architecture.linears))})"
+                )
+    if isinstance(method, GptqMethod):
+        yield from _gptq_cautions(method, architecture, quantized)
+    if isinstance(method, BnbMethod):
+        yield from _bnb_cautions(method, quantized)
+
+
+def _bnb_cautions(method: BnbMethod, quantized: Sequence[TensorPlan]) -> Iterator[str]:
+    if method.quant_type == "int8":
+        return
+    block = method.block_size
+    odd = [each for each in quantized if _stock_cpu_cannot_run(each.shape, block)]
+    if odd:
+        yield (
+            f"{len(odd)} modules, first {odd[0].source.name} {list(odd[0].shape or ())}: stock "
+            "bitsandbytes cannot run such shapes on CPUs with AVX512-BF16 (rows in "
+            f"multiples of 32, columns of {block}); other CPUs and CUDA can"
+        )
+
+
+def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> bool:
+    return shape is not None and (shape[0] % 32 != 0 or shape[1] % block_size != 0)
+
+
+def _gptq_cautions(
+    method: GptqMethod, architecture: Architecture, quantized: Sequence[TensorPlan]
+) -> Iterator[str]:
+    if method.checkpoint_format == "gptq" and not method.sym:
+        yield (
+            "GPTQModel itself refuses sym=false in checkpoint_format gptq from any other tool "
+            "(transformers and AutoGPTQ open it); for GPTQModel use gptq_v2"
+        )
+    if method.override:
+        yield "overrides of single modules are read by GPTQModel only, not through transformers"
+    names = [each.source.name.removesuffix(".weight") for each in quantized]
+    for each in method.override:
+        if not any(re.search(each.pattern, name) for name in names):
+            yield f"the override {each.pattern!r} is found in the name of no quantized module"
+    modules = {(each.memory or "").removesuffix(".weight") for each in quantized}
+    if touched := sorted(modules & set(architecture.initialized)):
+        last = sorted({module.rpartition(".")[2] for module in touched})
+        yield (
+            f"transformers cannot open this: when it loads a {architecture.class_name} it "
+            f"initializes {touched[0]}.weight, which a GPTQ module does not have (GPTQModel itself "
+            f"and AutoGPTQ open it; --set 'method.ignore={json.dumps(last)}' leaves "
+            f"{len(touched)} modules as they are, and transformers opens it)"
+        )
