@@ -20,13 +20,14 @@ import numpy as np
 
 from quantkit.errors import UsageError, on_one_line
 from quantkit.evaluation import Material, largest_id, read_ids
-from quantkit.given import read_given
+from quantkit.given import as_text, read_given
 from quantkit.methods import CalibrationSection
 from quantkit.plans import Plan
 from quantkit.recipe import Prompt, Recipe
 from quantkit.resources import calibration_text
 from quantkit.source import Source
 from quantkit.tokenizer import Tokenizer, open_tokenizer
+from quantkit.types import Event, Listener, silent
 
 #: Two texts that share a run of so many tokens overlap...
 _RUN = 32
@@ -59,7 +60,12 @@ class Calibration:
 
 
 def read_calibration(
-    recipe: Recipe, given: Path | None, source: Source, plan: Plan, material: Material | None
+    recipe: Recipe,
+    given: Path | None,
+    source: Source,
+    plan: Plan,
+    material: Material | None,
+    listener: Listener = silent,
 ) -> Calibration | None:
     """The windows that ``recipe`` asks for, from ``given`` or the recipe's own data.
 
@@ -97,7 +103,21 @@ def read_calibration(
     _check_ids(found, plan)
     for text in material.texts if material is not None else ():
         refuse_overlap(found, text.sequences)
+    listener(Event("calibrate", message=described(found, plan)))
     return found
+
+
+def described(calibration: Calibration, plan: Plan) -> str:
+    """What is calibrated on, in one line, and whether that is too little.
+
+    Of fewer tokens than a module has columns no Hessian is of full rank: what the missing
+    directions cost is then the dampening's guess.
+    """
+    widest = max(each.shape[1] for each in plan.tensors if each.shape is not None)
+    said = f"calibrating on {calibration.tokens:,} tokens of {calibration.name}"
+    if calibration.tokens >= widest:
+        return said
+    return f"{said}; few for modules of {widest:,} columns: give at least as many, better tenfold"
 
 
 def _encoded(
@@ -175,14 +195,13 @@ def _find(section: CalibrationSection) -> Path:
 
 
 def _documents(path: Path, raw: bytes, prompt: Prompt | None) -> list[str]:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"calibration {path}: cannot be read as UTF-8: {error}") from error
+    text = as_text(raw, f"calibration {path}")
     if path.suffix.lower() != ".jsonl":
         return [text]
     lines = enumerate(text.split("\n"), start=1)
-    return [_document(f"calibration {path}:{at}", each, prompt) for at, each in lines if each]
+    return [
+        _document(f"calibration {path}:{at}", each, prompt) for at, each in lines if each.strip()
+    ]
 
 
 def _document(where: str, line: str, prompt: Prompt | None) -> str:

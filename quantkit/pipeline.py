@@ -88,9 +88,9 @@ def convert(
     check_free(place, opened.folder, overwrite=overwrite)
     material = None if no_gate else _material(opened, chosen, text)
     planned = make_plan(opened, chosen)
-    own = Path(calibration) if calibration is not None else None
-    calibrating = read_calibration(chosen, own, opened, planned, material)
     listener(Event("plan", message=summary(planned)))
+    own = Path(calibration) if calibration is not None else None
+    calibrating = read_calibration(chosen, own, opened, planned, material, listener)
     job = Job(planned, opened, chosen, registry, policy, calibrating, place, where, listener, clock)
     with held(place), cleaned(place):
         staged = stage(job)

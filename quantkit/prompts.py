@@ -15,6 +15,10 @@ CHAT_TEMPLATE = "chat_template.jinja"
 # One line, as a line break in a template would be one in the prompt.
 _TEMPLATE = (
     "{{%- for message in messages -%}}"
+    # The form has no place for another, and would make the assistant say what it says.
+    "{{%- if message['role'] not in ['user', 'assistant'] -%}}"
+    "{{{{- raise_exception('the roles of this prompt form are user and assistant, not '"
+    " + message['role']) -}}}}{{%- endif -%}}"
     "{{{{- {user} if message['role'] == 'user' else {system} -}}}}"
     "{{{{- {separator} + message['content'].replace('\\n', {newline}) -}}}}"
     "{{%- if not loop.last or add_generation_prompt -%}}{{{{- {turn_end} -}}}}{{%- endif -%}}"
@@ -24,7 +28,10 @@ _TEMPLATE = (
 
 
 def chat_template(prompt: Prompt) -> str:
-    """The Jinja text of ``chat_template.jinja``: user and assistant turns in the model's form."""
+    """The Jinja text of ``chat_template.jinja``: user and assistant turns in the model's form.
+
+    It refuses any other role (``raise_exception``, as templates without a system turn do).
+    """
     literals = {name: _literal(value) for name, value in prompt.model_dump().items()}
     return _TEMPLATE.format(**literals)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import quantkit
-from quantkit.calibration import Calibration, read_calibration, refuse_overlap
+from quantkit.calibration import Calibration, described, read_calibration, refuse_overlap
 from quantkit.errors import UsageError
 from quantkit.evaluation import read_material
 from quantkit.planning import make_plan
@@ -117,6 +117,28 @@ def test_joined_documents_are_told_apart_by_the_end_of_text(
     assert found.windows == ((5, 6, 7, end), (8, 9, end, 10))
     apart = calibrate(source, planned, path, "calibration.packing=apart")
     assert apart.windows == ((5, 6, 7), (8, 9), (10, 11, 12))
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_text(source, planned, tmp_path: Path) -> None:
+    line = json.dumps({"text": "Once upon a time there was a small model."})
+    (tmp_path / "plain.jsonl").write_text(f"{line}\n{line}\n")
+    (tmp_path / "odd.jsonl").write_bytes(f"\ufeff{line}\r\n\r\n \r\n{line}\r\n".encode())
+    apart = "calibration.packing=apart"
+    plain = calibrate(source, planned, tmp_path / "plain.jsonl", apart)
+    assert len(plain.windows) == 2
+    assert calibrate(source, planned, tmp_path / "odd.jsonl", apart).windows == plain.windows
+
+
+def test_too_little_to_calibrate_on_is_told_of(source, planned, tmp_path: Path) -> None:
+    widest = max(each.shape[1] for each in planned.tensors if each.shape)
+    windows, ids = [[1, 2] * 16] * (widest // 32), tmp_path / "few.json"
+    ids.write_text(json.dumps(windows))
+    enough = calibrate(source, planned, ids, "calibration.packing=apart")
+    said = described(enough, planned)
+    assert (enough.tokens, said) == (widest, f"calibrating on {widest:,} tokens of few.json")
+    ids.write_text(json.dumps(windows[1:]))
+    few = calibrate(source, planned, ids, "calibration.packing=apart")
+    assert f"few for modules of {widest:,} columns" in described(few, planned)
 
 
 def test_ids_beyond_the_vocabulary(source, planned, tmp_path: Path) -> None:

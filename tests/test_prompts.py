@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from quantkit.prompts import chat_template, restore_newlines
@@ -56,6 +57,14 @@ def test_the_gates_prompts_are_the_templates() -> None:
     assert prompt is not None
     message = {"role": "user", "content": "一行目\n二行目"}
     assert prompt.render("一行目\n二行目") == render(prompt, [message])
+
+
+@pytest.mark.parametrize("role", ["system", "tool", "User", ""])
+def test_another_role_is_refused_not_put_into_the_assistants_mouth(role: str) -> None:
+    prompt = load_recipe("rinna-3.6b-ppo-nf4").prompt
+    assert prompt is not None
+    with pytest.raises(TemplateError, match=f"user and assistant, not {role}$"):
+        render(prompt, [{"role": role, "content": "答えは短く。"}, *CONVERSATION])
 
 
 def test_a_recipes_text_never_becomes_code() -> None:

@@ -42,6 +42,10 @@ def main() -> None:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+    except OSError as error:  # of --help and --version: a verb's session says its own
+        with suppress(OSError):
+            print(f"quantkit: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        code = 1
     except KeyboardInterrupt:  # a verb's handler was at work, and its session had ended
         code = INTERRUPTED
     _leave(code)

@@ -140,6 +140,17 @@ def test_a_closed_stream_is_no_crash(demo: Path) -> None:
     assert b"quantize" in done.stdout
 
 
+@pytest.mark.parametrize("words", ["--version", "--help", "convert --help", "recipes"])
+def test_a_full_disk_behind_the_output_is_no_crash(words: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*words.split()), stdout=full, stderr=subprocess.PIPE, check=False, text=True
+        )
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_models_are_built_one_at_a_time(tmp_path: Path) -> None:
     """accelerate swaps a method of torch's meanwhile; two at once left it swapped."""
     source = write_source(tmp_path / "source")
