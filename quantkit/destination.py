@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.card import NAME as CARD
+from quantkit.digests import digest_file
 from quantkit.errors import HubError, UsageError, on_one_line, printable
 from quantkit.hub import HUB_ID, RemoteFile, explained, list_files, reason
 from quantkit.remote import HUBS_OWN, LocalFile
@@ -72,7 +73,10 @@ class Push:
 
 @dataclass(frozen=True)
 class Destination:
-    """``head`` is the commit that was looked at, ``published`` what an earlier quantkit put."""
+    """``head`` is the commit that was looked at, ``published`` what an earlier quantkit put.
+
+    ``edited`` are those of its files that somebody changed since, such as the card on its page.
+    """
 
     exists: bool = False
     has_branch: bool = False
@@ -80,13 +84,26 @@ class Destination:
     head: str = ""
     files: Sequence[RemoteFile] = ()
     published: Mapping[str, Any] = field(default_factory=dict)
+    edited: Sequence[str] = ()
 
     def extra(self, asked: Push) -> tuple[str, ...]:
         """Files there that will go.
 
         Raises:
-            UsageError: others put some of them there, and they may not be removed.
+            UsageError: others put some of them there, or changed some that will be replaced, and
+                they may not be removed.
         """
+        listed = {each.name: each for each in self.files}
+        lost = [
+            each.name for each in asked.files
+            if each.name in self.edited and not each.is_like(listed[each.name])
+        ]  # fmt: skip
+        if lost and not asked.overwrite:
+            raise UsageError(
+                f"publish {asked.repo_id}: {', '.join(lost)} changed there since quantkit put it; "
+                "save what is to be kept, then --overwrite to replace it, or --branch for another "
+                "place"
+            )
         ours = {each.name for each in asked.files}
         there = [each.name for each in self.files if each.name not in HUBS_OWN]
         names = [each for each in there if each not in ours]
@@ -144,7 +161,21 @@ def _found(client: HfApi, repo_id: str, branch: str, main: str, private: bool) -
     if any(each.name == MANIFEST for each in files):
         path = Path(client.hf_hub_download(repo_id, MANIFEST, revision=head))
         published = _listed(path)
-    return Destination(True, branch in branches, private, head, files, published)
+    edited = [each.name for each in files if _is_edited(client, repo_id, head, each, published)]
+    return Destination(True, branch in branches, private, head, files, published, edited)
+
+
+def _is_edited(
+    client: HfApi, repo_id: str, head: str, file: RemoteFile, published: Mapping[str, Any]
+) -> bool:
+    """Whether a file is not what the manifest beside it says; small ones are fetched for it."""
+    stated = published.get(file.name)
+    if stated is None:
+        return False
+    if file.sha256 is not None:
+        return bool(file.sha256 != stated)
+    got = client.hf_hub_download(repo_id, file.name, revision=head)
+    return bool(digest_file(Path(got)).sha256 != stated)
 
 
 def _listed(path: Path) -> dict[str, Any]:

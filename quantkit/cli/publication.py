@@ -40,7 +40,9 @@ Withdrawn = Annotated[
 AgainstLicence = Annotated[
     bool, typer.Option("--allow-licence", help="Against its licence; the card says so.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what others put there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Remove or replace what others put there or changed.")
+]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Do not read weights back; compare what is listed.")
 ]

@@ -195,6 +195,32 @@ def test_files_of_an_earlier_publication_go_and_others_files_stay_unless_overwri
     assert there(hub) == here(folder)
 
 
+@pytest.mark.parametrize("name", ["README.md", "generation_config.json"])
+def test_what_was_edited_there_is_not_lost_without_a_word(
+    hub: Loopback, folder: Path, name: str
+) -> None:
+    quantkit.publish(folder, REPO)
+    written = there(hub)[name]
+    assert written is not None
+    hub.repositories[REPO].add({name: written + b"\n"})
+    for asked in ({}, {"dry_run": True}, {"pr": True}):
+        with pytest.raises(UsageError, match=rf"{name} changed there.*--overwrite"):
+            quantkit.publish(folder, REPO, **asked)
+    assert there(hub)[name] == written + b"\n"
+    assert quantkit.publish(folder, REPO, overwrite=True)["sent"] == [name]
+    assert there(hub) == here(folder)
+
+
+def test_what_was_edited_there_and_here_alike_is_no_loss(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO)
+    named = json.loads((folder / "generation_config.json").read_text()) | {"max_length": 7}
+    (folder / "generation_config.json").write_text(json.dumps(named))
+    hub.repositories[REPO].add({"generation_config.json": json.dumps(named).encode()})
+    done = quantkit.publish(folder, REPO, allow_changed=True)
+    assert "generation_config.json" not in done["sent"]
+    assert there(hub) == here(folder)
+
+
 def test_a_branch_a_pull_request_and_a_collection(hub: Loopback, folder: Path) -> None:
     quantkit.publish(folder, REPO, branch="v2")
     repository = hub.repositories[REPO]
