@@ -39,6 +39,9 @@ _NO_NUMBER_OF_THINGS = re.compile(r"theta|seed|base|scale|factor", re.IGNORECASE
 
 _MAX_DEPTH = 32
 
+#: How transformers is told which attention, or which experts, to compute with.
+_IMPLEMENTATION = re.compile(r"_implementation(_internal)?$")
+
 _MAX_TEMPLATE_BYTES = 1 << 20
 
 #: How templates reach for what is behind the values they are given.
@@ -46,12 +49,18 @@ _INSIDES = re.compile(r"__\w+__|\b(mro|gi_frame|cr_frame|func_globals|f_globals|
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Refuse sizes that no model has, before transformers allocates them.
+    """Refuse sizes that no model has, before transformers allocates them, and code on the Hub.
 
     Raises:
-        SourceError: a number is absurd, or the nesting is.
+        SourceError: a number is absurd, or the nesting is; a kernel is to be fetched and run.
     """
     for key, value, depth in _walk(config):
+        if _IMPLEMENTATION.search(key) and (named := _kernel(value)):
+            raise SourceError(
+                f"{where}: {quoted(key)}: {quoted(named)} names code on the Hub, which "
+                "transformers would fetch and run; quantkit runs no code from a repository: take "
+                "it out of the file"
+            )
         if depth > _MAX_DEPTH:
             raise SourceError(
                 f"{where}: expected at most {_MAX_DEPTH} levels of nesting, got more; "
@@ -62,6 +71,12 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"{where}: {quoted(key)}: expected at most {limit:,}, got {_shown(value)}; no "
                 "model is of this size, do not trust this file"
             )
+
+
+def _kernel(value: object) -> str | None:
+    """A repository named in ``attn_implementation`` and the like: a text, or one a submodel."""
+    texts = (each for _, each, depth in _walk(value) if depth <= _MAX_DEPTH)
+    return next((each for each in texts if isinstance(each, str) and re.search("[/:]", each)), None)
 
 
 def _walk(value: object) -> Iterator[tuple[str, object, int]]:

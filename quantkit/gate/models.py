@@ -40,11 +40,12 @@ class Reloaded:
 def load_saved(opened: Opened, device: str) -> Reloaded:
     """Open a folder as a user would, in its own data type.
 
-    Where the library that serves the format is not installed, the gate decodes the weights.
+    Where the library that serves the format is not installed, the gate decodes the weights;
+    it reads them too where they lie in a ``.bin``, which a library would unpickle.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    if not has_library(opened.method):
+    if not has_library(opened.method) or opened.index.container == "torch":
         if (opened.folder / GENERATION).is_file():  # from_pretrained reads it, and may refuse it
             GenerationConfig.from_pretrained(opened.folder)
         return Reloaded(load_plain(opened, opened.dtype, device), names_report(opened))
@@ -56,6 +57,7 @@ def load_saved(opened: Opened, device: str) -> Reloaded:
             dtype=getattr(torch, opened.dtype),
             device_map=device,
             output_loading_info=True,
+            use_safetensors=True,
             **_options(opened),
         )
     keep_stored_layout(model)

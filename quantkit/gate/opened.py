@@ -146,6 +146,11 @@ def open_saved(folder: Path) -> Opened:
         raise UnsupportedModelError(
             f"{folder}: quantized by {opened.method!r}; the gate judges {', '.join(known)}"
         )
+    if opened.index.container == "torch" and opened.method == "bitsandbytes":
+        raise UnsupportedModelError(
+            f"{folder}: bitsandbytes weights in a .bin, which its library would unpickle, and "
+            "quantkit runs no pickle; save them as safetensors"
+        )
     return opened
 
 

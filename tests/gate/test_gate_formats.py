@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Converted
 from safetensors.torch import load_file, save_file
 from tiny import source_state, write_source, write_state
 from torch import Tensor
 
 import quantkit
+from quantkit.errors import UnsupportedModelError
 from quantkit.gate.decoding import decode_awq, decode_gptq
 
 GROUP = 32
@@ -194,3 +196,27 @@ def test_an_unknown_method_is_refused_by_name(tmp_path: Path, ids: Path) -> None
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(quantkit.QuantkitError, match="hqq"):
         quantkit.check(folder, source, recipe="bnb-nf4", text=ids)
+
+
+def in_pickles(folder: Path, copy: Path) -> Path:
+    """The folder with its weights in a .bin instead."""
+    shutil.copytree(folder, copy)
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    return copy
+
+
+def test_no_pickle_of_a_strangers_is_run(
+    tmp_path: Path, demo: Path, demo_nf4: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantkit.convert(demo, "fp16", tmp_path / "plain", no_gate=True)
+    plain = in_pickles(tmp_path / "plain", tmp_path / "plain-bin")
+    packed = in_pickles(demo_nf4.folder, tmp_path / "nf4-bin")
+    seen: list[object] = []
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: seen.append(args) or {})
+    few = ["evaluation.max_windows=2", "evaluation.new_tokens=2"]
+    found = quantkit.check(plain, demo, text=demo / "heldout.txt", set=few)
+    assert found["gate"]["status"] == "passed", found["gate"]
+    with pytest.raises(UnsupportedModelError, match=r"weights in a \.bin.*runs no pickle"):
+        quantkit.check(packed, demo, set=few)
+    assert not seen

@@ -64,6 +64,32 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "paged|evil/kernel@main:run"},
+        {"attn_implementation": {"": "sdpa", "text_config": "evil/kernel"}},
+        {"text_config": {"_attn_implementation_internal": "evil/kernel"}},
+        {"experts_implementation": "evil/kernel"},
+    ],
+    ids=str,
+)
+def test_a_kernel_on_the_hub_is_neither_fetched_nor_run(
+    source: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    edit(source / "config.json", **changes)
+    with pytest.raises(SourceError, match="names code on the Hub"):
+        quantkit.plan(source, "fp16")
+    with pytest.raises(SourceError, match="names code on the Hub"):
+        quantkit.check(source, write_source(tmp_path / "against"))
+
+
+def test_an_implementation_of_transformers_own_passes(source: Path) -> None:
+    edit(source / "config.json", attn_implementation="eager")
+    assert quantkit.plan(source, "fp16").tensors
+
+
 def test_sizes_of_the_largest_models_pass(source: Path) -> None:
     edit(
         source / "config.json", rope_theta=1e11, max_position_embeddings=10_485_760,
