@@ -14,9 +14,9 @@ from typing import Any
 
 from quantkit.errors import StorageError, UsageError
 from quantkit.records import manifest_text, read_raw
-from quantkit.signatures import SIGNATURE
+from quantkit.signatures import NOTHING, SIGNATURE, Known
 from quantkit.signing import Signer
-from quantkit.staging import MANIFEST, NOTE, Staging, commit, empty, held, staging_for
+from quantkit.staging import MANIFEST, NOTE, Staging, commit, empty, held, recover, staging_for
 
 
 def staging_to_amend(folder: Path) -> Staging:
@@ -26,15 +26,16 @@ def staging_to_amend(folder: Path) -> Staging:
         UsageError: the folder cannot be renamed from where the command runs.
     """
     usual = staging_for(folder)
-    if usual.replaced.exists() and not usual.out.exists():
-        usual.replaced.rename(usual.out)
+    # a name of its own: OUT.partial may hold a conversion that waits to be judged again
+    place = Staging(usual.out, usual.out.with_name(f"{usual.out.name}.amended"), usual.replaced)
+    recover(usual)
+    recover(place)
     if Path.cwd().resolve().is_relative_to(usual.out.resolve()):
         raise UsageError(
             f"{folder}: it is replaced whole, which would leave this shell in a folder that is "
             "gone; run the command from outside it"
         )
-    # a name of its own: OUT.partial may hold a conversion that waits to be judged again
-    return Staging(usual.out, usual.out.with_name(f"{usual.out.name}.amended"), usual.replaced)
+    return place
 
 
 def amend(
@@ -43,10 +44,12 @@ def amend(
     manifest: Mapping[str, Any],
     files: Mapping[str, bytes],
     signer: Signer | None = None,
+    known: Known = NOTHING,
 ) -> None:
     """Put ``files`` and ``manifest`` into the folder ``place.out``, in one swap.
 
-    ``before`` is its manifest as it was read. ``signer`` signs the whole anew.
+    ``before`` is its manifest as it was read. ``signer`` signs the whole anew, without reading
+    the files whose digests are ``known``.
 
     Raises:
         UsageError: somebody else changed the manifest meanwhile.
@@ -62,7 +65,7 @@ def amend(
             _copy(place, files)
             (place.partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             if signer is not None:
-                signer.sign(place.partial)
+                signer.sign(place.partial, known)
             commit(place)
         except BaseException as error:
             _undo(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
     from quantkit.layerwise import Calibrated
 
 
+#: What the bytes of an output depend on, as far as a version tells.
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "sentencepiece")
+
+
+def library_versions() -> dict[str, str]:
+    """Of each library that computes, reads or writes something of an output."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
 @dataclass(frozen=True)
 class Job:
     """All that a conversion is told: what is planned, of what, by whom let pass, and where."""
@@ -54,7 +64,12 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What the staged bytes depend on, beside the source's."""
         ids = self.calibration.ids_sha256 if self.calibration else None
-        return {"plan": self.plan.digest, "device": self.device, "calibration": ids}
+        return {
+            "plan": self.plan.digest,
+            "device": self.device,
+            "calibration": ids,
+            "versions": {"quantkit": version("quantkit"), **library_versions()},
+        }
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,7 @@ def _convert(job: Job) -> Staged:
         "threads": count_threads() if job.plan.computes_in_torch else None,
         "modules": [asdict(each) for each in calibrated.modules] if calibrated else [],
         "outputs": [asdict(each) for each in outputs],
+        "files": sorted(path.name for path in place.partial.iterdir()),
     }
     write_note(place, note)
     return Staged(converted, outputs, note)
@@ -156,6 +172,7 @@ def _reuse(job: Job) -> Staged | None:
         digests = digest_source(job.source, job.registry, job.listener)
     if json.loads(json.dumps(asdict(digests))) != note.get("source"):
         return None
+    empty(job.place, keep=note["files"])  # not what an earlier gate said of them
     return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)
 
 

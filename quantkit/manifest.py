@@ -16,7 +16,7 @@ from typing import Any
 from quantkit.calibration import Calibration
 from quantkit.checkpoint.fingerprint import FORM
 from quantkit.clock import Measured
-from quantkit.execution import Job, Staged
+from quantkit.execution import Job, Staged, library_versions
 from quantkit.frontmatter import read_card
 from quantkit.gate import GateReport, report_json
 from quantkit.licences import licence_json, licence_of
@@ -25,8 +25,6 @@ from quantkit.records import SCHEMA
 from quantkit.source import read_text
 from quantkit.types import ACTIONS, ITEM_BYTES
 from quantkit.verification import VerifiedSource
-
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "sentencepiece")
 
 
 def build_manifest(
@@ -149,6 +147,4 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "system": platform.platform()}
-    for name in _LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    return found
+    return found | library_versions()

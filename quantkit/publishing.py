@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from jinja2 import UndefinedError
 
+from quantkit.amending import amend, staging_to_amend
 from quantkit.card import NAME as CARD
 from quantkit.destination import Destination, Push, check_names, look
 from quantkit.digests import digest_bytes, digest_file
@@ -24,7 +25,7 @@ from quantkit.licences import Licence
 from quantkit.lineage import weights_of
 from quantkit.pushing import push
 from quantkit.readiness import Kind, described, refusals, refuse, refuse_odd_files
-from quantkit.records import manifest_text, read_manifest
+from quantkit.records import manifest_text, read_manifest, read_raw
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.remote import LocalFile
@@ -82,7 +83,7 @@ def publish(
         RemoteError: what the Hub holds is not what was sent; the branch is as it was.
     """
     check_names(repo_id, branch)
-    folder, signer = _opened(dir, sign)
+    folder, signer = _opened(dir, sign, written=not dry_run)
     allowed = _allowed(
         unjudged=allow_unjudged,
         changed=allow_changed,
@@ -159,13 +160,15 @@ def _ready(
 def _written(
     folder: Path, ready: _Ready, files: Sequence[LocalFile], signer: Signer | None
 ) -> tuple[LocalFile, ...]:
-    """``files``, with the new card and manifest in the folder, and its signature."""
-    (folder / CARD).write_bytes(ready.card)
-    (folder / MANIFEST).write_text(manifest_text(ready.manifest), encoding="utf-8")
+    """``files``, with the new card and manifest in the folder, and its signature: all at once."""
+    known, before = weights_of(ready.manifest), read_raw(folder)
+    new = (ready.card, manifest_text(ready.manifest).encode("utf-8"))
+    signed = signer is None or (is_signed(folder) and signer.has_signed(folder, known))
+    if not signed or ((folder / CARD).read_bytes(), before) != new:
+        place = staging_to_amend(folder.resolve())
+        amend(place, before, ready.manifest, {CARD: ready.card}, signer, known)
     if signer is None:
         return tuple(files)
-    known = weights_of(ready.manifest)
-    signer.sign(folder, known)
     if not signer.has_signed(folder, known):  # said here, not by whoever downloads it
         raise MismatchError(
             f"{folder / SIGNATURE}: does not verify, though just made; nothing was sent: see that "
@@ -176,8 +179,13 @@ def _written(
     return tuple(signature if each.name == SIGNATURE else each for each in files)
 
 
-def _opened(dir: str | Path, sign: str | Path | None) -> tuple[Path, Signer | None]:
-    """The folder, of which nothing leads elsewhere, and whoever signs it."""
+def _opened(
+    dir: str | Path, sign: str | Path | None, *, written: bool
+) -> tuple[Path, Signer | None]:
+    """The folder, of which nothing leads elsewhere, and whoever signs it.
+
+    One that will be ``written`` must be one that can be replaced: seen here, before the work.
+    """
     folder = Path(dir).expanduser()
     if not (folder / MANIFEST).is_file():
         raise UsageError(
@@ -185,6 +193,8 @@ def _opened(dir: str | Path, sign: str | Path | None) -> tuple[Path, Signer | No
         )
     refuse_odd_files(folder)
     refuse_unsignable(folder)
+    if written:
+        staging_to_amend(folder.resolve())
     if is_signed(folder) and sign is None:
         raise UsageError(
             f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "

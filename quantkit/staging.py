@@ -12,15 +12,17 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import (
+    CheckpointError,
     GateError,
     OutputExistsError,
+    SourceError,
     StorageError,
     UsageError,
     VerificationError,
@@ -74,8 +76,7 @@ def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
     """
     out = staging.out
     _refuse_source(staging, source)
-    if _is_ours(staging.replaced) and not os.path.lexists(out):
-        staging.replaced.rename(out)  # a run was killed between the two renames of a replacement
+    recover(staging)
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -85,6 +86,18 @@ def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
             f"output {out}: not made by quantkit (no {MANIFEST}), so --overwrite leaves it; "
             "remove it yourself or choose another"
         )
+
+
+def recover(staging: Staging) -> None:
+    """Put back what a run that was killed between the two renames of a replacement left aside.
+
+    Raises:
+        UsageError: the run is not dead, but between them just now.
+    """
+    if _is_ours(staging.replaced) and not os.path.lexists(staging.out):
+        with _alone(staging) if staging.partial.is_dir() else nullcontext():
+            if not os.path.lexists(staging.out):
+                staging.replaced.rename(staging.out)
 
 
 def _refuse_source(staging: Staging, source: Path) -> None:
@@ -131,32 +144,39 @@ def held(staging: Staging) -> Iterator[None]:
     try:
         staging.partial.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(staging)
-        fd = os.open(staging.partial, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"output {staging.partial}: cannot be made: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise UsageError(
-            f"output {staging.partial}: another quantkit is writing it; wait, or choose another"
-        ) from None
-    try:
+    with _alone(staging):
         if not read_note(staging):
             write_note(staging, {"state": "running"})
         yield
+
+
+@contextmanager
+def _alone(staging: Staging) -> Iterator[None]:
+    """The lock on ``OUT.partial``, which is there."""
+    fd = os.open(staging.partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(fd, staging)
+        yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, staging: Staging) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        said = "another quantkit is writing it; wait, or choose another"
+        raise UsageError(f"output {staging.partial}: {said}") from None
 
 
 def _refuse_foreign(staging: Staging) -> None:
     """What lies in ``OUT.partial`` is emptied; so it must be an earlier run's."""
     there = {path.name for path in staging.partial.iterdir()}
     if staging.partial.is_symlink():
-        raise OutputExistsError(
-            f"output {staging.partial}: a link, expected a folder; remove it, or choose another "
-            "--out"
-        )
+        said = "a link, expected a folder; remove it, or choose another --out"
+        raise OutputExistsError(f"output {staging.partial}: {said}")
     if there - {_NEW_NOTE} and NOTE not in there and not _was_to_be(staging):
         raise OutputExistsError(
             f"output {staging.partial}: not left by quantkit (no {NOTE}); move it away, or choose "
@@ -196,10 +216,10 @@ def write_note(staging: Staging, note: dict[str, Any]) -> None:
     temporary.replace(staging.partial / NOTE)
 
 
-def empty(staging: Staging) -> None:
-    """Remove all that ``OUT.partial`` holds but its note and the layers that are finished."""
+def empty(staging: Staging, keep: Collection[str] = ()) -> None:
+    """Remove all in ``OUT.partial`` but its note, the layers that are finished, and ``keep``."""
     for each in staging.partial.iterdir():
-        if each.name in (NOTE, LAYERS):
+        if each.name in (NOTE, LAYERS, *keep):
             continue
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
@@ -250,32 +270,29 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def cleaned(staging: Staging) -> Iterator[None]:
-    """Whatever stops a run leaves nothing behind but, where it helps, a note."""
+    """Whatever stops a run leaves nothing but what a rerun can take up, and a note.
+
+    That is staged files that are whole, but of a source that changed, and the layers that a
+    calibration has finished; of a source that was refused nothing stays.
+    """
     try:
         yield
     except GateError:
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            discard(staging)
-            raise
-        said = f"the disk at {staging.partial.parent} is full; free some room and run again"
-        discard(staging, {"state": "failed", "reason": said})
-        raise StorageError(f"output {staging.out}: {said}") from error
     except VerificationError:
         discard(staging)
         raise
-    except KeyboardInterrupt:  # what is whole stays, for a rerun to take up
-        if read_note(staging).get("state") != "staged":
-            discard(staging, {"state": "interrupted"} if _has_layers(staging) else None)
+    except BaseException as error:  # an interrupt, the disk, a defect
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        said = f"the disk at {staging.partial.parent} is full; free some room and run again"
+        changed = isinstance(error, SourceError | CheckpointError)
+        if changed or "outputs" not in read_note(staging):  # the files are not all there
+            kept = {"state": "failed", "reason": said} if full else {"state": "interrupted"}
+            layers = any((staging.partial / LAYERS).glob("*.safetensors"))
+            discard(staging, kept if full or layers else None)
+        if full:
+            raise StorageError(f"output {staging.out}: {said}") from error
         raise
-    except BaseException:  # a defect, or a source that is no good: nothing stays but whole layers
-        discard(staging, {"state": "interrupted"} if _has_layers(staging) else None)
-        raise
-
-
-def _has_layers(staging: Staging) -> bool:
-    return any((staging.partial / LAYERS).glob("*.safetensors"))
 
 
 def drop_layers(staging: Staging) -> None:

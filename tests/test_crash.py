@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -25,7 +26,8 @@ from tiny import write_source
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import quantkit
-from quantkit.errors import StorageError, UsageError
+from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
+from quantkit.staging import held, staging_for
 from quantkit.types import Event
 
 WIDTH, LAYERS, VOCABULARY = 512, 8, 12_000
@@ -272,26 +274,102 @@ def test_a_disk_that_is_too_small_is_seen_before_the_work(
 
 
 @pytest.mark.parametrize("stage", ["convert", "generation"])
-def test_a_disk_that_fills_on_the_way_leaves_only_a_note(
+def test_a_disk_that_fills_on_the_way_leaves_what_is_whole(
     demo: Path, disk: Path, stage: str
 ) -> None:
     def interfere(event: Event) -> None:
         if event.stage == stage and not (disk / "filler").exists():
             fill(disk, left=0)
 
+    few = ["evaluation.max_windows=1", "evaluation.new_tokens=1"]
     with pytest.raises(StorageError, match="full"):
-        quantkit.convert(
-            demo, "bnb-nf4", disk / "out", listener=interfere,
-            set=["evaluation.max_windows=1", "evaluation.new_tokens=1"],
-        )  # fmt: skip
+        quantkit.convert(demo, "bnb-nf4", disk / "out", listener=interfere, set=few)
     assert not (disk / "out").exists()
-    assert [path.name for path in partial(disk / "out").iterdir()] == ["quantkit-staging.json"]
+    left = {path.name for path in partial(disk / "out").iterdir()}
     note = json.loads((partial(disk / "out") / "quantkit-staging.json").read_text())
-    assert "full" in note["reason"]
+    if stage == "convert":
+        assert left == {"quantkit-staging.json"}
+        assert "full" in note["reason"]
+    else:
+        assert {"quantkit-staging.json", "model.safetensors"} < left
+        assert note["state"] == "staged"
 
     (disk / "filler").unlink()
-    quantkit.convert(demo, "bnb-nf4", disk / "out", no_gate=True)
+    heard: list[Event] = []
+    quantkit.convert(demo, "bnb-nf4", disk / "out", no_gate=True, listener=heard.append)
+    assert ("convert" in [each.stage for each in heard]) == (stage == "convert")
     assert quantkit.verify(disk / "out")["status"] == "verified"
+
+
+STRICT = ["evaluation.max_windows=1", "evaluation.new_tokens=1", "gate.max_perplexity_ratio=0.5"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError])
+@pytest.mark.parametrize("judged", [False, True])
+def test_files_that_are_whole_outlive_whatever_stops_their_judgement(
+    demo: Path, tmp_path: Path, error: type[BaseException], judged: bool
+) -> None:
+    """``judged``: the gate had failed them, and was asked again."""
+
+    def interfere(event: Event) -> None:
+        if event.stage == "gate":
+            raise error("stop")
+
+    out = tmp_path / "out"
+    if judged:
+        with pytest.raises(GateError):
+            quantkit.convert(demo, "bnb-nf4", out, set=STRICT)
+    with pytest.raises(error):
+        quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], listener=interfere)
+    heard: list[Event] = []
+    quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], listener=heard.append)
+    assert "convert" not in [each.stage for each in heard]
+    assert quantkit.verify(out)["status"] == "verified"
+
+
+def test_what_an_earlier_gate_wrote_does_not_stay_without_one(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(GateError):
+        quantkit.convert(demo, "bnb-nf4", out, set=STRICT)
+    assert (partial(out) / "report" / "report.html").is_file()
+    quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], no_gate=True)
+    assert not (out / "report").exists()
+    assert quantkit.verify(out)["status"] == "verified"
+
+
+def test_layers_outlive_an_error_of_the_disk(demo: Path, tmp_path: Path) -> None:
+    def interfere(event: Event) -> None:
+        if event.stage == "calibrate" and (event.done or 0) > 4 * (event.total or 1) // 5:
+            raise OSError(errno.EIO, "Input/output error")
+
+    few = ["calibration.samples=8", "calibration.length=128", "method.group_size=64"]
+    with pytest.raises(OSError, match="Input/output"):
+        quantkit.convert(
+            demo, "gptq-4bit-g128", tmp_path / "out", no_gate=True, set=few, listener=interfere
+        )
+    kept = list((partial(tmp_path / "out") / "quantkit-layers").glob("*.safetensors"))
+    assert kept
+    heard: list[Event] = []
+    quantkit.convert(
+        demo, "gptq-4bit-g128", tmp_path / "out", no_gate=True, set=few, listener=heard.append
+    )
+    assert any(f"{len(kept)} layers are finished" in (each.message or "") for each in heard)
+
+
+def test_an_output_that_waits_aside_is_not_taken_from_a_run_at_work(
+    source: Path, tmp_path: Path
+) -> None:
+    """Between the two renames of a replacement nothing lies at OUT."""
+    quantkit.convert(source, "fp16", tmp_path / "out", no_gate=True)
+    place = staging_for(tmp_path / "out")
+    with held(place):
+        place.out.rename(place.replaced)
+        with pytest.raises(UsageError, match="another quantkit is writing"):
+            quantkit.convert(source, "fp16", tmp_path / "out", no_gate=True)
+        assert not place.out.exists()
+    with pytest.raises(OutputExistsError):
+        quantkit.convert(source, "fp16", tmp_path / "out", no_gate=True)
+    assert (place.out / "model.safetensors").is_file()
 
 
 def test_a_full_disk_is_one_line_and_exit_1(source: Path, disk: Path) -> None:
