@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-import psutil
 import torch
 from torch import Tensor
 
 from quantkit.checkpoint.reading import read_range
 from quantkit.checkpoint.shards import write_all
+from quantkit.devices import free_memory
 
 #: Activations beyond this spill to disk, in bytes. Little, as the page cache then holds what
 #: memory it can: 64 windows of 1024 tokens at a width of 4096 are a gigabyte.
@@ -42,7 +42,7 @@ class Nearby:
         free, _ = torch.cuda.mem_get_info(device)
         self._left = {
             "device": min(DEVICE_BYTES, free // 4),
-            "host": psutil.virtual_memory().available // 4,
+            "host": free_memory() // 4,
         }
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:

@@ -167,7 +167,8 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
     if (shipped_folder("recipes") / f"{known}.toml").is_file():
         return load_recipe(known, [*more, *overrides])
     if settings.get("quant_method") not in ("gptq", "awq"):
-        return load_recipe("fp16", [*more, *overrides])
+        kept = "bf16" if name == "plain bfloat16" else "fp16"
+        return load_recipe(kept, [*more, *overrides])
     bits = settings.get("bits", 4)
     if type(bits) is not int or bits not in _LIMITS:
         raise SourceError(

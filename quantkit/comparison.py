@@ -14,6 +14,7 @@ from quantkit.gate import measure_folders
 from quantkit.given import paths_of
 from quantkit.plots import trade_plot
 from quantkit.recipe import load_recipe
+from quantkit.records import finite
 from quantkit.source import open_source
 from quantkit.types import Listener, silent
 from quantkit.verification import prove
@@ -71,8 +72,8 @@ def compare(
         "kind": "compare",
         "against": source.given,
         "source_bytes": source.weight_bytes,
-        "folders": rows,
-        "noise_floor": floor,
+        "folders": finite(rows),
+        "noise_floor": finite(floor),
         "plot": str(plot) if plot is not None else None,
         "noise_floor_dtype": found.floor_dtype,
         "text": found.protocols[0]["text"],

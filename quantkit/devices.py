@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, get_args
 
 from quantkit.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(wanted: Device) -> str:
@@ -43,6 +45,22 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the machine's, or what its container leaves it.
+
+    Of a container the control group says it (Linux, cgroup v2: ``memory.max``,
+    ``memory.current``).
+    """
+    import psutil
+
+    machine = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no such files, or "max"
+        limit = int((_CONTROL_GROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_CONTROL_GROUP / "memory.current").read_text(encoding="ascii"))
+        return max(0, min(machine, limit - used))
+    return machine
 
 
 def count_threads() -> int:

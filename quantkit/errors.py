@@ -26,6 +26,8 @@ do next, on one line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from unicodedata import category
 
 #: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
@@ -110,9 +112,16 @@ class UnlistedError(VerificationError):
 
 
 class GateError(QuantkitError):
-    """The gate failed: the staged output is not fit to be published."""
+    """The gate failed: the staged output is not fit to be published.
+
+    ``found`` is what the verb would have returned, with the measures.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, found: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = found or {}
 
 
 def on_one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.errors import UsageError
-from quantkit.given import read_given
+from quantkit.given import as_text, read_given
 from quantkit.recipe import Recipe
 from quantkit.resources import evaluation_text, prompts_file
 from quantkit.tokenizer import Tokenizer, open_tokenizer
@@ -146,7 +146,7 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
         elif tokenizer is None:
             return None
         else:
-            text = raw.decode("utf-8")
+            text = as_text(raw, f"text {chosen}")
             whole = (tuple(tokenizer.encode(text)),)
             found = EvaluationText(chosen.name, text, _sha256(raw), tokenizer.route, whole)
     except UnicodeDecodeError as error:

@@ -182,14 +182,16 @@ def _companions(source: Source) -> dict[str, str]:
     return {name: digest_file(source.folder / name).sha256 for name in names}
 
 
-def mark_failed(place: Staging, staged: Staged, report: Mapping[str, Any]) -> None:
+def mark_failed(place: Staging, staged: Staged, manifest: Mapping[str, Any]) -> None:
     """Leave the staged files to be judged again, and stop.
 
     Raises:
         GateError: always; its message says which measures failed.
     """
+    report = manifest["gate"]
     write_note(place, dict(staged.note) | {"state": "failed", "gate": report})
     raise GateError(
         f"gate failed: {'; '.join(report['failures'])}; the files stay in {place.partial}: rerun "
-        "with other thresholds (--set gate.KEY=VALUE) to judge them again without quantizing"
+        "with other thresholds (--set gate.KEY=VALUE) to judge them again without quantizing",
+        manifest,
     )

@@ -5,6 +5,7 @@ Names are the Hub's own identifiers. This knows what a licence's name says, not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,10 @@ _NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 
 #: The Hub's identifiers that a registry entry may name in its own spelling.
 _KNOWN = ("mit", "apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "openrail")
+
+
+#: How the Hub's identifiers are spelt.
+_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Licence:
     @property
     def forbids(self) -> str:
         """Why a quantized copy may not be published under it; empty where it may."""
+        if self.id == "unknown":
+            return "the source's card calls its licence unknown, which lets nothing be shared"
         if not self.id:
             return "the source states no licence, and without one nothing may be shared"
         if self.id in _NO_DERIVATIVES:
@@ -42,8 +49,11 @@ def licence_of(card: Mapping[str, Any], registered: str | None = None) -> Licenc
     if several:
         forbidding = [each for each in several if each.lower() in _NO_DERIVATIVES]
         name, link = card.get("license_name"), card.get("license_link")
+        stated_id = (forbidding or several)[0].lower()
+        if not _ID.fullmatch(stated_id):  # words of its own, where the Hub wants a name
+            name, stated_id = name or stated_id, "other"
         return Licence(
-            (forbidding or several)[0].lower(),
+            stated_id,
             name if isinstance(name, str) else "",
             link if isinstance(link, str) else "",
             "the source's card",

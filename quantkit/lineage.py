@@ -67,7 +67,7 @@ def verify_output(
             "verdict": asdict(lineage),
             "gate": gate,
             "signature": signature,
-            "notes": [*notes(source), *_overridden(manifest)],
+            "notes": [*notes(source, registry), *_overridden(manifest)],
             "files": manifest["output"]["files"],
         }
 
@@ -134,16 +134,19 @@ def judge_source(source: Mapping[str, Any], registry: Registry) -> Verdict:
     )
 
 
-def notes(source: Mapping[str, Any]) -> list[str]:
+def notes(source: Mapping[str, Any], registry: Registry) -> list[str]:
     """What was not compared of a manifest's ``source``, for those who rely on it."""
+    found = []
     if "fingerprint" not in source:
-        return ["its manifest has no fingerprint of the source: only digests of files compared"]
-    if source.get("fingerprint_form") != FORM:
-        return [
-            "its manifest names no fingerprint of today's kind: one of an earlier kind matches "
-            "nothing, only digests of files compared"
-        ]
-    return []
+        found.append(
+            "its manifest has no fingerprint of the source: only digests of files compared"
+        )
+    elif source.get("fingerprint_form") != FORM:
+        found.append("its manifest's fingerprint is of an earlier kind: only digests compared")
+    files = [each for each in source_files(source["files"]) if each.md5 is None]
+    if any(registry.needs_md5(each.name, each.bytes) for each in files):
+        found.append("its manifest has no MD5, by which alone a release that it could be is known")
+    return found
 
 
 def _overridden(manifest: Mapping[str, Any]) -> list[str]:

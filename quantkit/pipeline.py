@@ -101,7 +101,7 @@ def convert(
         if material is not None:
             manifest["report"] = write_report(manifest, place.partial)
         if report.status == "failed":
-            mark_failed(place, staged, manifest["gate"])
+            mark_failed(place, staged, manifest)
         _describe(manifest, place.partial)
         if signer is not None:
             signer.sign(place.partial)

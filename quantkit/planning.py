@@ -5,6 +5,7 @@ Pure: the same headers and the same recipe give the same plan.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
@@ -134,7 +135,7 @@ def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recip
         return architecture.ignored[record.name]
     raise SourceError(
         f"{record.name}: {architecture.class_name} has no place for this tensor; if it may be "
-        f"left out, name it in the recipe ([source] drop = [{re.escape(record.name)!r}])"
+        f"left out, name it in the recipe ([source] drop = {json.dumps([re.escape(record.name)])})"
     )
 
 
@@ -229,10 +230,11 @@ def _refuse_mostly_skipped(
 
 def _refuse_incomplete(tensors: Sequence[TensorPlan], architecture: Architecture) -> None:
     """Every parameter of the model must come from the source, itself or through its tie."""
+    left_out = {each.source.name for each in tensors if each.action == "drop" and not each.tied_to}
     present = {
         architecture.memory_names[each.source.name]
         for each in tensors
-        if each.action != "drop" or each.tied_to
+        if each.action != "drop" or (each.tied_to and each.tied_to not in left_out)
     }
     for tied, own in architecture.ties.items():
         if tied in present or own in present:

@@ -199,10 +199,11 @@ def _propose(
     request = str(made.pr_url)
     try:
         return str(made.oid), request, verify(str(made.oid))
-    except HubError as error:
+    except BaseException as error:  # also an interrupt: nobody is to merge what was not verified
         with suppress(Exception):
             number = int(request.rstrip("/").rpartition("/")[2])
-            client.change_discussion_status(asked.repo_id, number, "closed", comment=str(error))
+            why = str(error) if isinstance(error, HubError) else "stopped before it was verified"
+            client.change_discussion_status(asked.repo_id, number, "closed", comment=why)
         raise
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ _OPEN_SEAL = "0" * 64
 _SEALED = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
 
 
+def finite(value: Any) -> Any:
+    """``value`` with numbers that JSON cannot hold as text: "inf", "nan"."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    return value
+
+
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
     """Seal ``manifest`` and write it into ``folder``."""
     text = manifest_text(manifest)
@@ -39,10 +51,11 @@ def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
     """What is written into the file: ``manifest``, sealed."""
-    content = {key: value for key, value in manifest.items() if key != "seal"}
+    content = finite({key: value for key, value in manifest.items() if key != "seal"})
 
     def written(seal: str) -> str:
-        return json.dumps(content | {"seal": seal}, indent=2, ensure_ascii=False) + "\n"
+        sealed = content | {"seal": seal}
+        return json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     return written(hashlib.sha256(written(_OPEN_SEAL).encode()).hexdigest())
 

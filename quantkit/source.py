@@ -182,12 +182,12 @@ def _check_small_files(folder: Path) -> None:
     for name in (*TOKENIZER_FILES, *COMPANION_FILES):
         if os.path.lexists(folder / name):
             check_small_file(folder / name)
-    if (folder / "README.md").is_file():
+    if os.path.lexists(folder / "README.md"):
         check_small_file(folder / "README.md", MAX_CARD_BYTES)
     path = folder / "tokenizer_config.json"
     check_tokenizer_config(read_object(path), str(path))
     template = folder / "chat_template.jinja"
-    if template.is_file():
+    if os.path.lexists(template):
         try:
             text = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -30,6 +30,7 @@ _ATTRIBUTE = re.compile(
     r"([^\"'<>]{0,2000})\3"
 )
 _FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
+_DETAILS = re.compile(r"(?i)<(/?)details\b")
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 _HARMLESS = ("http:", "https:", "mailto:", "//")
 
@@ -37,7 +38,7 @@ _HARMLESS = ("http:", "https:", "mailto:", "//")
 def folded(body: str, repo_id: str | None, revision: str | None) -> str:
     """``body`` with its links resolved, its code blocks closed, and no way out of a fold."""
     resolve = _resolver(repo_id, revision)
-    unbalanced = _tags(body, "<details") != _tags(body, "</details")
+    unbalanced = not _nests(body)
     pieces = []
     for text, is_code in _pieces(body):
         if is_code:
@@ -48,8 +49,15 @@ def folded(body: str, repo_id: str | None, revision: str | None) -> str:
     return "".join(pieces).strip()
 
 
-def _tags(body: str, tag: str) -> int:
-    return sum(text.lower().count(tag) for text, is_code in _pieces(body) if not is_code)
+def _nests(body: str) -> bool:
+    """Whether its own folds open before they close, and all close: else they would end ours."""
+    depth = 0
+    for text, is_code in _pieces(body):
+        for each in () if is_code else _DETAILS.finditer(text):
+            depth += -1 if each[1] else 1
+            if depth < 0:
+                return False
+    return depth == 0
 
 
 def _pieces(body: str) -> Iterator[tuple[str, bool]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -22,13 +24,14 @@ def command(*args: str | Path) -> list[str]:
 def refused(code: int, *args: str | Path) -> str:
     """Run a command that must fail with ``code``; its one line of error.
 
-    Nothing may be on standard output, and no traceback anywhere.
+    Nothing may be on standard output but, with ``--json``, an object that says it too, and no
+    traceback anywhere.
     """
     result = CliRunner().invoke(app, [str(each) for each in args])
     assert result.exception is not None, f"it succeeded: {result.stdout}"
     assert isinstance(result.exception, SystemExit), f"a traceback: {result.exception!r}"
     assert result.exit_code == code, result.stderr
-    assert result.stdout == ""
+    _says_no_more(code, result.stdout, result.stderr, args)
     return the_error(result.stderr)
 
 
@@ -36,8 +39,17 @@ def refused_for_real(code: int, *args: str | Path) -> str:
     """As :func:`refused`, in a process of its own."""
     done = subprocess.run(command(*args), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stderr
-    assert done.stdout == ""
+    _says_no_more(code, done.stdout, done.stderr, args)
     return the_error(done.stderr)
+
+
+def _says_no_more(code: int, stdout: str, stderr: str, args: Sequence[str | Path]) -> None:
+    if "--json" not in args:
+        assert stdout == ""
+        return
+    error = json.loads(stdout)["error"]
+    assert error["exit_code"] == code
+    assert the_error(stderr) == f"quantkit: {error['message']}"
 
 
 def the_error(stderr: str) -> str:

@@ -65,6 +65,8 @@ CARDS = {
     "large": "---\nlicense: mit\n---\n" + "Some words of a very long card. [x](y.md)\n\n" * 5000,
     "html": '---\nlicense: mit\n---\n<div align="center"><img width=3 src="logo.png">'
             '<a href=\'doc/x.md\'>x</a></div>\n<script>alert(1)</script>\n</details>\n<!-- open',
+    "fold that closes first": "---\nlicense: mit\n---\n</details>\n# Ours now\n<details>\nwords",
+    "licence on lines of its own": '---\nlicense: "mit\\n\\n# Ours now\\n\\nwords"\n---\nwords',
     "right to left": "---\nlicense: mit\nlanguage: [ar, he]\n---\n# نموذج لغوي\n\n"
                      "مرحبا \u202eabc\u202c",
     "japanese": "---\nlicense: mit\nlanguage: ja\n---\n# 日本語モデル\n\n表｜です。「こんにちは」",
@@ -105,6 +107,12 @@ def test_a_card_is_valid_whatever_the_sources_own_is(demo_nf4: Converted, name: 
     parsed = ModelCard(card)
     assert parsed.data.to_dict()["base_model"] == REPO
     assert parsed.data.eval_results
+    assert "# Ours now" not in card.partition("<details>")[0]
+    assert (
+        card.lower().count("<details")
+        == card.lower().count("</details")
+        == (1 if "<details>" in card else 0)
+    )
     if name in ("plain", "windows", "large", "html", "japanese", "fences"):
         assert data["license"] == "mit"
     if name in ("none", "broken yaml", "a key twice", "bomb"):

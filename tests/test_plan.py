@@ -186,6 +186,24 @@ def test_ignored_modules_stay_and_the_folder_reloads(
     assert torch.equal(model.get_submodule(ignore).weight, state[name])
 
 
+def test_what_to_do_about_an_unknown_tensor_can_be_done(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    state = load_file(source / "model.safetensors") | {"v_head.summary.weight": torch.ones(2)}
+    write_state(source, state, "safetensors")
+    with pytest.raises(SourceError, match="no place for this tensor") as caught:
+        quantkit.plan(source, "fp16")
+    (advice,) = re.findall(r"\[source\] drop = (.+)\)$", str(caught.value))
+    made = quantkit.plan(source, "fp16", set=[f"source.drop={advice}"])
+    assert "v_head.summary.weight" in [each.source.name for each in made.with_action("drop")]
+
+
+def test_a_weight_that_others_are_tied_to_is_not_left_out(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "llama", drop_tied=False)
+    assert quantkit.plan(source, "fp16").with_action("drop")
+    with pytest.raises(SourceError, match="needs it and the checkpoint does not hold it"):
+        quantkit.plan(source, "fp16", set=['source.drop=["embed_tokens"]'])
+
+
 @pytest.mark.parametrize("recipe", ["bnb-int8", "gptq-4bit-g128"])
 def test_an_entry_of_ignore_that_meets_nothing_is_told_of(tmp_path: Path, recipe: str) -> None:
     source = write_source(tmp_path / "source", "gpt_neox")

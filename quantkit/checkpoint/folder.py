@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,9 @@ MAX_INDEX_BYTES = 16 * 2**20
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 
 _SUFFIXES: dict[Container, str] = {"safetensors": ".safetensors", "torch": ".bin"}
+#: How often a file's bytes may count, all its tensors taken together.
+_MOST_SHARED = 4
+
 _NAMES_SHOWN = 10
 
 
@@ -159,6 +162,7 @@ def _collect(
         records, found_metadata = read(folder / name)
         if promised is not None:
             _check_promise({record.name for record in records}, promised, folder / name, index)
+        _refuse_aliases(records, stamps[name].nbytes, folder / name)
         tensors += records
         metadata = found_metadata | metadata
     if not tensors:
@@ -174,6 +178,17 @@ def _collect(
         metadata=metadata,
         stamps=stamps,
     )
+
+
+def _refuse_aliases(records: Sequence[TensorRecord], size: int, path: Path) -> None:
+    """A tied weight may lie there once for two names; a thousand would be read a thousand times."""
+    stated = sum(each.nbytes for each in records)
+    if stated > _MOST_SHARED * size:
+        raise CheckpointError(
+            f"{path}: its {len(records)} tensors share their bytes so often that they are "
+            f"{stated:,} bytes in a file of {size:,}; expected at most {_MOST_SHARED} times its "
+            "size: do not trust this file"
+        )
 
 
 def _check_promise(found: set[str], promised: set[str], path: Path, index: str) -> None:

@@ -28,6 +28,7 @@ from quantkit.cli.options import (
     Texts,
 )
 from quantkit.cli.publication import publish
+from quantkit.cli.rows import converted_json
 from quantkit.cli.session import session
 from quantkit.errors import GateError, QuantkitError
 
@@ -83,23 +84,26 @@ def convert(
     """Verify, quantize, judge and save a checkpoint."""
     again = "interrupted; nothing was saved: run the same command again, it takes up what is done"
     with session(as_json=as_json, interrupted=again) as display:
-        manifest = quantkit.convert(
-            source,
-            recipe,
-            out,
-            revision=revision,
-            device=device.value,
-            text=text or None,
-            calibration=calibration,
-            checksums=checksums or (),
-            require_verified=require_verified,
-            allow_withdrawn=allow_withdrawn,
-            no_gate=no_gate,
-            overwrite=overwrite,
-            sign=sign,
-            set=set_ or (),
-            listener=display.listener,
-        )
+        try:
+            manifest = quantkit.convert(
+                source,
+                recipe,
+                out,
+                revision=revision,
+                device=device.value,
+                text=text or None,
+                calibration=calibration,
+                checksums=checksums or (),
+                require_verified=require_verified,
+                allow_withdrawn=allow_withdrawn,
+                no_gate=no_gate,
+                overwrite=overwrite,
+                sign=sign,
+                set=set_ or (),
+                listener=display.listener,
+            )
+        except GateError as error:  # a result too
+            raise GateError(str(error), converted_json(source, out, error.found)) from None
         display.converted(source, out, manifest)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +17,7 @@ from quantkit.cli.rows import (
     converted_json,
     converted_rows,
     plan_rows,
+    standing,
     warnings,
     without_examples,
 )
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from quantkit.plans import Plan
     from quantkit.recipe import Recipe
     from quantkit.registry import Registry
-    from quantkit.releases import Entry, Release
+    from quantkit.releases import Entry
 
 _STAGES = {
     "calibrate": "calibrate and quantize, layer by layer",
@@ -50,6 +52,7 @@ class Display:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
+        self._printed = False
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self.interrupted = False
@@ -82,9 +85,15 @@ class Display:
             task.fields["rate"] = f"{per_second:,.1f} {unit}/s"
         progress.update(self._tasks[event.stage], completed=event.done, total=event.total)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str, kind: str, exit_code: int, found: Mapping[str, Any]) -> None:
+        """One line on standard error; as JSON, an object that also holds what was ``found``."""
         self._stop()
-        print(f"quantkit: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
+        said = printable(" ".join(message.split()))
+        print(f"quantkit: {said}", file=sys.stderr)  # noqa: T201
+        if self._as_json and not self._printed:
+            error = {"kind": kind, "message": said, "exit_code": exit_code}
+            with suppress(OSError):  # it may be what the error is of
+                self._json({**found, "error": error})
 
     def say(self, message: str) -> None:
         """On standard error, progress out of the way."""
@@ -144,16 +153,18 @@ class Display:
 
     def compared(self, found: Mapping[str, Any]) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         self._stop()
         if self._as_json:
             self._json(found)
             return
-        table = Table(title=f"against {found['against']}", title_justify="left", box=None)
+        title = Text(printable(f"against {found['against']}"))
+        table = Table(title=title, title_justify="left", box=None)
         for at, name in enumerate(COMPARED):
             table.add_column(name, justify="left" if at < 2 else "right")
         for row in compare_rows(found):
-            table.add_row(*row)
+            table.add_row(*(Text(printable(cell)) for cell in row))
         _console().print(table)
         for protocol in dict.fromkeys(row["protocol"] for row in found["folders"]):
             names = [r["path"] for r in found["folders"] if r["protocol"] == protocol]
@@ -193,7 +204,7 @@ class Display:
             self._json({"entries": [each.model_dump(mode="json") for each in entries]})
             return
         rows = [
-            (f"{entry.repository} {release.label}", _standing(release))
+            (f"{entry.repository} {release.label}", standing(release))
             for entry in entries
             for release in entry.releases
         ]
@@ -249,7 +260,8 @@ class Display:
         _console().print(table)
 
     def _json(self, value: Mapping[str, Any]) -> None:
-        print(json.dumps(value, ensure_ascii=False, default=str))  # noqa: T201
+        self._printed = True
+        print(json.dumps(value, ensure_ascii=False, default=str, allow_nan=False))  # noqa: T201
 
     def _say(self, message: str) -> None:
         print(_lines(message), file=sys.stderr)  # noqa: T201
@@ -274,11 +286,6 @@ class Display:
             self._progress.stop()
             self._progress = None
             self._tasks = {}
-
-
-def _standing(release: Release) -> str:
-    kind = f" ({release.kind})" if release.kind else ""
-    return f"{release.status}{kind}. {release.reason}"
 
 
 def _lines(text: str) -> str:

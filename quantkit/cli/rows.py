@@ -10,6 +10,7 @@ from quantkit.types import ACTIONS
 
 if TYPE_CHECKING:
     from quantkit.plans import Plan
+    from quantkit.releases import Release
 
 
 def warnings(manifest: Mapping[str, Any]) -> list[str]:
@@ -203,3 +204,9 @@ def converted_json(given: str, out: Path, manifest: Mapping[str, Any]) -> dict[s
         "peak_rss_bytes": manifest["peak_rss_bytes"],
         "gate": gate,
     }
+
+
+def standing(release: Release) -> str:
+    """A release's status, of what kind, and why."""
+    kind = f" ({release.kind})" if release.kind else ""
+    return f"{release.status}{kind}. {release.reason}"

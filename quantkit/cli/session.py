@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 import typer
 
 from quantkit.cli.display import Display
-from quantkit.errors import INTERRUPTED, QuantkitError
+from quantkit.errors import INTERRUPTED, GateError, QuantkitError
 
 _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 
@@ -29,24 +29,32 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
     try:
         with closing(display):
             yield display
-    except QuantkitError as error:
-        display.error(str(error))
-        raise typer.Exit(error.exit_code) from None
+    except typer.Exit:
+        raise
     except BrokenPipeError:  # whoever read us went away
         raise typer.Exit(QuantkitError.exit_code) from None
-    except KeyboardInterrupt:
-        display.error(interrupted)
-        raise typer.Exit(INTERRUPTED) from None
-    except MemoryError:
-        display.error("out of memory; close other programs, or use a machine with more")
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except OSError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _said(error, interrupted)
+        if not message:  # a defect, but an import that was interrupted fails in its own ways
+            if not display.interrupted:
+                raise
+            message, code = interrupted, INTERRUPTED
+        kind = "Interrupted" if code == INTERRUPTED else type(error).__name__
+        display.error(message, kind, code, error.found if isinstance(error, GateError) else {})
+        raise typer.Exit(code) from None
+
+
+def _said(error: BaseException, interrupted: str) -> tuple[str, int]:
+    """An error in words, and the exit code; no words for a defect."""
+    if isinstance(error, QuantkitError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted, INTERRUPTED
+    if isinstance(error, MemoryError):
+        said = "out of memory; close other programs, or use a machine with more"
+        return said, QuantkitError.exit_code
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        display.error(f"{where}{error.strerror or error}; check the disk, and run again")
-        raise typer.Exit(QuantkitError.exit_code) from None
-    except Exception:
-        if not display.interrupted:
-            raise
-        # an import that was interrupted fails in its own ways
-        display.error(interrupted)
-        raise typer.Exit(INTERRUPTED) from None
+        said = f"{where}{error.strerror or error}; check the disk, and run again"
+        return said, QuantkitError.exit_code
+    return "", QuantkitError.exit_code

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
+from quantkit.devices import free_memory
 from quantkit.gate.models import LoadingReport, load_saved, names_report
 from quantkit.gate.opened import Opened, resident_bytes
 from quantkit.gate.runners import Runner, Whole, Windows, hold, walk
@@ -57,7 +57,7 @@ def fits(original: Opened, saved: Sequence[Opened], device: str) -> bool:
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
     else:
-        free = psutil.virtual_memory().available
+        free = free_memory()
     return needed < free - _WORKING_ROOM
 
 

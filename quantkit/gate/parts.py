@@ -20,6 +20,9 @@ from quantkit.source import read_object
 from quantkit.types import TensorRecord
 
 _HALVES = ("float16", "bfloat16")
+
+#: More than the JSON of any ``quant_state``, in bytes.
+_MOST_STATE = 1 << 16
 _INT32 = ("int32",)
 
 
@@ -110,7 +113,7 @@ def _gptq_config(saved: Opened) -> Iterator[Failure]:
 def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     parts, (rows, columns) = saved.parts[name], _sides(saved, name)
     stored = next(iter(parts.values())).name.rpartition(".")[0]
-    settings, left_out = _overridden(saved.settings, stored)
+    settings, left_out = overridden(saved.settings, stored)
     if left_out:
         yield _failure("quantization_config", "not quantized", "as it is stored", stored)
         return
@@ -137,7 +140,7 @@ def _indices(saved: Opened, record: TensorRecord, groups: int) -> Iterator[Failu
         yield _failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
 
 
-def _overridden(settings: Mapping[str, Any], module: str) -> tuple[dict[str, Any], bool]:
+def overridden(settings: Mapping[str, Any], module: str) -> tuple[dict[str, Any], bool]:
     """A module's own settings by GPTQModel's ``dynamic``; whether it is left as it is."""
     for key, own in (settings.get("dynamic") or {}).items():
         if re.match(_pattern(key), module):
@@ -167,6 +170,9 @@ def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
     stated = next((part for part in parts if part.startswith("quant_state.")), None)
     if stated is None:
         yield _failure("quant_state", "missing", "stored", name)
+        return
+    if parts[stated].nbytes > _MOST_STATE:
+        yield _failure("quant_state", f"{parts[stated].nbytes} bytes", "a few hundred", name)
         return
     try:
         state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).tolist()))

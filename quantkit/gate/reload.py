@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quantkit.gate.models import LoadingReport
 from quantkit.gate.opened import Opened
+from quantkit.gate.parts import overridden
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.recipe import GateSection
 
@@ -156,8 +157,9 @@ def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Deco
     if opened.method != "bitsandbytes":
         own = hasattr(module, "dequantize_weight")
         weight = (got.T if transposed and not own else got).float()
-        size = int(opened.settings.get("group_size", 128))
-        bound = _MAX_GROUP_ERROR.get(int(opened.settings.get("bits", 4)), inf)
+        settings, _ = overridden(opened.settings, name.removesuffix(".weight"))
+        size = int(settings.get("group_size", 128))
+        bound = _MAX_GROUP_ERROR.get(int(settings.get("bits", 4)), inf)
         in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]
         return _Decoded(weight, in_blocks, bound, peaks=False, transposed=transposed)
     found = _decode_library(module)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Literal
+
+from quantkit.records import finite
 
 Outcome = Literal["passed", "failed", "not_run"]
 
@@ -86,7 +87,7 @@ def gate_not_run(reason: str) -> GateReport:
 
 def report_json(report: GateReport) -> dict[str, Any]:
     """The report in the shape that the command line and the manifest print."""
-    perplexity = _finite(report.level("perplexity").measures)
+    perplexity = finite(report.level("perplexity").measures)
     generation = report.level("generation").measures
     return {
         "status": report.status,
@@ -95,7 +96,7 @@ def report_json(report: GateReport) -> dict[str, Any]:
         "failures": [str(each) for each in report.failures],
         "tokenizer": dict(report.level("tokenizer").measures) or None,
         "structure": dict(report.level("structure").measures) or None,
-        "reload": _finite(report.level("reload").measures) or None,
+        "reload": finite(report.level("reload").measures) or None,
         "perplexity": perplexity.get("perplexity"),
         "kl_divergence": perplexity.get("kl_divergence"),
         "top1_agreement": perplexity.get("top1_agreement"),
@@ -104,14 +105,3 @@ def report_json(report: GateReport) -> dict[str, Any]:
         "by_text": perplexity.get("by_text") or [],
         "generation": dict(generation) or None,
     }
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with numbers that JSON cannot hold as text: "inf", "nan"."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not isfinite(value):
-        return str(value)
-    return value

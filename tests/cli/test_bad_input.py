@@ -404,13 +404,29 @@ def test_a_config_that_is_no_object(source: Path, out: Path, text: str) -> None:
 # for real
 
 
-def test_json_on_an_error_leaves_standard_output_empty(source: Path, out: Path) -> None:
+def test_an_error_as_json_is_one_object_that_says_it(source: Path, out: Path) -> None:
+    """``refused`` holds standard output to it."""
     (source / "config.json").unlink()
     refused(1, *convert(source, out, "--json"))
     refused(1, "plan", source, "--recipe", "bnb-nf4", "--json")
     refused(1, "verify", source, "--json")
     refused(2, "recipes", "bnb-nf", "--json")
     refused(2, "checksums", "no/such", "--json")
+
+
+def test_a_failed_gate_as_json_is_the_whole_result(demo: Path, out: Path) -> None:
+    strict = ("--set", "gate.max_perplexity_ratio=0.5", "--set", "evaluation.max_windows=1",
+              "--set", "evaluation.new_tokens=1")  # fmt: skip
+    result = CliRunner().invoke(
+        app, list(map(str, ("convert", demo, "-r", "bnb-nf4", "-o", out, "--json", *strict)))
+    )
+    assert result.exit_code == 4
+    found = json.loads(result.stdout)
+    assert (found["gate"]["status"], found["out"]) == ("failed", str(out))
+    assert found["gate"]["perplexity"]["ratio"] > 0.5
+    assert found["source"]["files"][0]["sha256"]
+    assert found["error"]["exit_code"] == 4
+    assert "perplexity" in found["error"]["message"]
 
 
 def test_real_processes_say_the_same(source: Path, out: Path) -> None:

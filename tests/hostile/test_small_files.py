@@ -128,6 +128,13 @@ def test_a_pipe_or_a_device_in_place_of_a_small_file(source: Path) -> None:
     assert open_source(source)
 
 
+@pytest.mark.parametrize("name", ["README.md", "chat_template.jinja", "LICENSE"])
+def test_a_pipe_in_place_of_a_file_that_is_carried_on(source: Path, name: str) -> None:
+    os.mkfifo(source / name)
+    with pytest.raises(SourceError, match="expected a"):
+        open_source(source)
+
+
 def test_a_small_file_that_is_none(source: Path) -> None:
     with (source / "tokenizer.json").open("wb") as file:
         file.truncate(MAX_SMALL_BYTES + 1)

@@ -19,7 +19,7 @@ from keys import make_key
 from typer.testing import CliRunner
 
 import quantkit
-from quantkit import lineage, pushing, readiness
+from quantkit import amending, lineage, pushing, readiness
 from quantkit.cli.app import app
 from quantkit.digests import digest_file
 from quantkit.errors import (
@@ -35,6 +35,7 @@ from quantkit.errors import (
 from quantkit.records import read_manifest, write_manifest
 from quantkit.signatures import SIGNATURE
 from quantkit.signing import Signer, open_signer
+from quantkit.staging import Staging
 from quantkit.types import Event
 
 REPO = "me/demo-nf4"
@@ -748,6 +749,43 @@ def test_a_pull_request_that_does_not_hold_is_closed(hub: Loopback, folder: Path
     with pytest.raises(RemoteError):
         quantkit.publish(folder, REPO, pr=True)
     assert hub.repositories[REPO].requests == {1: "closed"}
+
+
+def test_a_pull_request_that_nobody_verified_to_the_end_is_closed(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **named: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pushing, "verify_remote", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantkit.publish(folder, REPO, pr=True)
+    assert hub.repositories[REPO].requests == {1: "closed"}
+
+
+def test_an_interrupt_leaves_the_folder_as_it_was(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Card and manifest name the repository from then on: both, or none."""
+
+    def stop(place: Staging) -> None:
+        raise KeyboardInterrupt
+
+    before = here(folder)
+    monkeypatch.setattr(amending, "commit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantkit.publish(folder, REPO)
+    assert here(folder) == before
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_that_this_shell_stands_in(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match="run the command from outside"):
+        quantkit.publish(".", REPO)
+    assert quantkit.publish(".", REPO, dry_run=True)["status"] == "offered"
 
 
 # the token

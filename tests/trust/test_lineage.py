@@ -140,6 +140,19 @@ def test_options_that_say_nothing_here_are_refused(copy: Path, source: Path) -> 
     assert "--revision" in refused(2, "verify", source, "--revision", "main")
 
 
+def test_a_release_that_only_an_md5_tells_is_told_of(copy: Path, tmp_path: Path) -> None:
+    (each,) = [f for f in read_manifest(copy)["source"]["files"] if f["is_weight"]]
+    listed = {"name": each["name"], "md5": "0" * 32}
+    (tmp_path / "later.toml").write_text(
+        'repository = "own/model"\n[[release]]\nlabel = "2026"\nstatus = "withdrawn"\n'
+        'reason = "licence"\nstated_at = "https://example.org"\n'
+        f'[[release.file]]\nname = "{listed["name"]}"\nmd5 = "{listed["md5"]}"\n'
+    )
+    assert each["md5"] is None
+    (said,) = quantkit.verify(copy, checksums=[tmp_path])["notes"]
+    assert "no MD5" in said
+
+
 def test_a_fingerprint_that_is_not_compared_is_told_of(copy: Path) -> None:
     assert quantkit.verify(copy)["notes"] == []
     manifest = read_manifest(copy)
