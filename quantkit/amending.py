@@ -35,6 +35,11 @@ def staging_to_amend(folder: Path) -> Staging:
             f"{folder}: it is replaced whole, which would leave this shell in a folder that is "
             "gone; run the command from outside it"
         )
+    if not os.access(place.out.parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{folder}: it is replaced whole, and {place.out.parent} may not be written to; see to "
+            "that, or copy the folder elsewhere"
+        )
     return place
 
 

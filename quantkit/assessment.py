@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device
-from quantkit.errors import SourceError, UsageError
+from quantkit.errors import CheckpointError, SourceError, UsageError
 from quantkit.evaluation import Texts, read_material
 from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
@@ -60,7 +61,7 @@ def check(
     """
     folder = quantized_folder(dir, listener)
     if report is not None:
-        _make_room(Path(report), folder)
+        _make_room(Path(report), folder, Path(against))
     source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
     material = read_material(source.folder, chosen, paths_of(text), source.config.get("vocab_size"))
@@ -87,11 +88,11 @@ def check(
 _RECORD = "check.json"
 
 
-def _make_room(place: Path, judged: Path) -> None:
+def _make_room(place: Path, *taken: Path) -> None:
     """Before minutes of judging, not after."""
-    if (place / MANIFEST).exists() or place.resolve() == judged.resolve():
+    if (place / MANIFEST).exists() or place.resolve() in [each.resolve() for each in taken]:
         raise UsageError(
-            f"report {place}: a finished folder, whose own report would be lost; choose another"
+            f"report {place}: a folder with a model, which is left as it is; choose another"
         )
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -133,10 +134,12 @@ def quantized_folder(given: str | Path, listener: Listener = silent) -> Path:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of all weight files."""
-    return sum(
-        path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")
-    )
+    """Bytes of the weight files that a loader reads; of all there are where it cannot be read."""
+    try:
+        return sum(open_checkpoint(folder).file_bytes.values())
+    except CheckpointError:
+        found = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+        return sum(path.stat().st_size for path in found if path.is_file())
 
 
 def format_name(folder: Path) -> str:

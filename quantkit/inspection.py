@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import MismatchError, SourceError, UsageError
+from quantkit.errors import MismatchError, SourceError, UsageError, printable
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import Ways, check_tokenizer_level
 from quantkit.given import read_given_text
 from quantkit.lineage import verify_output, verify_small
+from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
 from quantkit.scrutiny import check_config
@@ -74,6 +75,7 @@ def verify(
     _refuse_idle_options(path_or_repo, folder, repo, public_key)
     if os.path.lexists(folder / MANIFEST):
         return verify_output(folder, registry, policy, key, listener)
+    _refuse_unknown(path_or_repo, repo, registry)
     source = open_source(path_or_repo, revision, listener)
     digested = digest_source(source, registry, listener)
     verified = settle(source, digested, None, registry, policy, claimed=repo)
@@ -105,6 +107,15 @@ def _refuse_idle_options(
         raise MismatchError(
             f"{given}: no {MANIFEST} there, so no output whose signature --public-key {key} could "
             "check; ask the publisher, or drop the option"
+        )
+
+
+def _refuse_unknown(given: str | Path, repo: str | None, registry: Registry) -> None:
+    """A name that no entry has holds a source to nothing: a slip, most likely."""
+    if repo is not None and not any(each.named(repo) for each in registry.entries):
+        raise UsageError(
+            f"verify {given}: --repo {printable(repo)}: no entry of the registry has that name, so "
+            "it holds nothing; see 'quantkit checksums list', or give its entry (--checksums)"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from quantkit.checkpoint.fingerprint import FORM
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, SourceError, printable
-from quantkit.records import is_sealed, read_manifest, read_raw
+from quantkit.records import contradictions, is_sealed, read_manifest, read_raw
 from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, Expected, check_signature
 from quantkit.staging import MANIFEST
@@ -59,7 +59,8 @@ def verify_output(
     with _whole(folder):
         source, gate = manifest["source"], manifest["gate"]["status"]
         lineage, signature = _small_say(folder, manifest, registry, policy, expected)
-        _refuse_differing(folder, differing(folder, manifest, listener))
+        said = contradictions(manifest)
+        _refuse_differing(folder, said or differing(folder, manifest, listener))
         return {
             "kind": "output",
             "path": str(folder),
@@ -138,13 +139,11 @@ def notes(source: Mapping[str, Any], registry: Registry) -> list[str]:
     """What was not compared of a manifest's ``source``, for those who rely on it."""
     found = []
     if "fingerprint" not in source:
-        found.append(
-            "its manifest has no fingerprint of the source: only digests of files compared"
-        )
+        found += ["its manifest has no fingerprint of the source: only digests compared"]
     elif source.get("fingerprint_form") != FORM:
-        found.append("its manifest's fingerprint is of an earlier kind: only digests compared")
-    files = [each for each in source_files(source["files"]) if each.md5 is None]
-    if any(registry.needs_md5(each.name, each.bytes) for each in files):
+        found += ["its manifest's fingerprint is of an earlier kind: only digests compared"]
+    files = source_files(source["files"])
+    if any(each.md5 is None and registry.needs_md5(each.name, each.bytes) for each in files):
         found.append("its manifest has no MD5, by which alone a release that it could be is known")
     return found
 

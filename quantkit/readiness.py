@@ -21,6 +21,7 @@ from quantkit.errors import (
 )
 from quantkit.licences import Licence, licence_json
 from quantkit.lineage import differing, judge_source
+from quantkit.records import contradictions
 from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, visible
 from quantkit.staging import MANIFEST
@@ -83,7 +84,7 @@ def refusals(
     if (status := manifest["gate"]["status"]) != "passed":
         found.append(Refusal("unjudged", f"its gate is {status.replace('_', ' ')}"))
     found += _changed_before(manifest)
-    if changed := differing(folder, manifest, listener):
+    if changed := [*contradictions(manifest), *differing(folder, manifest, listener)]:
         found.append(Refusal("changed", f"it is not as it was judged: {'; '.join(changed)}"))
     source = manifest["source"]
     verdict = judge_source(source, registry)

@@ -42,6 +42,18 @@ def finite(value: Any) -> Any:
     return value
 
 
+def contradictions(manifest: Mapping[str, Any]) -> list[str]:
+    """What a manifest says that cannot be so, whoever sealed it."""
+    found = []
+    if not any(each["is_weight"] for each in manifest["output"]["files"]):
+        found.append("it lists no weights")
+    gate = manifest["gate"]
+    unlike = [name for name, outcome in gate["levels"].items() if outcome == "failed"]
+    if gate["status"] == "passed" and unlike:
+        found.append(f"its gate passed, and the {unlike[0]} level failed")
+    return found
+
+
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
     """Seal ``manifest`` and write it into ``folder``."""
     text = manifest_text(manifest)

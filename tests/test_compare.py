@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from commanding import refused, succeeded
 from conftest import Converted
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import write_source
 from typer.testing import CliRunner
 
 import quantkit
 from quantkit.cli.app import app
+from quantkit.errors import SourceError
+from quantkit.gate import several
 
 FEW = ["evaluation.max_windows=3", "evaluation.new_tokens=4"]
 QUICK = [each for pair in FEW for each in ("--set", pair)]
@@ -48,6 +54,73 @@ def test_one_pass_gives_what_check_gives_alone(
     assert found["text_sha256"]
     with Image.open(plot) as image:
         assert image.size[0] > 400
+
+
+def tampered(folder: Path, copy: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    shutil.copytree(folder, copy)
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+NORM = "gpt_neox.layers.0.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("embed_out.weight"), "missing tensors.*lm_head"),
+        (lambda tensors: tensors.pop(NORM), "missing tensors.*input_layernorm"),
+        (lambda tensors: tensors[NORM].fill_(float("nan")), "input_layernorm"),
+        (lambda tensors: tensors.update({NORM: tensors[NORM].to(torch.int8)}), "data type.*int8"),
+        (lambda tensors: tensors.pop(next(k for k in tensors if k.endswith("absmax"))), "absmax"),
+    ],
+)
+def test_what_is_not_whole_is_not_measured(
+    demo_nf4: Converted, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object],
+    said: str,
+) -> None:  # fmt: skip
+    """transformers would fill in what is missing, and the figures be of that."""
+    copy = tampered(demo_nf4.folder, tmp_path / "copy", change)
+    with pytest.raises(SourceError, match=f"not to be compared: .*{said}"):
+        quantkit.compare([copy], demo_nf4.source, set=FEW)
+    assert quantkit.check(copy, demo_nf4.source, set=FEW)["gate"]["status"] == "failed"
+
+
+def test_another_models_vocabulary_is_named(demo_nf4: Converted, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "other")
+    quantkit.convert(source, "bnb-nf4", tmp_path / "other-nf4", no_gate=True)
+    assert "a vocabulary of" in refused(
+        1, "compare", tmp_path / "other-nf4", "--against", demo_nf4.source
+    )
+
+
+def test_what_a_models_code_raises_is_said_in_words(
+    demo_nf4: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **named: object) -> None:
+        raise RuntimeError("mat1 and mat2")
+
+    monkeypatch.setattr(several, "score", broken)
+    assert "cannot be opened and run: mat1" in refused(
+        1, "compare", demo_nf4.folder, "--against", demo_nf4.source, *QUICK
+    )
+
+
+def test_other_weights_beside_are_told_of_and_not_counted(
+    demo_nf4: Converted, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(demo_nf4.folder, tmp_path / "copy")
+    size = (copy / "model.safetensors").stat().st_size
+    (copy / "training_args.bin").write_bytes(bytes(5000))
+    found = quantkit.check(copy, demo_nf4.source, set=FEW)
+    assert found["sizes"]["output_bytes"] == size
+    assert found["gate"]["status"] == "passed"
+    assert any("training_args.bin" in each for each in found["gate"]["structure"]["remarks"])
+    (copy / "adapter_config.json").write_text("{}")
+    found = quantkit.check(copy, demo_nf4.source, set=FEW)
+    assert any("adapter_config.json" in each for each in found["gate"]["failures"])
 
 
 def test_the_table_has_a_row_a_folder(demo_nf4: Converted) -> None:
@@ -98,7 +171,7 @@ def test_what_must_not_be_overwritten(demo_nf4: Converted, tmp_path: Path) -> No
     assert taken.read_text() == "no picture"
     said = refused(2, "check", demo_nf4.folder, "--against", demo_nf4.source,
                    "--report", demo_nf4.folder)  # fmt: skip
-    assert "finished folder" in said
+    assert "a folder with a model" in said
 
 
 def test_the_same_thing_twice(demo_nf4: Converted, tmp_path: Path) -> None:

@@ -296,4 +296,5 @@ def _lines(text: str) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    # a pipe has no width: 80 columns would cut figures
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 500)

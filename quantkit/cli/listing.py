@@ -107,7 +107,13 @@ def _add(
     as_json: AsJson = False,
 ) -> None:
     """Digest a checkpoint and print its entry as TOML, ready for a pull request."""
-    from quantkit.registering import as_entry, check_request, describe_release, entry_text
+    from quantkit.registering import (
+        as_entry,
+        check_request,
+        describe_release,
+        entry_text,
+        write_entry,
+    )
 
     facts = {
         "date": date, "revision": revision, "status": status.value,
@@ -120,5 +126,5 @@ def _add(
         release = describe_release(folder, facts, display.listener)
         text = entry_text(asked, release)
         if into is not None:
-            into.write_text(text, encoding="utf-8")
+            write_entry(into, text)
         display.entry(text, as_entry(text), into)

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantkit.checkpoint import read_tensor
+from quantkit.checkpoint.folder import CANDIDATES
 from quantkit.gate.opened import Opened
 from quantkit.gate.parts import check_parts
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.gate.settings import config_failures, expected_generation, generation_failures
 from quantkit.gate.structure import nonfinite
-from quantkit.types import TensorRecord
+from quantkit.types import FLOAT_DTYPES, TensorRecord
+
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 #: After these measures the models can still be opened and compared.
 READABLE = ("renamed tensors", "config.json", "generation_config.json")
@@ -31,6 +35,7 @@ def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any
         *renamed,
         *_doubles(saved),
         *_shapes(saved),
+        *_adapters(saved),
         *check_parts(saved),
         *config_failures(saved.parsed, original.parsed),
         *generation_failures(saved.folder, wanted, required=bool(generation)),
@@ -39,7 +44,7 @@ def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any
     measures = {
         "tensors": len(saved.index.tensors),
         "bytes": sum(saved.index.file_bytes.values()),
-        "remarks": [*remarks, *_casts(saved, original)],
+        "remarks": [*remarks, *_casts(saved, original), *_others(saved)],
     }
     return judged("structure", measures, failures)
 
@@ -108,9 +113,36 @@ def _shapes(saved: Opened) -> Iterator[Failure]:
     for name, parts in saved.parts.items():
         shape, _ = saved.architecture.parameters[name]
         record = parts.get("")
-        if record is None or saved.is_quantized(name) or record.shape == tuple(shape):
+        if record is None or saved.is_quantized(name):
             continue
-        yield Failure("structure", "shape", str(list(record.shape)), str(list(shape)), record.name)
+        if record.shape != tuple(shape):
+            got = str(list(record.shape))
+            yield Failure("structure", "shape", got, str(list(shape)), record.name)
+        elif record.dtype not in FLOAT_DTYPES:
+            yield Failure("structure", "data type", record.dtype, "a float's", record.name)
+
+
+def _adapters(saved: Opened) -> Iterator[Failure]:
+    """transformers, where peft is installed, would load it over the model, or another model."""
+    if (saved.folder / _ADAPTER).exists():
+        yield Failure("structure", _ADAPTER, "there", "no adapter")
+
+
+def _others(saved: Opened) -> Iterator[str]:
+    """Weight files that nothing here has read; another loader may prefer them."""
+    known = {*saved.index.files}
+    found = sorted(
+        each.name
+        for each in saved.folder.iterdir()
+        if each.suffix in _WEIGHTS and each.name not in known
+    )
+    indices = [
+        name
+        for name, _ in CANDIDATES
+        if name.endswith(".json") and (saved.folder / name).exists() and len(known) == 1
+    ]
+    if others := [*found, *indices]:
+        yield f"not judged, as nothing here reads it: {', '.join(others[:5])}"
 
 
 def _casts(saved: Opened, original: Opened) -> Iterator[str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import UsageError
+from quantkit.errors import QuantkitError, SourceError, UsageError, on_one_line
 from quantkit.evaluation import Material
+from quantkit.gate.accounting import READABLE, check_accounts
 from quantkit.gate.field import Field, fits, opened_field
 from quantkit.gate.judging import make_case
 from quantkit.gate.likelihood import likelihood_measures
-from quantkit.gate.opened import open_original, open_saved
+from quantkit.gate.opened import Opened, open_original, open_saved
 from quantkit.gate.protocol import protocol
 from quantkit.gate.reload import weight_errors
 from quantkit.gate.scoring import Candidate, score
@@ -53,6 +55,8 @@ def measure_folders(
     """
     original = open_original(source)
     saved = [open_saved(each) for each in folders]
+    for each in saved:
+        _refuse_incomparable(each, original, source)
     case = make_case(original, saved[0], recipe, material, device, listener)
     if not case.windows:
         raise UsageError("the source has no tokenizer; give token ids (--text FILE.json)")
@@ -60,6 +64,7 @@ def measure_folders(
     total = len(case.windows)
     with (
         quiet_libraries(),
+        _explained(),
         opened_field(original, saved, case.windows, device, whole=whole) as field,
     ):
         worst = _walk(field, saved)
@@ -82,6 +87,37 @@ def measure_folders(
     ]
     floor = measures[-1] if field.floor is not None else None
     return Measured(tuple(found), floor, dtype, words)
+
+
+def _refuse_incomparable(saved: Opened, original: Opened, source: Source) -> None:
+    """What is not there would be filled in by whoever loads it, and the figures be of that."""
+    got, wanted = saved.parsed.vocab_size, original.parsed.vocab_size
+    if got != wanted:
+        raise SourceError(
+            f"{saved.folder}: a vocabulary of {got}, expected the source's {wanted}; is it made "
+            f"from {source.given}?"
+        )
+    structure = check_accounts(saved, original, source.generation)
+    unfit = [each for each in structure.failures if each.measure not in READABLE]
+    if unfit:
+        raise SourceError(
+            f"{saved.folder}: not to be compared: {'; '.join(map(str, unfit[:3]))}; 'quantkit "
+            "check DIR --against SOURCE' says all of it"
+        )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a model's own code raises, in words."""
+    try:
+        yield
+    except (QuantkitError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"compare: the models cannot be opened and run: {on_one_line(error)}; 'quantkit check "
+            "DIR --against SOURCE' says which"
+        ) from error
 
 
 def _walk(field: Field, saved: Sequence[Any]) -> list[float]:

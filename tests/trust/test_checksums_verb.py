@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -56,6 +57,37 @@ def test_add_prints_an_entry_that_is_read_again(source: Path, tmp_path: Path) ->
     (tmp_path / "entry.toml").write_text(text)
     found = quantkit.verify(source, repo="OLD/name", checksums=[tmp_path])
     assert (found["status"], found["verdict"]["repository"]) == ("verified", "own/model")
+
+
+def test_a_name_that_no_entry_has_holds_nothing(source: Path) -> None:
+    assert "no entry of the registry has that name" in refused(
+        2, "verify", source, "--repo", "own/modle"
+    )
+
+
+def test_an_entry_that_cannot_be_written_is_as_it_was(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "entry.toml"
+    succeeded("checksums", "add", source, *FACTS, "--date", "2026-01-01", "--into", path)
+    before = path.read_bytes()
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = ("checksums", "add", source, *FACTS, "--date", "2026-02-02", "--into", path)
+    assert "No space" in refused(1, *words)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["entry.toml"]
+
+
+def test_a_licence_that_is_no_utf8(source: Path, tmp_path: Path) -> None:
+    into = tmp_path / "entry.toml"
+    odd = os.fsdecode(b"m\xfft")
+    said = refused(2, "checksums", "add", source, *FACTS, "--licence", odd, "--into", into)
+    assert "--licence" in said
+    assert not into.exists()
 
 
 def test_add_appends_a_release_and_keeps_what_was_written(source: Path, tmp_path: Path) -> None:

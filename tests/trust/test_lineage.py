@@ -144,13 +144,25 @@ def test_a_release_that_only_an_md5_tells_is_told_of(copy: Path, tmp_path: Path)
     (each,) = [f for f in read_manifest(copy)["source"]["files"] if f["is_weight"]]
     listed = {"name": each["name"], "md5": "0" * 32}
     (tmp_path / "later.toml").write_text(
-        'repository = "own/model"\n[[release]]\nlabel = "2026"\nstatus = "withdrawn"\n'
-        'reason = "licence"\nstated_at = "https://example.org"\n'
-        f'[[release.file]]\nname = "{listed["name"]}"\nmd5 = "{listed["md5"]}"\n'
+        'repository = "own/model"\n[[releases]]\nstatus = "withdrawn"\nkind = "licence"\n'
+        'reason = "its licence"\nstated_at = "https://example.org"\n[[releases.files]]\n'
+        f'name = "{each["name"]}"\nmd5 = "{"0" * 32}"\n'
     )
     assert each["md5"] is None
     (said,) = quantkit.verify(copy, checksums=[tmp_path])["notes"]
     assert "no MD5" in said
+
+
+def test_a_manifest_that_contradicts_itself_proves_nothing(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    hollow = {**manifest["output"], "files": []}
+    write_manifest({**manifest, "output": hollow}, copy)
+    with pytest.raises(MismatchError, match="lists no weights"):
+        quantkit.verify(copy)
+    levels = {**manifest["gate"]["levels"], "perplexity": "failed"}
+    write_manifest({**manifest, "gate": {"status": "passed", "levels": levels}}, copy)
+    with pytest.raises(MismatchError, match="its gate passed, and the perplexity level failed"):
+        quantkit.verify(copy)
 
 
 def test_a_fingerprint_that_is_not_compared_is_told_of(copy: Path) -> None:
