@@ -162,8 +162,11 @@ def _refuse_experts(model: Any, parsed: Any) -> None:
         for name, parameter in model.named_parameters()
         if parameter.dim() >= 3 and "expert" in name
     ]
+    # a config may name a number of experts that a dense model of its class does not have
     count = getattr(parsed, "num_local_experts", None) or getattr(parsed, "num_experts", None)
-    if fused or (isinstance(count, int) and count > 1):
+    kinds = {type(module).__name__.lower() for module in model.modules()}
+    sparse = any(word in kind for kind in kinds for word in ("expert", "moe"))
+    if fused or (sparse and isinstance(count, int) and count > 1):
         example = f" (e.g. {fused[0]})" if fused else ""
         raise UnsupportedModelError(
             f"{type(model).__name__}: mixture-of-experts models are not supported: their fused "

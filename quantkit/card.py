@@ -79,6 +79,10 @@ def command(request: Mapping[str, Any]) -> str:
         words += ["--text", each]
     if request["calibration"]:
         words += ["--calibration", request["calibration"]]
+    for each in request.get("checksums", []):  # manifests of an earlier quantkit have none
+        words += ["--checksums", each]
+    if request.get("device", "auto") != "auto":
+        words += ["--device", request["device"]]
     for flag in ("require_verified", "allow_withdrawn", "no_gate"):
         words += [f"--{flag.replace('_', '-')}"] if request[flag] else []
     return shlex.join([*words, "--out", request["out"]])

@@ -43,7 +43,7 @@ def cautions(
                     f"(one is {next(iter(architecture.linears))})"
                 )
     if isinstance(method, GptqMethod):
-        yield from _gptq_cautions(method, architecture, quantized)
+        yield from _gptq_cautions(method, architecture, quantized, tensors)
     if isinstance(method, BnbMethod):
         yield from _bnb_cautions(method, quantized)
 
@@ -66,7 +66,10 @@ def _stock_cpu_cannot_run(shape: tuple[int, int] | None, block_size: int) -> boo
 
 
 def _gptq_cautions(
-    method: GptqMethod, architecture: Architecture, quantized: Sequence[TensorPlan]
+    method: GptqMethod,
+    architecture: Architecture,
+    quantized: Sequence[TensorPlan],
+    tensors: Sequence[TensorPlan],
 ) -> Iterator[str]:
     if method.checkpoint_format == "gptq" and not method.sym:
         yield (
@@ -79,12 +82,29 @@ def _gptq_cautions(
     for each in method.override:
         if not any(re.search(each.pattern, name) for name in names):
             yield f"the override {each.pattern!r} is found in the name of no quantized module"
+    yield from _left_in_layers(architecture, tensors)
     modules = {(each.memory or "").removesuffix(".weight") for each in quantized}
     if touched := sorted(modules & set(architecture.initialized)):
         last = sorted({module.rpartition(".")[2] for module in touched})
         yield (
             f"transformers cannot open this: when it loads a {architecture.class_name} it "
-            f"initializes {touched[0]}.weight, which a GPTQ module does not have (GPTQModel itself "
-            f"and AutoGPTQ open it; --set 'method.ignore={json.dumps(last)}' leaves "
-            f"{len(touched)} modules as they are, and transformers opens it)"
+            f"initializes {touched[0]}.weight, which a GPTQ module does not have (--set "
+            f"'method.ignore={json.dumps(last)}' leaves {len(touched)} modules as they are, and it "
+            "opens; GPTQModel itself opens it as it is, where the source's names begin with "
+            f"{architecture.base_prefix!r})"
+        )
+
+
+def _left_in_layers(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Iterator[str]:
+    names = [
+        each.source.name
+        for each in tensors
+        if each.action in ("copy", "cast")
+        and (module := (each.memory or "").removesuffix(".weight")) in architecture.linears
+        and architecture.in_layer(module)
+    ]
+    if names:
+        yield (
+            f"{len(names)} modules of the layers stay as they are, first {names[0]}: AutoGPTQ has "
+            "no way to be told, and does not open such a folder (transformers and GPTQModel do)"
         )

@@ -83,7 +83,7 @@ def make_plots(manifest: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _calibrated(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """GPTQ's account of each module; those without a loss (a replayed layer's) left out."""
+    """GPTQ's account of each module; those without a finite loss left out."""
     return [each for each in manifest["conversion"]["modules"] if _is_number(each["loss"])]
 
 

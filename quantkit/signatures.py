@@ -1,6 +1,6 @@
 """A signature over a whole output, as it lies there: whose it is, and over what.
 
-By OpenSSF model-signing, offline. The package is optional (``pip install 'quantkit[sign]'``);
+By OpenSSF model-signing, offline. The package is optional (the extra ``sign``);
 without it a signature that is there is reported as not checked, never as valid.
 """
 
@@ -21,7 +21,7 @@ from quantkit.given import kind_of, read_given
 
 SIGNATURE = "model.sig"
 
-INSTALL = "install it with: pip install 'quantkit[sign]'"
+INSTALL = "install quantkit with its extra: pip install '.[sign]' in a checkout"
 
 #: No key in PEM, certificates before it included, comes near so many bytes.
 LONGEST_KEY = 1 << 20

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from quantkit.activations import ROOM_BYTES, Activations, Nearby, Rooms
 from quantkit.calls import Call, same
-from quantkit.errors import UnsupportedModelError
+from quantkit.errors import QuantkitError, UnsupportedModelError, on_one_line
 from quantkit.heap import blocks_reused
 from quantkit.layer import Layer
 from quantkit.skeleton import layer_names
@@ -195,7 +195,14 @@ class Sweep:
                 _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
 
     def _forward(self, window: int) -> Any:
-        return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)
+        try:
+            return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)
+        except (_Reached, _WantsTuple, QuantkitError, MemoryError, OSError):
+            raise
+        except Exception as error:  # whatever a model's own code raises
+            name, said = type(self.model).__name__, on_one_line(error)
+            why = f"{name}: transformers' own code does not run on ids alone: {said}"
+            raise UnsupportedModelError(why) from error
 
     def _ids(self, window: int) -> Tensor:
         ids = torch.tensor(self.windows[window])

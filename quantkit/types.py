@@ -72,7 +72,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digests (SHA-256, hex) of a checkpoint's tensors, whatever files they lie in.
+    """Digests (BLAKE3, hex) of a checkpoint's tensors, whatever files they lie in.
 
     ``tensors``: names, data types, shapes and bytes. ``values``: names, shapes and values,
     the same for every data type that holds the values exactly. ``matrices``: the values of

@@ -1,7 +1,7 @@
 """A source's digests against the registry and the Hub -> VerifiedSource.
 
-``gate`` and ``commit`` accept only a :class:`VerifiedSource`, so nothing unproven gets
-its final name.
+The gate and the manifest of a conversion accept only a :class:`VerifiedSource`, and without
+a manifest nothing gets its final name.
 """
 
 from __future__ import annotations

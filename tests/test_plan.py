@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, source_state, write_source, write_state
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import quantkit
-from quantkit.errors import NonFiniteError, SourceError
+from quantkit.errors import NonFiniteError, SourceError, UnsupportedModelError
 
 RECIPES = ("bnb-nf4", "bnb-nf4-double", "bnb-fp4", "bnb-int8", "fp16")
 OUTPUT = "layers.1.attention.dense"
@@ -212,6 +213,45 @@ def test_an_entry_of_ignore_that_meets_nothing_is_told_of(tmp_path: Path, recipe
     made = quantkit.plan(source, recipe, set=sets)
     about = [each.split(",")[0] for each in made.warnings if "ignores" in each]
     assert about == ["the recipe ignores 'h.0'", "the recipe ignores 'dense$'"]
+
+
+def built(folder: Path, model_type: str, **changes: object) -> Path:
+    """A checkpoint of a class that the tiny models have not."""
+    sizes = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16,
+        "num_key_value_heads": 4, "intermediate_size": 64, "vocab_size": 96,
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = AutoConfig.for_model(model_type, **(sizes | changes))
+    AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
+def test_a_dense_model_whose_config_counts_experts(tmp_path: Path) -> None:
+    source = built(tmp_path / "source", "doge", is_moe=False, num_experts=16)
+    assert quantkit.plan(source, "bnb-nf4").with_action("quantize")
+    with pytest.raises(UnsupportedModelError, match="mixture-of-experts"):
+        quantkit.plan(built(tmp_path / "moe", "doge", is_moe=True, num_experts=16), "bnb-nf4")
+
+
+def test_a_model_that_its_own_code_does_not_run_is_one_line(tmp_path: Path) -> None:
+    source = built(tmp_path / "source", "gemma2", sliding_window=None)
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps([[5, 6, 7, 8] * 8] * 4))
+    with pytest.raises(UnsupportedModelError, match=r"does not run on ids alone: .*sliding_window"):
+        quantkit.convert(
+            source, "gptq-4bit-g128", tmp_path / "out", calibration=ids, no_gate=True,
+            set=["method.group_size=32"],
+        )  # fmt: skip
+
+
+def test_modules_that_autogptq_is_not_told_of(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    sets = ["method.group_size=32", f'method.ignore=["{OUTPUT}"]']
+    made = quantkit.plan(source, "gptq-4bit-g128", set=sets)
+    assert [each for each in made.warnings if "AutoGPTQ" in each and OUTPUT in each]
+    made = quantkit.plan(source, "gptq-4bit-g128", set=sets[:1])
+    assert not [each for each in made.warnings if "AutoGPTQ" in each]
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)

@@ -1,7 +1,7 @@
 """What every format answers.
 
 To add one: write a module beside this with a class that has these methods, name it in
-:func:`quantkit.formats.format_of`, add its ``[method]`` to :mod:`quantkit.recipe`, a
+:func:`quantkit.formats.format_of`, add its ``[method]`` to :mod:`quantkit.methods`, a
 recipe, and an oracle test that compares every tensor with what the format's own library
 writes.
 """

@@ -3,6 +3,7 @@
 report.py      levels, failures, verdict
 structure.py   names, shapes, sizes, finiteness of the staged files, held to the plan
 accounting.py  the same of any folder, held to the source
+parts.py       what a quantized weight is stored as, by its format
 settings.py    config and generation defaults
 opened.py      a checkpoint's tensors by the parameters of its model class
 decoding.py    GPTQ and AWQ weights by their definition
@@ -13,6 +14,7 @@ field.py       the models of one judgement side by side
 reload.py      the loading report, and every weight against the source
 scoring.py     likelihoods, divergence and agreement, token by token
 likelihood.py  what they come to, and what is allowed
+tokens.py      the tokenizer's ids against sentencepiece's
 generation.py  greedy continuations
 degeneration.py  loops, silence, special tokens alone
 several.py     many folders in one pass over their source

@@ -142,7 +142,6 @@ def test_options_that_say_nothing_here_are_refused(copy: Path, source: Path) -> 
 
 def test_a_release_that_only_an_md5_tells_is_told_of(copy: Path, tmp_path: Path) -> None:
     (each,) = [f for f in read_manifest(copy)["source"]["files"] if f["is_weight"]]
-    listed = {"name": each["name"], "md5": "0" * 32}
     (tmp_path / "later.toml").write_text(
         'repository = "own/model"\n[[releases]]\nstatus = "withdrawn"\nkind = "licence"\n'
         'reason = "its licence"\nstated_at = "https://example.org"\n[[releases.files]]\n'
