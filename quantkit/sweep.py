@@ -155,7 +155,7 @@ class Sweep:
         hidden = hidden.view(*shape, hidden.shape[-1])
         call = self._calls[shape][index]
         made = module(hidden, *call.args, **call.kwargs)
-        output: Tensor = made[0] if isinstance(made, tuple) else made
+        output: Tensor = made[0] if isinstance(made, tuple | list) else made
         return output
 
     def logits(self, window: int) -> Tensor:

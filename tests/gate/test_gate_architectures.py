@@ -1,0 +1,69 @@
+"""Dense decoder-only classes of transformers that nothing else here tries: NF4 and GPTQ, judged.
+
+Random and tiny, so the limits are lax: what is seen is that each can be planned, walked,
+written, reopened and compared weight by weight. ``test_gate_walk.py`` compares numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import quantkit
+
+LAX = (
+    "gate.min_generation_agreement=0", "gate.min_top1_agreement=0", "gate.max_perplexity_ratio=9",
+    "gate.max_kl_mean=9", "gate.max_degenerate=1", "evaluation.new_tokens=2",
+)  # fmt: skip
+GPTQ = ("method.group_size=32", "calibration.packing=apart", "method.max_skipped_share=1")
+
+#: By model type, what its config calls its sizes, beside the usual names.
+CLASSES: dict[str, dict[str, object]] = {
+    "apertus": {}, "arcee": {}, "biogpt": {}, "bloom": {"n_layer": 2, "n_head": 4},
+    "codegen": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
+    "cohere": {}, "diffllama": {}, "ernie4_5": {}, "gemma": {}, "gemma2": {"sliding_window": 16},
+    "glm": {}, "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
+    "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
+    "granite": {}, "helium": {}, "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
+    "nemotron": {}, "olmo": {}, "olmo2": {}, "openai-gpt": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+    "phi": {}, "phi3": {}, "qwen3": {}, "smollm3": {}, "stablelm": {}, "starcoder2": {},
+}  # fmt: skip
+
+
+def built(folder: Path, model_type: str) -> Path:
+    sizes = {
+        "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 128,
+    } | CLASSES[model_type]  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **sizes)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ids") / "ids.json"
+    path.write_text(
+        json.dumps([[3 + (7 * at + 3 * row) % 90 for at in range(48)] for row in (0, 1)])
+    )
+    return path
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_a_class_is_quantized_and_judged(tmp_path: Path, ids: Path, model_type: str) -> None:
+    source = built(tmp_path / "source", model_type)
+    calibration = tmp_path / "calibration.json"
+    calibration.write_text(json.dumps([[(5 * at + at * at) % 90 + 3 for at in range(64)]] * 2))
+    for recipe, more in (("bnb-nf4", {}), ("gptq-4bit-g128", {"calibration": calibration})):
+        sets = [*LAX, *(GPTQ if more else ())]
+        made = quantkit.convert(source, recipe, tmp_path / recipe, text=ids, set=sets, **more)
+        assert made["gate"]["levels"]["reload"] == "passed"
+        assert made["gate"]["perplexity"]["tokens"] == 2 * 47
+        assert made["plan"]["tensors"]["quantize"] >= 2 * 4
