@@ -68,7 +68,7 @@ class Job:
             "plan": self.plan.digest,
             "device": self.device,
             "calibration": ids,
-            "versions": {"quantkit": version("quantkit"), **library_versions()},
+            "set of versions": {"quantkit": version("quantkit"), **library_versions()},
         }
 
 
@@ -89,15 +89,17 @@ class Staged:
 
 def stage(job: Job) -> Staged:
     """Convert, unless an earlier run's staged files are this plan's, whole and unchanged."""
-    staged = _reuse(job) or _convert(job)
+    found = _reuse(job)
+    staged = found if isinstance(found, Staged) else _convert(job, found)
     drop_layers(job.place)
     return staged
 
 
-def _convert(job: Job) -> Staged:
+def _convert(job: Job, why: str) -> Staged:
+    """``why`` an earlier run's files, if there are any, are not taken up."""
     place, listener = job.place, job.listener
     if {path.name for path in place.partial.iterdir()} - {NOTE, LAYERS}:
-        listener(Event("resume", message=f"{place.partial}: unfinished, starting over"))
+        listener(Event("resume", message=f"{place.partial}: {why}; starting over"))
         empty(place)
     check_room(place, job.plan.output_bytes)
     calibrated = _calibrate(job)
@@ -159,19 +161,25 @@ def _calibrate(job: Job) -> Calibrated | None:
         )
 
 
-def _reuse(job: Job) -> Staged | None:
-    """What an earlier run staged, if it was this plan's and neither it nor the source changed."""
+def _reuse(job: Job) -> Staged | str:
+    """What an earlier run staged, if it was this plan's and neither it nor the source changed;
+    else why not."""
     note = read_note(job.place)
-    if note.get("identity") != job.identity or note.get("companions") != _companions(job.source):
-        return None
+    if "outputs" not in note:
+        return "unfinished"
+    was = note.get("identity", {})
+    if others := [key for key, own in job.identity.items() if was.get(key) != own]:
+        return f"made with another {' and '.join(others)}"
+    if note.get("companions") != _companions(job.source):
+        return "the source's small files changed since"
     with job.clock.measure("verify"):
         outputs = digest_output(job.place.partial, job.plan)
-        if [asdict(each) for each in outputs] != note.get("outputs"):
-            return None
+        if [asdict(each) for each in outputs] != note["outputs"]:
+            return "its files changed since"
         job.listener(Event("resume", message="judging the staged files again; not quantizing"))
         digests = digest_source(job.source, job.registry, job.listener)
     if json.loads(json.dumps(asdict(digests))) != note.get("source"):
-        return None
+        return "the source changed since"
     empty(job.place, keep=note["files"])  # not what an earlier gate said of them
     return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)
 

@@ -148,6 +148,8 @@ def _cached(repo_id: str, revision: str | None, why: Exception, listener: Listen
     said = f"the Hub did not give it ({reason(why)}); using the cached {folder.name}"
     listener(Event("fetch", message=said))
     found = Fetched(folder, folder.name, cached_digests(folder))
+    if not found.digests:  # a cache that was copied, or of a system without links
+        listener(Event("fetch", message="the cache has no links to digests: nothing is compared"))
     refuse_damaged(found, repo_id)
     return found
 

@@ -143,6 +143,8 @@ def check_tokenizer(
     check_config(config, f"{folder}/config.json")
     chosen = Path(text) if text is not None else evaluation_text()
     whole = read_given_text(chosen, f"text {chosen}")
+    if not whole:
+        raise UsageError(f"text {chosen}: empty; give some text, or leave it out")
     strings = [whole, *whole.splitlines()]
     level = check_tokenizer_level(
         folder,

@@ -118,6 +118,9 @@ def test_other_weights_beside_are_told_of_and_not_counted(
     assert found["sizes"]["output_bytes"] == size
     assert found["gate"]["status"] == "passed"
     assert any("training_args.bin" in each for each in found["gate"]["structure"]["remarks"])
+    (copy / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
+    found = quantkit.check(copy, demo_nf4.source, set=FEW)
+    assert any("__class__" in each for each in found["gate"]["failures"])
     (copy / "adapter_config.json").write_text("{}")
     found = quantkit.check(copy, demo_nf4.source, set=FEW)
     assert any("adapter_config.json" in each for each in found["gate"]["failures"])

@@ -26,6 +26,7 @@ from tiny import write_source
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import quantkit
+from quantkit import execution
 from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
 from quantkit.staging import held, staging_for
 from quantkit.types import Event
@@ -335,6 +336,21 @@ def test_what_an_earlier_gate_wrote_does_not_stay_without_one(demo: Path, tmp_pa
     quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], no_gate=True)
     assert not (out / "report").exists()
     assert quantkit.verify(out)["status"] == "verified"
+
+
+def test_staged_files_of_other_versions_are_made_anew(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest states today's versions: they must be those that made the bytes."""
+    out = tmp_path / "out"
+    with pytest.raises(GateError):
+        quantkit.convert(demo, "bnb-nf4", out, set=STRICT)
+    today = execution.library_versions()
+    monkeypatch.setattr(execution, "library_versions", lambda: {**today, "torch": "9.9"})
+    heard: list[Event] = []
+    quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], listener=heard.append)
+    said = [each.message for each in heard if each.stage == "resume"]
+    assert said == [f"{partial(out)}: made with another set of versions; starting over"]
 
 
 def test_layers_outlive_an_error_of_the_disk(demo: Path, tmp_path: Path) -> None:

@@ -12,18 +12,20 @@ from typing import Any
 
 from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.folder import CANDIDATES
+from quantkit.errors import SourceError
 from quantkit.gate.opened import Opened
 from quantkit.gate.parts import check_parts
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.gate.settings import config_failures, expected_generation, generation_failures
 from quantkit.gate.structure import nonfinite
+from quantkit.scrutiny import check_template
 from quantkit.types import FLOAT_DTYPES, TensorRecord
 
 _ADAPTER = "adapter_config.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 #: After these measures the models can still be opened and compared.
-READABLE = ("renamed tensors", "config.json", "generation_config.json")
+READABLE = ("renamed tensors", "config.json", "generation_config.json", "chat_template.jinja")
 
 
 def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any]) -> Level:
@@ -36,6 +38,7 @@ def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any
         *_doubles(saved),
         *_shapes(saved),
         *_adapters(saved),
+        *_template(saved),
         *check_parts(saved),
         *config_failures(saved.parsed, original.parsed),
         *generation_failures(saved.folder, wanted, required=bool(generation)),
@@ -126,6 +129,16 @@ def _adapters(saved: Opened) -> Iterator[Failure]:
     """transformers, where peft is installed, would load it over the model, or another model."""
     if (saved.folder / _ADAPTER).exists():
         yield Failure("structure", _ADAPTER, "there", "no adapter")
+
+
+def _template(saved: Opened) -> Iterator[Failure]:
+    """A chat template that no library should render."""
+    path = saved.folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            check_template(path.read_text(encoding="utf-8", errors="replace"), path.name)
+        except SourceError as error:
+            yield Failure("structure", path.name, str(error), "a template")
 
 
 def _others(saved: Opened) -> Iterator[str]:

@@ -552,3 +552,11 @@ def test_an_interrupt_says_what_a_rerun_does() -> None:
     assert said.exit_code == 130
     assert "interrupted; nothing was saved" in said.stderr
     assert "conversion" not in said.stderr
+
+
+def test_an_empty_text_checks_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    folder = tokenizer_folder(tmp_path / "folder")
+    assert "empty.txt: empty" in refused(
+        2, "check-tokenizer", folder, "--text", tmp_path / "empty.txt"
+    )

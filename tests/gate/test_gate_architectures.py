@@ -31,7 +31,8 @@ CLASSES: dict[str, dict[str, object]] = {
     "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
     "granite": {}, "helium": {}, "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
     "nemotron": {}, "olmo": {}, "olmo2": {},
-    "openai-gpt": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}, "phi": {}, "phi3": {}, "qwen3": {}, "smollm3": {}, "stablelm": {}, "starcoder2": {},
+    "openai-gpt": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "phi": {}, "phi3": {}, "qwen3": {}, "smollm3": {}, "stablelm": {}, "starcoder2": {},
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A random fault in every run: done, or one line of error and nothing at OUT; then the same bytes.
 
-A few by default, on the demo model. The matrix of the project's promise, on mini-rinna:
+A few of each by default, on the demo model. The matrix of the project's promise, on mini-rinna:
 ``QUANTKIT_FAULTS=200 pytest tests/trust/test_faults.py -k no_gate``, 20 with ``-k gated`` and
 20 with ``-k gptq``.
 """
@@ -51,11 +51,15 @@ def test_no_gate(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     assert [each for each in runs if each["problem"]] == []
 
 
-@pytest.mark.skipif(not COUNT, reason="a long campaign: set QUANTKIT_FAULTS")
 @pytest.mark.parametrize("words", [GATED, GPTQ], ids=["gated", "gptq"])
-def test_what_takes_longer(mini_rinna: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    text = ("--text", str(mini_rinna / "heldout.txt"))
-    runs = run(mini_rinna, tmp_path, COUNT, *words, *text)
+def test_what_takes_longer(
+    request: pytest.FixtureRequest, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    source = request.getfixturevalue("mini_rinna" if COUNT else "demo")
+    words = (*words, "--text", str(source / "heldout.txt"))
+    if not COUNT and words[1].startswith("gptq"):
+        words = (*words, "--set", "method.group_size=64")
+    runs = run(source, tmp_path, COUNT or 2, *words)
     assert [each for each in runs if each["problem"]] == []
 
 
