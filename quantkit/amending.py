@@ -16,7 +16,17 @@ from quantkit.errors import StorageError, UsageError
 from quantkit.records import manifest_text, read_raw
 from quantkit.signatures import NOTHING, SIGNATURE, Known
 from quantkit.signing import Signer
-from quantkit.staging import MANIFEST, NOTE, Staging, commit, empty, held, recover, staging_for
+from quantkit.staging import (
+    MANIFEST,
+    NOTE,
+    Staging,
+    amendment_of,
+    commit,
+    empty,
+    held,
+    recover,
+    staging_for,
+)
 
 
 def staging_to_amend(folder: Path) -> Staging:
@@ -26,10 +36,8 @@ def staging_to_amend(folder: Path) -> Staging:
         UsageError: the folder cannot be renamed from where the command runs.
     """
     usual = staging_for(folder)
-    # a name of its own: OUT.partial may hold a conversion that waits to be judged again
-    place = Staging(usual.out, usual.out.with_name(f"{usual.out.name}.amended"), usual.replaced)
+    place = amendment_of(usual)
     recover(usual)
-    recover(place)
     if Path.cwd().resolve().is_relative_to(usual.out.resolve()):
         raise UsageError(
             f"{folder}: it is replaced whole, which would leave this shell in a folder that is "

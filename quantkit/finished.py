@@ -18,10 +18,9 @@ from torch import Tensor
 
 from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.safetensors_header import read_safetensors_header
-from quantkit.checkpoint.shards import ShardWriter, layout
+from quantkit.checkpoint.shards import ShardWriter, flush, layout
 from quantkit.digests import digest_file
 from quantkit.formats import Write
-from quantkit.staging import flush
 from quantkit.types import OutputTensor
 
 _IDENTITY = "identity.json"

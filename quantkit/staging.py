@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.shards import flush
 from quantkit.errors import (
     CheckpointError,
     GateError,
@@ -68,6 +69,11 @@ def staging_for(out: Path) -> Staging:
     )
 
 
+def amendment_of(usual: Staging) -> Staging:
+    """A name of its own: ``OUT.partial`` may hold a conversion that waits to be judged again."""
+    return Staging(usual.out, usual.out.with_name(f"{usual.out.name}.amended"), usual.replaced)
+
+
 def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless it may be replaced and quantkit made it.
 
@@ -94,10 +100,14 @@ def recover(staging: Staging) -> None:
     Raises:
         UsageError: the run is not dead, but between them just now.
     """
-    if _is_ours(staging.replaced) and not os.path.lexists(staging.out):
-        with _alone(staging) if staging.partial.is_dir() else nullcontext():
-            if not os.path.lexists(staging.out):
-                staging.replaced.rename(staging.out)
+    if not _is_ours(staging.replaced) or os.path.lexists(staging.out):
+        return
+    with ExitStack() as locks:
+        for each in (staging.partial, amendment_of(staging).partial):
+            if each.is_dir():
+                locks.enter_context(_alone(each))
+        if not os.path.lexists(staging.out):
+            staging.replaced.rename(staging.out)
 
 
 def _refuse_source(staging: Staging, source: Path) -> None:
@@ -146,29 +156,28 @@ def held(staging: Staging) -> Iterator[None]:
         _refuse_foreign(staging)
     except OSError as error:
         raise UsageError(f"output {staging.partial}: cannot be made: {error.strerror}") from error
-    with _alone(staging):
+    with _alone(staging.partial):
         if not read_note(staging):
             write_note(staging, {"state": "running"})
         yield
 
 
 @contextmanager
-def _alone(staging: Staging) -> Iterator[None]:
+def _alone(partial: Path) -> Iterator[None]:
     """The lock on ``OUT.partial``, which is there."""
-    fd = os.open(staging.partial, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(fd, staging)
+        _lock(fd, f"output {partial}: another quantkit is writing it; wait, or choose another")
         yield
     finally:
         os.close(fd)
 
 
-def _lock(fd: int, staging: Staging) -> None:
+def _lock(fd: int, taken: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        said = "another quantkit is writing it; wait, or choose another"
-        raise UsageError(f"output {staging.partial}: {said}") from None
+        raise UsageError(taken) from None
 
 
 def _refuse_foreign(staging: Staging) -> None:
@@ -257,15 +266,6 @@ def _remove_replaced(staging: Staging) -> None:
     with suppress(OSError):
         (staging.replaced / MANIFEST).unlink()  # first: what is half gone is not to come back
     shutil.rmtree(staging.replaced, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Have the disk take a file, or a folder's names."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

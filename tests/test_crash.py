@@ -28,7 +28,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 import quantkit
 from quantkit import execution
 from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
-from quantkit.staging import held, staging_for
+from quantkit.staging import amendment_of, held, staging_for
 from quantkit.types import Event
 
 WIDTH, LAYERS, VOCABULARY = 512, 8, 12_000
@@ -372,12 +372,14 @@ def test_layers_outlive_an_error_of_the_disk(demo: Path, tmp_path: Path) -> None
     assert any(f"{len(kept)} layers are finished" in (each.message or "") for each in heard)
 
 
+@pytest.mark.parametrize("amending", [False, True])
 def test_an_output_that_waits_aside_is_not_taken_from_a_run_at_work(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, amending: bool
 ) -> None:
     """Between the two renames of a replacement nothing lies at OUT."""
     quantkit.convert(source, "fp16", tmp_path / "out", no_gate=True)
-    place = staging_for(tmp_path / "out")
+    usual = staging_for(tmp_path / "out")
+    place = amendment_of(usual) if amending else usual
     with held(place):
         place.out.rename(place.replaced)
         with pytest.raises(UsageError, match="another quantkit is writing"):

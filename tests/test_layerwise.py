@@ -169,7 +169,9 @@ def test_other_bits_and_layouts(
     convert(source, tmp_path / "out", ids, *options)
     state = load_file(source / "model.safetensors")
     limit = {2: 0.7, 3: 0.35, 8: 0.01}[bits]
-    for module, weight in decoded(tmp_path / "out").items():
+    found = decoded(tmp_path / "out")
+    assert len(found) == 2 * 4
+    for module, weight in found.items():
         wanted = state[f"{module}.weight"]
         assert float((weight - wanted).norm() / wanted.norm()) < limit, module
 

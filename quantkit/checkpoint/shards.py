@@ -190,6 +190,15 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def flush(path: Path) -> None:
+    """Have the disk take a file, or a folder's names."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """``model.safetensors.index.json``, when there is more than one shard."""
     if len(shards) < 2:

@@ -110,7 +110,9 @@ def test_special_floats_keep_their_bits(tmp_path: Path) -> None:
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     tensors = {"half": bits.view(torch.float16), "bf16": bits.clone().view(torch.bfloat16)}
     save_file(tensors, tmp_path / "model.safetensors")
-    for found in open_checkpoint(tmp_path).tensors:
+    records = open_checkpoint(tmp_path).tensors
+    assert {each.name for each in records} == tensors.keys()
+    for found in records:
         assert torch.equal(read_tensor(tmp_path, found).view(torch.int16), bits)
 
 

@@ -142,7 +142,9 @@ def test_more_tensors_than_a_pickle_batch(path: Path) -> None:
 def test_protocol_4(path: Path) -> None:
     save(path, torch.nn.Linear(2, 3).state_dict(), pickle_protocol=4)
     expected = torch.load(path, weights_only=False)  # made three lines above
-    for record in read_torch_index(path):
+    records = read_torch_index(path)
+    assert {each.name for each in records} == expected.keys()
+    for record in records:
         assert torch.equal(read_tensor(path.parent, record), expected[record.name])
 
 
