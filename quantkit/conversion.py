@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.checkpoint import read_tensor
+from quantkit.checkpoint.reading import same_values
 from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
 from quantkit.checkpoint.stream import Segment, element_or_whole, stream_checkpoint
 from quantkit.companions import write_companions
@@ -266,7 +266,7 @@ def _check_ties(plan: Plan, source: Source) -> None:
         copy, own = item.source, records[item.tied_to]
         if (copy.file, copy.offset, copy.stride) == (own.file, own.offset, own.stride):
             continue
-        if not read_tensor(source.folder, copy).equal(read_tensor(source.folder, own)):
+        if not same_values(source.folder, copy, own):
             raise SourceError(
                 f"{copy.name}: config.json ties it to {own.name}, and the checkpoint holds other "
                 "values; set tie_word_embeddings to false in config.json if both are meant"

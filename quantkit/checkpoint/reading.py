@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 from quantkit.checkpoint.layout import touched_elements
 from quantkit.checkpoint.names import quoted
+from quantkit.elements import dtype_of
 from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, TensorRecord
 
 if TYPE_CHECKING:
     import torch
+
+#: Of two tensors that are compared, so much is held of each, in bytes.
+_PIECE = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,29 @@ def read_tensor(folder: Path, record: TensorRecord) -> torch.Tensor:
     if record.stride is None:
         return flat.reshape(record.shape)
     return flat.as_strided(record.shape, record.stride).contiguous()
+
+
+def same_values(folder: Path, one: TensorRecord, other: TensorRecord) -> bool:
+    """Whether two stored tensors hold equal values (``0`` and ``-0`` are, NaN is not).
+
+    A piece of each at a time, and torch is not needed, unless one is strided or their data
+    types differ.
+    """
+    if one.shape != other.shape:
+        return False
+    if one.stride or other.stride or one.dtype != other.dtype:
+        return bool((read_tensor(folder, one) == read_tensor(folder, other)).all())
+    for record in (one, other):
+        _check_range(record, f"{folder / record.file}: tensor {quoted(record.name)}")
+    with open_weights(folder / one.file) as first, open_weights(folder / other.file) as second:
+        for at in range(0, one.nbytes, _PIECE):
+            length = min(_PIECE, one.nbytes - at)
+            left = read_bytes(first.fileno(), one.offset + at, length, str(folder / one.file))
+            right = read_bytes(second.fileno(), other.offset + at, length, str(folder / other.file))
+            kind = dtype_of(one.dtype)
+            if not np.array_equal(np.frombuffer(left, kind), np.frombuffer(right, kind)):
+                return False
+    return True
 
 
 def _check_range(record: TensorRecord, where: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.checkpoint import open_checkpoint, read_range, read_tensor
+from quantkit.checkpoint import open_checkpoint, read_range, read_tensor, reading
 from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, TensorRecord
 
@@ -147,3 +147,34 @@ def test_mini_rinna_equals_torch_load() -> None:
 def test_stories260k_equals_safetensors() -> None:
     folder = shared_model("stories260k")
     assert_equals(folder, load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_equal_values_are_told_a_piece_at_a_time(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PIECE", 64)
+    base = torch.randn(7, 31, dtype=torch.float32).to(dtype)
+    base[0, 0] = 0.0
+    zero, last, nan = base.clone(), base.clone(), base.clone()
+    zero[0, 0] = -0.0
+    last[-1, -1] += 1
+    nan[3, 3] = float("nan")
+    other = base.double()
+    tensors = {"base": base, "copy": base.clone(), "zero": zero, "last": last, "nan": nan,
+               "double": other, "flat": base.reshape(-1).clone()}  # fmt: skip
+    save_file(tensors, tmp_path / "model.safetensors")
+    records = {each.name: each for each in open_checkpoint(tmp_path).tensors}
+    equal = {
+        name for name in tensors if reading.same_values(tmp_path, records["base"], records[name])
+    }
+    assert equal == {"base", "copy", "zero", "double"}
+    assert not reading.same_values(tmp_path, records["nan"], records["nan"])
+
+
+def test_equal_values_of_another_layout(tmp_path: Path) -> None:
+    weight = torch.randn(6, 5)
+    torch.save({"a": weight, "b": weight.T.contiguous().T}, tmp_path / "pytorch_model.bin")
+    one, other = open_checkpoint(tmp_path).tensors
+    assert one.stride != other.stride
+    assert reading.same_values(tmp_path, one, other)
