@@ -148,7 +148,7 @@ def test_the_leaderboards_tasks_by_name(
     folder = converted(demo, tmp_path / "demo", "plain")
     done = evaluate(python, folder, "--tasks", task, "--source", demo)
     assert done.returncode == code, done.stderr[-3000:]
-    assert done.stdout == ""
+    assert json.loads(done.stdout)["error"]["exit_code"] == code
     assert said in the_error(done.stderr)
 
 
