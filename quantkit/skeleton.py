@@ -67,10 +67,15 @@ def resolve_dtype(parsed: Any, wanted: str, stored: str) -> str:
     named = stored if parsed.dtype is None else str(parsed.dtype).removeprefix("torch.")
     if named not in FLOAT_DTYPES:
         raise SourceError(
-            f"config.json: the data type {named!r} is not one of {', '.join(FLOAT_DTYPES)}; "
+            f"{_file(parsed)}: the data type {named!r} is not one of {', '.join(FLOAT_DTYPES)}; "
             "choose one (--set method.dtype=float16)"
         )
     return named
+
+
+def _file(parsed: Any) -> str:
+    """Which config.json it was parsed from."""
+    return f"{parsed.name_or_path}/config.json" if parsed.name_or_path else "config.json"
 
 
 @_alone
@@ -96,19 +101,19 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
     causal_names = [causal] if isinstance(causal, str) else list(causal or [])
     if getattr(parsed, "is_encoder_decoder", False) or not causal_names:
         raise UnsupportedModelError(
-            f"{named or parsed.model_type}: not a decoder-only model; quantkit converts causal "
-            "language models"
+            f"{_file(parsed)}: {named or parsed.model_type}: not a decoder-only model; quantkit "
+            "converts causal language models"
         )
     masked = parsed.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if not named and masked and not getattr(parsed, "is_decoder", False):
         raise UnsupportedModelError(
-            f"{parsed.model_type}: an encoder unless config.json says is_decoder; quantkit "
-            "converts causal language models"
+            f"{_file(parsed)}: {parsed.model_type} is an encoder unless is_decoder is set; "
+            "quantkit converts causal language models"
         )
     if named and named[0] not in causal_names:
         raise UnsupportedModelError(
-            f"config.json names the architecture {named[0]!r}; expected a causal language model "
-            f"({' or '.join(causal_names)})"
+            f"{_file(parsed)}: names the architecture {named[0]!r}, expected a causal language "
+            f"model ({' or '.join(causal_names)}); where the weights are those, correct the name"
         )
     try:
         # transformers runs its initialization on what is not on the meta device
@@ -116,7 +121,8 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
             return AutoModelForCausalLM.from_config(parsed, dtype=getattr(torch, dtype)).eval()
     except Exception as error:  # whatever the class raises for a config it cannot build
         raise SourceError(
-            f"transformers cannot build {causal_names[0]} from config.json: {on_one_line(error)}"
+            f"{_file(parsed)}: transformers cannot build {causal_names[0]} from it: "
+            f"{on_one_line(error)}"
         ) from error
 
 

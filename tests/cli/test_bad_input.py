@@ -560,3 +560,21 @@ def test_an_empty_text_checks_no_tokenizer(tmp_path: Path) -> None:
     assert "empty.txt: empty" in refused(
         2, "check-tokenizer", folder, "--text", tmp_path / "empty.txt"
     )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["GPTNeoXModel"]},
+        {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+        {"model_type": "bert", "architectures": None},
+        {"num_attention_heads": 7},
+    ],
+    ids=str,
+)
+def test_what_no_model_is_made_of_names_its_file(
+    source: Path, out: Path, changes: dict[str, object]
+) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | changes))
+    assert f"{source}/config.json: " in refused_unwritten(1, source, out)
