@@ -75,6 +75,11 @@ class Architecture:
         """Whether one pattern of ``ignore`` means ``module``."""
         return _matches(module, [pattern])
 
+    def weighs_in_layer(self, memory: str | None) -> bool:
+        """Whether a parameter is the weight of one of ``linears`` inside a decoder layer."""
+        module = (memory or "").removesuffix(".weight")
+        return module in self.linears and self.in_layer(module)
+
     def in_layer(self, module: str) -> bool:
         """Whether ``module`` lies inside a decoder layer."""
         return any(module.startswith(f"{layer}.") for layer in self.layers)
@@ -244,17 +249,16 @@ def _memory_names(model: Any, names: Iterable[str]) -> dict[str, str | None]:
 def _initialized(model: Any, linears: Mapping[str, Linear]) -> tuple[str, ...]:
     """Asked by taking each weight away in turn; once for all modules of a class."""
     asked: dict[tuple[type, str], bool] = {}
+    found = []
     for name in linears:
         parent, _, leaf = name.rpartition(".")
         around = model.get_submodule(parent)
-        if (type(around), leaf) not in asked:
-            asked[type(around), leaf] = _initializes(model, around, getattr(around, leaf))
-    kinds = {name: name.rpartition(".") for name in linears}
-    return tuple(
-        name
-        for name, (parent, _, leaf) in kinds.items()
-        if asked[type(model.get_submodule(parent)), leaf]
-    )
+        kind = type(around), leaf
+        if kind not in asked:
+            asked[kind] = _initializes(model, around, getattr(around, leaf))
+        if asked[kind]:
+            found.append(name)
+    return tuple(found)
 
 
 def _initializes(model: Any, around: Any, linear: Any) -> bool:

@@ -99,9 +99,7 @@ def _left_in_layers(architecture: Architecture, tensors: Sequence[TensorPlan]) -
     names = [
         each.source.name
         for each in tensors
-        if each.action in ("copy", "cast")
-        and (module := (each.memory or "").removesuffix(".weight")) in architecture.linears
-        and architecture.in_layer(module)
+        if each.action in ("copy", "cast") and architecture.weighs_in_layer(each.memory)
     ]
     if names:
         yield (

@@ -8,7 +8,6 @@ for a weight stored transposed or strided, that one weight.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.checkpoint.reading import same_values
-from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
+from quantkit.checkpoint.shards import ShardWriter, WriteQueue, flush, write_index
 from quantkit.checkpoint.stream import Segment, element_or_whole, stream_checkpoint
 from quantkit.companions import write_companions
 from quantkit.digests import digest_file
@@ -143,8 +142,7 @@ def settle_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
 
 def _flush_all(folder: Path) -> None:
     for path in filter(Path.is_file, folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
 
 
 def digest_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:

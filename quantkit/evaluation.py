@@ -134,23 +134,20 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
         UsageError: the file cannot be read, or holds too little.
     """
     chosen = path or evaluation_text()
-    try:
-        raw = read_given(chosen, f"text {chosen}")
-        if chosen.suffix.lower() == ".json":
-            ids = read_ids("text", chosen, raw)
-            found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)
-        elif tokenizer is None and path is not None:
-            raise UsageError(
-                f"text {chosen}: the source has no tokenizer to encode it; give token ids (.json)"
-            )
-        elif tokenizer is None:
-            return None
-        else:
-            text = as_text(raw, f"text {chosen}")
-            whole = (tuple(tokenizer.encode(text)),)
-            found = EvaluationText(chosen.name, text, _sha256(raw), tokenizer.route, whole)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"text {chosen}: cannot be read as UTF-8: {error}") from error
+    raw = read_given(chosen, f"text {chosen}")
+    if chosen.suffix.lower() == ".json":
+        ids = read_ids("text", chosen, raw)
+        found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)
+    elif tokenizer is None and path is not None:
+        raise UsageError(
+            f"text {chosen}: the source has no tokenizer to encode it; give token ids (.json)"
+        )
+    elif tokenizer is None:
+        return None
+    else:
+        text = as_text(raw, f"text {chosen}")
+        whole = (tuple(tokenizer.encode(text)),)
+        found = EvaluationText(chosen.name, text, _sha256(raw), tokenizer.route, whole)
     if not found.windows(length=2, limit=1):
         raise UsageError(f"text {chosen}: fewer than two tokens; give a longer text")
     return found

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.safetensors_header import read_safetensors_header
-from quantkit.checkpoint.shards import ShardWriter, flush, layout
+from quantkit.checkpoint.shards import ShardWriter, flush, layout, put_whole
 from quantkit.digests import digest_file
 from quantkit.formats import Write
 from quantkit.types import OutputTensor
@@ -36,7 +36,7 @@ class FinishedLayers:
         if folder.is_dir() and (not path.is_file() or path.read_text("utf-8") != text):
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
-        _put(path, text)
+        put_whole(path, text)
 
     def found(self, index: int) -> Mapping[str, Any] | None:
         """What was recorded of a layer; ``None`` unless it is there, whole and unchanged."""
@@ -75,17 +75,10 @@ class FinishedLayers:
         finally:
             writer.close()
         digest = digest_file(self._folder / new).sha256
-        _put(note, json.dumps({**recorded, "sha256": digest}))
+        put_whole(note, json.dumps({**recorded, "sha256": digest}))
         flush(self._folder / new)
         (self._folder / new).rename(weights)
         flush(self._folder)
 
     def _paths(self, index: int) -> tuple[Path, Path]:
         return self._folder / f"{index:05}.json", self._folder / f"{index:05}.safetensors"
-
-
-def _put(path: Path, text: str) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    flush(new)
-    new.rename(path)

@@ -146,7 +146,7 @@ def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
         "set": [str(each) for each in asked["set"]],
         "texts": [name(each) for each in paths_of(asked["text"])],
         "calibration": name(asked["calibration"]) if asked["calibration"] is not None else None,
-        "checksums": [name(each) for each in asked["checksums"]],
+        "checksums": [name(each) for each in paths_of(asked["checksums"])],
         "device": asked["device"],
         **{flag: bool(asked[flag]) for flag in flags},
     }

@@ -94,7 +94,7 @@ def check_request(
         if not HUB_ID.fullmatch(name):
             raise UsageError(f"--{option} {printable(name)}: expected OWNER/NAME")
     for option, said in (("licence", licence), *facts.items()):
-        refuse_broken(f"--{option.replace('_', '-')}", said)
+        _refuse_broken(f"--{option.replace('_', '-')}", said)
     _check_facts(facts)
     asked = _with_existing(Request(repository, licence, tuple(aliases), into, ""))
     # what is measured later holds to the schema; what was given is seen by a stand-in
@@ -103,26 +103,12 @@ def check_request(
     return asked
 
 
-def refuse_broken(option: str, said: str | None) -> None:
+def _refuse_broken(option: str, said: str | None) -> None:
     """Refuse an option's value whose bytes were no UTF-8."""
     try:
         (said or "").encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(f"{option} {printable(said or '')}: not UTF-8; write it anew") from error
-
-
-def write_entry(into: Path, text: str) -> None:
-    """Put an entry in its file, whole: a registry that is cut is read by nobody."""
-    beside = into.with_name(f".{into.name}.new")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(into)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:

@@ -72,10 +72,8 @@ def _skipped(
 
 def _left_in_layers(architecture: Architecture, tensors: Sequence[TensorPlan]) -> list[str] | None:
     """GPTQ's loaders replace every Linear inside a layer but those that are named."""
-    kept = (each for each in tensors if each.action in ("copy", "cast") and each.memory)
     return [
         _module(each)
-        for each in kept
-        if (inside := str(each.memory).removesuffix(".weight")) in architecture.linears
-        and architecture.in_layer(inside)
+        for each in tensors
+        if each.action in ("copy", "cast") and architecture.weighs_in_layer(each.memory)
     ] or None

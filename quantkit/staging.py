@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.shards import flush
+from quantkit.checkpoint.shards import flush, put_whole
 from quantkit.errors import (
     CheckpointError,
     GateError,
@@ -217,12 +217,7 @@ def read_note(staging: Staging) -> dict[str, Any]:
 
 def write_note(staging: Staging, note: dict[str, Any]) -> None:
     """Put the note in place whole: a reader sees the old one or the new one."""
-    temporary = staging.partial / _NEW_NOTE
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(note, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(staging.partial / NOTE)
+    put_whole(staging.partial / NOTE, json.dumps(note, indent=2, ensure_ascii=False))
 
 
 def empty(staging: Staging, keep: Collection[str] = ()) -> None:

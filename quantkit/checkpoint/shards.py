@@ -199,6 +199,18 @@ def flush(path: Path) -> None:
         os.close(fd)
 
 
+def put_whole(path: Path, text: str) -> None:
+    """A text in its file, flushed: who reads it sees the old one or the new one."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        flush(new)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """``model.safetensors.index.json``, when there is more than one shard."""
     if len(shards) < 2:

@@ -107,13 +107,8 @@ def _add(
     as_json: AsJson = False,
 ) -> None:
     """Digest a checkpoint and print its entry as TOML, ready for a pull request."""
-    from quantkit.registering import (
-        as_entry,
-        check_request,
-        describe_release,
-        entry_text,
-        write_entry,
-    )
+    from quantkit.checkpoint.shards import put_whole
+    from quantkit.registering import as_entry, check_request, describe_release, entry_text
 
     facts = {
         "date": date, "revision": revision, "status": status.value,
@@ -126,5 +121,5 @@ def _add(
         release = describe_release(folder, facts, display.listener)
         text = entry_text(asked, release)
         if into is not None:
-            write_entry(into, text)
+            put_whole(into, text)
         display.entry(text, as_entry(text), into)

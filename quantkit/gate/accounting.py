@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from quantkit.checkpoint import read_tensor
 from quantkit.checkpoint.folder import CANDIDATES
+from quantkit.checkpoint.reading import same_values
 from quantkit.errors import SourceError
 from quantkit.gate.opened import Opened
 from quantkit.gate.parts import check_parts
@@ -108,8 +108,7 @@ def _doubles(saved: Opened) -> Iterator[Failure]:
 
 
 def _same_bytes(saved: Opened, one: TensorRecord, other: TensorRecord) -> bool:
-    a, b = (read_tensor(saved.folder, each) for each in (one, other))
-    return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    return one.dtype == other.dtype and same_values(saved.folder, one, other)
 
 
 def _shapes(saved: Opened) -> Iterator[Failure]:

@@ -112,10 +112,9 @@ def _gptq_config(saved: Opened) -> Iterator[Failure]:
 
 def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     parts, (rows, columns) = saved.parts[name], _sides(saved, name)
-    stored = next(iter(parts.values())).name.rpartition(".")[0]
-    settings, left_out = overridden(saved.settings, stored)
+    settings, left_out = overridden(saved, name)
     if left_out:
-        yield _failure("quantization_config", "not quantized", "as it is stored", stored)
+        yield _failure("quantization_config", "not quantized", "as it is stored", name)
         return
     bits, size = int(settings["bits"]), int(settings.get("group_size", 128))
     size = columns if size == -1 else size
@@ -140,12 +139,16 @@ def _indices(saved: Opened, record: TensorRecord, groups: int) -> Iterator[Failu
         yield _failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
 
 
-def overridden(settings: Mapping[str, Any], module: str) -> tuple[dict[str, Any], bool]:
-    """A module's own settings by GPTQModel's ``dynamic``; whether it is left as it is."""
-    for key, own in (settings.get("dynamic") or {}).items():
-        if re.match(_pattern(key), module):
-            return {**settings, **own}, key.startswith("-:")
-    return dict(settings), False
+def overridden(saved: Opened, name: str) -> tuple[dict[str, Any], bool]:
+    """A module's own settings by GPTQModel's ``dynamic``; whether it is left as it is.
+
+    ``name`` is its weight's in memory; the patterns are of stored names.
+    """
+    stored = next(iter(saved.parts[name].values())).name.rpartition(".")[0]
+    for key, own in (saved.settings.get("dynamic") or {}).items():
+        if re.match(_pattern(key), stored):
+            return {**saved.settings, **own}, key.startswith("-:")
+    return dict(saved.settings), False
 
 
 def _awq(saved: Opened, name: str) -> Iterator[Failure]:

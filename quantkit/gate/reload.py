@@ -157,7 +157,7 @@ def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Deco
     if opened.method != "bitsandbytes":
         own = hasattr(module, "dequantize_weight")
         weight = (got.T if transposed and not own else got).float()
-        settings, _ = overridden(opened.settings, name.removesuffix(".weight"))
+        settings, _ = overridden(opened, name)
         size = int(settings.get("group_size", 128))
         bound = _MAX_GROUP_ERROR.get(int(settings.get("bits", 4)), inf)
         in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]

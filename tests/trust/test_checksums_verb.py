@@ -59,6 +59,15 @@ def test_add_prints_an_entry_that_is_read_again(source: Path, tmp_path: Path) ->
     assert (found["status"], found["verdict"]["repository"]) == ("verified", "own/model")
 
 
+def test_one_folder_alone_is_one_in_the_manifest_too(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    made = quantkit.convert(
+        source, "fp16", tmp_path / "out", no_gate=True, checksums=str(tmp_path / "mine")
+    )
+    assert made["request"]["checksums"] == ["mine"]
+    assert "--checksums mine" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_name_that_no_entry_has_holds_nothing(source: Path) -> None:
     assert "no entry of the registry has that name" in refused(
         2, "verify", source, "--repo", "own/modle"
