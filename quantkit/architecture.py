@@ -16,6 +16,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -217,9 +218,15 @@ def _linears(model: Any) -> dict[str, Linear]:
 
 
 def _kept(model: Any) -> tuple[str, ...]:
+    """The rule keeps the last parameter, and is asked of a model whose head is not tied yet."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    return tuple(sorted({*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())}))
+    model.named_parameters = partial(model.named_parameters, remove_duplicate=False)
+    try:
+        found = get_keys_to_not_convert(model)
+    finally:
+        del model.named_parameters
+    return tuple(sorted({*found, *(model._keep_in_fp32_modules or ())}))
 
 
 def _memory_names(model: Any, names: Iterable[str]) -> dict[str, str | None]:
@@ -266,9 +273,8 @@ def _initializes(model: Any, around: Any, linear: Any) -> bool:
     try:
         model._init_weights(around)
     except AttributeError as error:
-        if error.name != "weight":
-            raise
-        return True
+        # what else a class fails at here (Gemma3n) it does with its weights in place too
+        return error.name == "weight"
     finally:
         linear._parameters["weight"] = weight
     return False

@@ -130,6 +130,20 @@ def on_one_line(error: BaseException) -> str:
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Python's own error, CUDA's, or the ``RuntimeError`` that torch raises of a CPU's memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether memory or the disk is what failed, and not a model's own code."""
+    return isinstance(error, OSError) or out_of_memory(error)
+
+
 def printable(text: str) -> str:
     """``text`` with what a terminal would act on, line breaks too, written as escapes.
 

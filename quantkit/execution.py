@@ -37,7 +37,16 @@ if TYPE_CHECKING:
 
 
 #: What the bytes of an output depend on, as far as a version tells.
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "sentencepiece")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "numba",
+    "numpy",
+    "ml_dtypes",
+    "sentencepiece",
+    "tokenizers",
+)
 
 
 def library_versions() -> dict[str, str]:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.activations import ROOM_BYTES, Activations, Nearby, Rooms
-from quantkit.calls import Call, same
-from quantkit.errors import QuantkitError, UnsupportedModelError, on_one_line
+from quantkit.calls import Call, explained, same
+from quantkit.errors import UnsupportedModelError
 from quantkit.heap import blocks_reused
 from quantkit.layer import Layer
 from quantkit.skeleton import layer_names
@@ -40,11 +40,11 @@ Window = Sequence[int] | Sequence[Sequence[int]]
 Fill = Callable[[nn.Module, Mapping[str, Tensor], torch.dtype, torch.device], None]
 
 
-class _Reached(Exception):  # noqa: N818 - no error
+class _Reached(BaseException):  # no error: no code of a model's may catch it
     """The forward has come as far as it is needed."""
 
 
-class _WantsTuple(Exception):  # noqa: N818 - no error
+class _WantsTuple(BaseException):  # as little
     """The model takes the first of what a layer returns."""
 
 
@@ -154,7 +154,8 @@ class Sweep:
         hidden = (self._states if states is None else states)[window].to(self._device)
         hidden = hidden.view(*shape, hidden.shape[-1])
         call = self._calls[shape][index]
-        made = module(hidden, *call.args, **call.kwargs)
+        with explained(self.model):
+            made = module(hidden, *call.args, **call.kwargs)
         output: Tensor = made[0] if isinstance(made, tuple | list) else made
         return output
 
@@ -195,14 +196,8 @@ class Sweep:
                 _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
 
     def _forward(self, window: int) -> Any:
-        try:
+        with explained(self.model):
             return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)
-        except (_Reached, _WantsTuple, QuantkitError, MemoryError, OSError):
-            raise
-        except Exception as error:  # whatever a model's own code raises
-            name, said = type(self.model).__name__, on_one_line(error)
-            why = f"{name}: transformers' own code does not run on ids alone: {said}"
-            raise UnsupportedModelError(why) from error
 
     def _ids(self, window: int) -> Tensor:
         ids = torch.tensor(self.windows[window])
@@ -221,6 +216,11 @@ class Sweep:
         except _WantsTuple:
             self._returns_tuple = True
             first, calls = self._follow(window, whole=True)
+        if first.numel() != shape.numel() * first.shape[-1]:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: its layers are given {tuple(first.shape)}, expected "
+                "(texts, tokens, width); quantkit cannot walk it layer by layer"
+            )
         if known is None:
             self._calls[shape] = calls
         elif len(calls) > 1 and not same(known, calls):

@@ -10,6 +10,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from quantkit.calls import explained
 from quantkit.errors import UnsupportedModelError
 from quantkit.skeleton import build_empty, layer_names
 from quantkit.sweep import Sweep
@@ -117,3 +118,11 @@ def test_a_model_that_tells_its_layers_the_ids_is_refused(tmp_path: Path) -> Non
     empty.model.forward = forward
     with pytest.raises(UnsupportedModelError, match="token ids themselves"):
         Sweep(empty, loader(model), WINDOWS, tmp_path).__enter__()
+
+
+def test_a_models_own_error_is_told_from_the_machines() -> None:
+    model, own = torch.nn.Linear(2, 2), "Linear: transformers' own code does not run"
+    with pytest.raises(UnsupportedModelError, match=own), explained(model):
+        torch.empty(3).view(2)
+    with pytest.raises(RuntimeError, match="can't allocate memory"), explained(model):
+        torch.empty(1 << 60, dtype=torch.uint8)

@@ -12,6 +12,7 @@ Nothing heavy is imported before a verb needs it, so that ``--help`` is quick.
 """
 
 import gc
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from quantkit.errors import INTERRUPTED
+from quantkit.errors import INTERRUPTED, UsageError
 
 __all__ = ["main"]
 
@@ -42,6 +43,8 @@ def main() -> None:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+        if "--json" in sys.argv:
+            _usage_as_json(stop)
     except OSError as error:  # of --help and --version: a verb's session says its own
         with suppress(OSError):
             print(f"quantkit: {error.strerror or error}", file=sys.stderr)  # noqa: T201
@@ -49,6 +52,18 @@ def main() -> None:
     except KeyboardInterrupt:  # a verb's handler was at work, and its session had ended
         code = INTERRUPTED
     _leave(code)
+
+
+def _usage_as_json(stop: SystemExit) -> None:
+    """An error of usage as an object too: typer has said it in words, and no verb has begun."""
+    said = getattr(stop.__context__, "format_message", None)
+    if said is None:
+        return
+    from quantkit.cli.rows import error_json
+
+    value = error_json(said(), UsageError.__name__, UsageError.exit_code)
+    with suppress(OSError):  # the same as after any other error
+        print(json.dumps(value, ensure_ascii=False))  # noqa: T201
 
 
 def _leave(code: int) -> NoReturn:

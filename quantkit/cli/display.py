@@ -16,6 +16,7 @@ from quantkit.cli.rows import (
     compare_rows,
     converted_json,
     converted_rows,
+    error_json,
     plan_rows,
     standing,
     warnings,
@@ -88,12 +89,11 @@ class Display:
     def error(self, message: str, kind: str, exit_code: int, found: Mapping[str, Any]) -> None:
         """One line on standard error; as JSON, an object that also holds what was ``found``."""
         self._stop()
-        said = printable(" ".join(message.split()))
-        print(f"quantkit: {said}", file=sys.stderr)  # noqa: T201
+        value = error_json(message, kind, exit_code)
+        print(f"quantkit: {value['error']['message']}", file=sys.stderr)  # noqa: T201
         if self._as_json and not self._printed:
-            error = {"kind": kind, "message": said, "exit_code": exit_code}
             with suppress(OSError):  # it may be what the error is of
-                self._json({**found, "error": error})
+                self._json({**found, **value})
 
     def say(self, message: str) -> None:
         """On standard error, progress out of the way."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.errors import printable
 from quantkit.types import ACTIONS
 
 if TYPE_CHECKING:
@@ -210,3 +211,9 @@ def standing(release: Release) -> str:
     """A release's status, of what kind, and why."""
     kind = f" ({release.kind})" if release.kind else ""
     return f"{release.status}{kind}. {release.reason}"
+
+
+def error_json(message: str, kind: str, exit_code: int) -> dict[str, Any]:
+    """An error as an object, its message on one line."""
+    said = printable(" ".join(message.split()))
+    return {"error": {"kind": kind, "message": said, "exit_code": exit_code}}

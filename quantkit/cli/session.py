@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 import typer
 
 from quantkit.cli.display import Display
-from quantkit.errors import INTERRUPTED, GateError, QuantkitError
+from quantkit.errors import INTERRUPTED, GateError, QuantkitError, out_of_memory
 
 _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 
@@ -50,8 +50,8 @@ def _said(error: BaseException, interrupted: str) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return interrupted, INTERRUPTED
-    if isinstance(error, MemoryError):
-        said = "out of memory; close other programs, or use a machine with more"
+    if out_of_memory(error):
+        said = "out of memory; close other programs, or use a machine (or --device) with more"
         return said, QuantkitError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

@@ -19,6 +19,7 @@ generation.py  greedy continuations
 degeneration.py  loops, silence, special tokens alone
 several.py     many folders in one pass over their source
 protocol.py    what the numbers depend on, in words
+case.py        what is judged, and by which windows
 judging.py     the levels in order
 """
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from quantkit.errors import CheckpointError, QuantkitError, UnsupportedModelError, on_one_line
+from quantkit.errors import (
+    CheckpointError,
+    QuantkitError,
+    UnsupportedModelError,
+    of_the_machine,
+    on_one_line,
+)
 from quantkit.evaluation import Material, largest_id
 from quantkit.gate.accounting import check_accounts, goes_on
+from quantkit.gate.case import Case, make_case
 from quantkit.gate.field import Field, fits, opened_field
 from quantkit.gate.generation import check_generation
-from quantkit.gate.likelihood import Domain, check_likelihood
-from quantkit.gate.opened import Opened, open_original, open_saved
+from quantkit.gate.likelihood import check_likelihood
+from quantkit.gate.opened import open_original, open_saved
 from quantkit.gate.protocol import protocol
 from quantkit.gate.reload import WeightError, check_reload, weight_errors
 from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
@@ -32,22 +39,6 @@ FEWEST_TOKENS = 32
 
 #: What is walked where there is no text: enough to see that the folder runs.
 _NOTHING = ((0, 0),)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One folder to be judged, and by what. ``tokens`` is a level that was judged before."""
-
-    original: Opened
-    saved: Opened
-    recipe: Recipe
-    material: Material
-    device: str
-    listener: Listener
-    length: int
-    windows: tuple[tuple[int, ...], ...] = ()
-    domains: tuple[Domain, ...] = ()
-    tokens: Level | None = None
 
 
 def gate(
@@ -105,34 +96,6 @@ def gate_folder(
         return GateReport((structure, *_judge(replace(case, tokens=tokens))))
 
 
-def make_case(
-    original: Opened,
-    saved: Opened,
-    recipe: Recipe,
-    material: Material,
-    device: str,
-    listener: Listener,
-) -> Case:
-    """Cut the texts into windows as the recipe and the model's positions allow."""
-    length = window_length(recipe, original)
-    windows: list[tuple[int, ...]] = []
-    domains = []
-    for text in material.texts:
-        start = len(windows)
-        windows += text.windows(length, recipe.evaluation.max_windows)
-        domains.append(Domain(text.name, text.sha256, range(start, len(windows))))
-    return Case(
-        original, saved, recipe, material, device, listener, length, tuple(windows), tuple(domains)
-    )
-
-
-def window_length(recipe: Recipe, original: Opened) -> int:
-    """Tokens of a window."""
-    positions = original.architecture.max_positions
-    wanted = recipe.evaluation.window
-    return min(wanted, positions) if positions is not None and positions > 1 else wanted
-
-
 def _judge(case: Case) -> Sequence[Level]:
     """All levels but the first; the tokenizer's once the weights are right."""
     unknown = _unknown_id(case)
@@ -157,9 +120,9 @@ def _judge(case: Case) -> Sequence[Level]:
             )
     except UnsupportedModelError as error:
         return _rest(on_one_line(error), case)
-    except (MemoryError, OSError):
-        raise
     except Exception as error:  # any other at load is a verdict: users would meet it
+        if of_the_machine(error):
+            raise
         return _rest("the saved folder cannot be opened", case, _unopened(error))
 
 
@@ -178,9 +141,9 @@ def _attempt(name: str, run: Callable[[], Level]) -> Level:
     """A model that cannot run is a verdict: users would meet the same error."""
     try:
         return run()
-    except (MemoryError, OSError):
-        raise
     except Exception as error:  # whatever a model's own code raises
+        if of_the_machine(error):
+            raise
         return judged(name, {}, [Failure(name, "the models", on_one_line(error), "to run")])
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError, SourceError, UsageError, on_one_line
+from quantkit.errors import QuantkitError, SourceError, UsageError, of_the_machine, on_one_line
 from quantkit.evaluation import Material
 from quantkit.gate.accounting import READABLE, check_accounts
+from quantkit.gate.case import make_case
 from quantkit.gate.field import Field, fits, opened_field
-from quantkit.gate.judging import make_case
 from quantkit.gate.likelihood import likelihood_measures
 from quantkit.gate.opened import Opened, open_original, open_saved
 from quantkit.gate.protocol import protocol
@@ -111,9 +111,11 @@ def _explained() -> Iterator[None]:
     """What a model's own code raises, in words."""
     try:
         yield
-    except (QuantkitError, MemoryError, OSError):
+    except QuantkitError:
         raise
     except Exception as error:
+        if of_the_machine(error):
+            raise
         raise SourceError(
             f"compare: the models cannot be opened and run: {on_one_line(error)}; 'quantkit check "
             "DIR --against SOURCE' says which"

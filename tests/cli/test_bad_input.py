@@ -6,13 +6,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from commanding import refused, refused_for_real, succeeded
+from commanding import command, refused, refused_for_real, succeeded
 from safetensors.torch import load_file, save_file
 from tiny import source_state, write_source, write_state
 from typer.testing import CliRunner
@@ -414,6 +415,23 @@ def test_an_error_as_json_is_one_object_that_says_it(source: Path, out: Path) ->
     refused(2, "checksums", "no/such", "--json")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("convert", ".", "--json", "--bogus"), "--bogus"),
+        (("convert", ".", "--json"), "--recipe"),
+        (("convrt", "--json"), "convrt"),
+        (("convert", ".", "-r", "bnb-nf4", "-o", "o", "--device", "moon", "--json"), "moon"),
+    ],
+)
+def test_a_mistyped_option_as_json_is_one_object_too(words: Sequence[str], said: str) -> None:
+    done = subprocess.run(command(*words), capture_output=True, text=True, check=False)
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == error["exit_code"] == 2
+    assert said in error["message"]
+    assert error["message"] in " ".join(done.stderr.split())
+
+
 def test_a_failed_gate_as_json_is_the_whole_result(demo: Path, out: Path) -> None:
     strict = ("--set", "gate.max_perplexity_ratio=0.5", "--set", "evaluation.max_windows=1",
               "--set", "evaluation.new_tokens=1")  # fmt: skip
@@ -552,6 +570,20 @@ def test_an_interrupt_says_what_a_rerun_does() -> None:
     assert said.exit_code == 130
     assert "interrupted; nothing was saved" in said.stderr
     assert "conversion" not in said.stderr
+
+
+def test_memory_that_torch_does_not_get_is_no_traceback() -> None:
+    @app.command("greedy")
+    def greedy() -> None:
+        with session(as_json=True):
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    try:
+        said = CliRunner().invoke(app, ["greedy"])
+    finally:
+        app.registered_commands.pop()
+    assert said.exit_code == 1
+    assert json.loads(said.stdout)["error"]["message"].startswith("out of memory; close other")
 
 
 def test_an_empty_text_checks_no_tokenizer(tmp_path: Path) -> None:
