@@ -1,7 +1,8 @@
-"""JCommonsenseQA by plain log-likelihoods, without a line of quantkit or lm-evaluation-harness.
+"""JGLUE's tasks by plain log-likelihoods, without a line of quantkit or lm-evaluation-harness.
 
     python tests/oracle/plain_likelihoods.py MODEL SPIECE QUESTIONS [LIMIT [plain]]
 
+asks JCommonsenseQA's.
 Only transformers, torch, numpy and sentencepiece. Each choice is written behind the question
 and scored by the sum of its tokens' log-probabilities, in float64: those of the whole text's
 tokens that the question alone does not have. One text at a time, no cache, nothing padded.
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +23,62 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM
 
-ASKED = "与えられた選択肢の中から、最適な答えを選んでください。"
+
+@dataclass(frozen=True)
+class Question:
+    """Lines to be read, what an answer is announced by, the answers, and which is right."""
+
+    lines: tuple[str, ...]
+    ending: str
+    choices: tuple[str, ...]
+    label: int
+
+    def text(self, form: bool) -> tuple[str, str]:
+        """The text before the answer, and what stands between it and the answer.
+
+        ``form`` is that of rinna's card: ``ユーザー: … <NL>システム: ``, line breaks as ``<NL>``.
+        """
+        if form:
+            return "ユーザー: " + "<NL>".join(self.lines) + "<NL>システム:", " "
+        return "\n".join([*self.lines, self.ending]), ""
 
 
-def question_of(row: dict[str, Any], form: bool) -> tuple[str, str]:
-    """The text before the answer, and what stands between it and the answer.
+def jcommonsenseqa(row: dict[str, Any]) -> Question:
+    choices = tuple(row[f"choice{at}"] for at in range(5))
+    asked = "与えられた選択肢の中から、最適な答えを選んでください。"
+    listed = (f"- {each}" for each in choices)
+    lines = (asked, f"質問:{row['question']}", "選択肢:", *listed)
+    return Question(lines, "答え:", choices, row["label"])
 
-    ``form`` is that of rinna's card: ``ユーザー: … <NL>システム: ``, line breaks as ``<NL>``.
-    """
-    lines = [ASKED, f"質問:{row['question']}", "選択肢:"]
-    lines += [f"- {row[f'choice{at}']}" for at in range(5)]
-    if form:
-        return "ユーザー: " + "<NL>".join(lines) + "<NL>システム:", " "
-    return "\n".join([*lines, "答え:"]), ""
+
+def jnli(row: dict[str, Any]) -> Question:
+    asked = "前提と仮説の関係を含意、矛盾、中立の中から選んでください。"
+    lines = (asked, f"前提:{row['sentence1']}", f"仮説:{row['sentence2']}")
+    known = {"entailment": 0, "contradiction": 1, "neutral": 2}
+    return Question(lines, "関係:", ("含意", "矛盾", "中立"), known[row["label"]])
+
+
+def marc_ja(row: dict[str, Any]) -> Question:
+    asked = "製品レビューをポジティブかネガティブのいずれかの感情に分類してください。"
+    lines = (asked, f"レビュー:{row['sentence']}")
+    known = {"positive": 0, "negative": 1}
+    return Question(lines, "極性:", ("ポジティブ", "ネガティブ"), known[row["label"]])
+
+
+TASKS = {each.__name__: each for each in (jcommonsenseqa, jnli, marc_ja)}
 
 
 def likelihoods(
-    folder: Path, spiece: Path, rows: list[dict[str, Any]], form: bool = True
+    folder: Path, spiece: Path, questions: Sequence[Question], form: bool = True
 ) -> list[list[float]]:
     """The log-likelihood of every choice, in nats, question by question."""
     model, pieces = opened(folder), SentencePieceProcessor(model_file=str(spiece))
     found = []
-    for row in rows:
-        text, between = question_of(row, form)
+    for each in questions:
+        text, between = each.text(form)
         start = len(pieces.encode(text))
-        found.append(
-            [
-                likelihood(model, pieces.encode(f"{text}{between}{row[f'choice{at}']}"), start)
-                for at in range(5)
-            ]
-        )
+        answered = [pieces.encode(f"{text}{between}{choice}") for choice in each.choices]
+        found.append([likelihood(model, ids, start) for ids in answered])
     return found
 
 
@@ -76,21 +105,23 @@ def opened(folder: Path) -> Any:
     return model
 
 
-def read(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+def read(path: Path, task: str = "jcommonsenseqa", limit: int | None = None) -> list[Question]:
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()][:limit]
+    return [TASKS[task](json.loads(line)) for line in lines if line.strip()][:limit]
 
 
-def right(rows: list[dict[str, Any]], scores: list[list[float]]) -> list[bool]:
+def right(questions: Sequence[Question], scores: list[list[float]]) -> list[bool]:
     """Whether the likeliest choice is the right one; of equals the first counts."""
-    return [each.index(max(each)) == row["label"] for row, each in zip(rows, scores, strict=True)]
+    pairs = zip(questions, scores, strict=True)
+    return [found.index(max(found)) == each.label for each, found in pairs]
 
 
 if __name__ == "__main__":
-    model_, spiece_, questions, *more = sys.argv[1:]
-    asked = read(Path(questions), int(more[0]) if more and more[0] != "all" else None)
-    scored = likelihoods(Path(model_), Path(spiece_), asked, form="plain" not in more)
-    answers = right(asked, scored)
-    accuracy = sum(answers) / len(asked)
-    found_ = {"questions": len(asked), "right": sum(answers), "accuracy": accuracy}
+    model_, spiece_, file_, *more = sys.argv[1:]
+    limit_ = int(more[0]) if more and more[0] != "all" else None
+    asked_ = read(Path(file_), limit=limit_)
+    scored = likelihoods(Path(model_), Path(spiece_), asked_, form="plain" not in more)
+    answers = right(asked_, scored)
+    accuracy = sum(answers) / len(asked_)
+    found_ = {"questions": len(asked_), "right": sum(answers), "accuracy": accuracy}
     print(json.dumps({**found_, "log_likelihoods": scored}))

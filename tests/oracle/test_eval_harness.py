@@ -73,13 +73,14 @@ def converted(source: Path, out: Path, kind: str) -> Path:
 
 
 def hold_to_the_plain_script(
-    folder: Path, source: Path, questions: Path, found: dict[str, Any], *, form: bool
-) -> None:
+    folder: Path, source: Path, questions: Path, found: dict[str, Any], *, form: bool,
+    task: str = "jcommonsenseqa",
+) -> None:  # fmt: skip
     """Every log-likelihood, every answer, and the figures with their errors."""
-    rows = read(questions)
-    (result,) = found["benchmarks"]
+    rows = read(questions, task)
+    (result,) = (each for each in found["benchmarks"] if each["task"] == task)
     (metric,) = result["metrics"]
-    lines = (folder / "report" / "eval-jcommonsenseqa.jsonl").read_text().splitlines()
+    lines = (folder / "report" / f"eval-{task}.jsonl").read_text().splitlines()
     answers = [json.loads(line) for line in lines]
     assert [each["question"] for each in answers] == list(range(len(rows)))
     assert result["questions"] == result["of"] == len(rows)
@@ -118,6 +119,44 @@ def test_jcommonsenseqa_on_mini_rinna(
     )  # fmt: skip
     hold_to_the_plain_script(folder, mini_rinna, questions, found, form=kind != "plain")
     assert quantkit.verify(folder)["gate"] == "not_run"
+
+
+#: In the form of JGLUE's files, but none of their sentences.
+OTHERS: dict[str, list[dict[str, object]]] = {
+    "jnli": [
+        {"sentence1": "白い犬が浜辺を走っている。", "sentence2": "犬が動いている。",
+         "label": "entailment"},
+        {"sentence1": "女の子が本を読んでいる。", "sentence2": "女の子は眠っている。",
+         "label": "contradiction"},
+        {"sentence1": "男の人が自転車に乗っている。", "sentence2": "男の人は会社へ行く。",
+         "label": "neutral"},
+        {"sentence1": "机の上に赤いりんごがある。", "sentence2": "机の上に果物がある。",
+         "label": "entailment"},
+    ],
+    "marc_ja": [
+        {"sentence": "軽くて使いやすく、買ってよかったです。", "label": "positive"},
+        {"sentence": "二日で壊れた。\nもう買わない。", "label": "negative"},
+        {"sentence": "音がとても良い。", "label": "positive"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_the_other_tasks_on_mini_rinna(
+    python: Path, mini_rinna: Path, tmp_path: Path, kind: str
+) -> None:
+    folder = converted(mini_rinna, tmp_path / kind, kind)
+    files = {task: tmp_path / f"{task}.json" for task in OTHERS}
+    for task, path in files.items():
+        lines = (json.dumps(row, ensure_ascii=False) for row in OTHERS[task])
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = [word for task, path in files.items() for word in ("--data", f"{task}={path}")]
+    done = evaluate(python, folder, "--tasks", ",".join(OTHERS), "--source", mini_rinna, *data)
+    found = succeeded(done)
+    for task, path in files.items():
+        hold_to_the_plain_script(
+            folder, mini_rinna, path, found, form=kind != "plain", task=task
+        )
 
 
 def test_the_demo_model_without_any_download(python: Path, demo: Path, tmp_path: Path) -> None:
