@@ -39,7 +39,8 @@ class Question:
         ``form`` is that of rinna's card: ``ユーザー: … <NL>システム: ``, line breaks as ``<NL>``.
         """
         if form:
-            return "ユーザー: " + "<NL>".join(self.lines) + "<NL>システム:", " "
+            said = "\n".join(self.lines).replace("\n", "<NL>")
+            return f"ユーザー: {said}<NL>システム:", " "
         return "\n".join([*self.lines, self.ending]), ""
 
 

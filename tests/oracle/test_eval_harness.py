@@ -154,9 +154,7 @@ def test_the_other_tasks_on_mini_rinna(
     done = evaluate(python, folder, "--tasks", ",".join(OTHERS), "--source", mini_rinna, *data)
     found = succeeded(done)
     for task, path in files.items():
-        hold_to_the_plain_script(
-            folder, mini_rinna, path, found, form=kind != "plain", task=task
-        )
+        hold_to_the_plain_script(folder, mini_rinna, path, found, form=kind != "plain", task=task)
 
 
 def test_the_demo_model_without_any_download(python: Path, demo: Path, tmp_path: Path) -> None:
