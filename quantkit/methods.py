@@ -6,7 +6,7 @@ Every value is written out: no default of a library's is inherited.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -87,6 +87,12 @@ class GptqMethod(Strict):
 
 
 Method = Annotated[BnbMethod | GptqMethod | PlainMethod, Field(discriminator="format")]
+
+#: By the name in ``format``.
+METHODS: dict[str, type[Strict]] = {
+    get_args(each.model_fields["format"].annotation)[0]: each
+    for each in get_args(get_args(Method)[0])
+}
 
 
 class CalibrationSection(Strict):

@@ -61,7 +61,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         method=recipe.method.model_dump(mode="json"),
         tensors=tensors,
         shards=shards.layout([each.outputs for each in tensors], _shard_limit(recipe)),
-        config=output_config(source, architecture, form, recipe, tensors),
+        config=output_config(source, architecture, form, tensors),
         generation=generation_defaults(source, recipe),
         chat_template=chat_template(recipe.prompt) if recipe.prompt else None,
         split_special_tokens=recipe.tokenizer.split_special_tokens,
@@ -157,7 +157,7 @@ def _why_kept(
         return "left as it is: output head, tied, or ignored"
     if form.calibrated and not architecture.in_layer(module):
         return "left as it is: outside the decoder layers"
-    unfit = form.unfit(name, (linear.out_features, linear.in_features))
+    unfit = form.unfit(name, (linear.out_features, linear.in_features), linear.kind)
     return f"{UNFIT}: {unfit}" if unfit else None
 
 

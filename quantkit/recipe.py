@@ -16,25 +16,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from quantkit.errors import RecipeError, UsageError, printable
 from quantkit.given import read_given_text
-from quantkit.methods import (
-    BnbMethod,
-    CalibrationSection,
-    GptqMethod,
-    Method,
-    Pattern,
-    PlainMethod,
-    Strict,
-)
+from quantkit.methods import METHODS, CalibrationSection, Method, Pattern, Strict
 from quantkit.resources import shipped_folder
 
 #: The longest recipe, in bytes.
 _LONGEST = 1 << 20
-
-_METHODS: dict[Any, type[Strict]] = {
-    "bnb": BnbMethod,
-    "gptq": GptqMethod,
-    "plain": PlainMethod,
-}
 
 
 class SourceSection(Strict):
@@ -254,7 +240,7 @@ def _explain(error: ValidationError) -> str:
     mistakes = error.errors()
     # a mistyped key is also a missing one: the mistyping is what to show
     first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    place = [str(part) for part in first["loc"] if part not in _METHODS]
+    place = [str(part) for part in first["loc"] if part not in METHODS]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
         near = get_close_matches(place[-1], _known_keys(place[:-1], first["loc"]), n=1)
@@ -275,7 +261,7 @@ def _known_keys(section: list[str], loc: tuple[Any, ...]) -> list[str]:
         "prompt": Prompt,
         "generation": Generation,
         "calibration": CalibrationSection,
-        "method": next((_METHODS[each] for each in loc if each in _METHODS), BnbMethod),
+        "method": next((METHODS[str(each)] for each in loc if each in METHODS), Recipe),
     }
     model = models.get(section[0], Recipe) if section else Recipe
     return list(model.model_fields)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.architecture import Architecture
-from quantkit.formats import Format
-from quantkit.methods import BnbMethod
+from quantkit.formats import Format, Kept
 from quantkit.plans import TensorPlan
 from quantkit.recipe import Recipe
 from quantkit.source import Source
@@ -17,7 +16,6 @@ def output_config(
     source: Source,
     architecture: Architecture,
     form: Format,
-    recipe: Recipe,
     tensors: Sequence[TensorPlan],
 ) -> dict[str, Any]:
     """The source's config with the data type and the quantization written in."""
@@ -26,8 +24,7 @@ def output_config(
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:
         config[key] = architecture.dtype
     quantized = [_module(each) for each in tensors if each.action == "quantize"]
-    kept = _skipped(architecture, form, recipe, tensors)
-    quantization = form.quantization_config(kept, quantized)
+    quantization = form.quantization_config(_kept(architecture, tensors), quantized)
     if quantization is not None:
         config["quantization_config"] = quantization
     return config
@@ -48,32 +45,18 @@ def _module(tensor: TensorPlan) -> str:
     return tensor.source.name.removesuffix(".weight")
 
 
-def _skipped(
-    architecture: Architecture, form: Format, recipe: Recipe, tensors: Sequence[TensorPlan]
-) -> list[str] | None:
-    """Modules to name as skipped; ``None`` when only those every loader finds by itself.
-
-    Naming any replaces the loader's own list, so the kept ones must then be named too,
-    and under the source's names as well, since older loaders use those.
-    """
-    if form.calibrated:
-        return _left_in_layers(architecture, tensors)
-    ignore = recipe.method.ignore if isinstance(recipe.method, BnbMethod) else ()
-    if not ignore:
-        return None
-    in_memory = {architecture.memory_names[each.source.name]: each.source.name for each in tensors}
-    sources = {
-        in_memory[f"{module}.weight"].removesuffix(".weight")
-        for module in architecture.kept
-        if f"{module}.weight" in in_memory
-    }
-    return sorted({*architecture.kept, *ignore, *sources})
-
-
-def _left_in_layers(architecture: Architecture, tensors: Sequence[TensorPlan]) -> list[str] | None:
-    """GPTQ's loaders replace every Linear inside a layer but those that are named."""
-    return [
-        _module(each)
+def _kept(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Kept:
+    """What stays as it is. Older loaders know a module by the checkpoint's name."""
+    in_memory = {architecture.memory_names[each.source.name]: each for each in tensors}
+    stored = (in_memory.get(f"{module}.weight") for module in architecture.kept)
+    linears = [
+        each
         for each in tensors
-        if each.action in ("copy", "cast") and architecture.weighs_in_layer(each.memory)
-    ] or None
+        if each.action in ("copy", "cast")
+        and (each.memory or "").removesuffix(".weight") in architecture.linears
+    ]
+    return Kept(
+        rule=tuple(sorted({*architecture.kept, *(_module(each) for each in stored if each)})),
+        linears=tuple(map(_module, linears)),
+        in_layers=tuple(_module(e) for e in linears if architecture.weighs_in_layer(e.memory)),
+    )

@@ -10,13 +10,11 @@ from pydantic import ValidationError
 
 import quantkit
 from quantkit.errors import RecipeError
-from quantkit.methods import BnbMethod, GptqMethod, PlainMethod
+from quantkit.methods import METHODS, BnbMethod
 from quantkit.recipe import Evaluation, GateSection, load_recipe
 from quantkit.resources import shipped_folder
 
 SHIPPED = sorted(path.stem for path in shipped_folder("recipes").glob("*.toml"))
-
-METHODS = {"bnb": BnbMethod, "gptq": GptqMethod, "plain": PlainMethod}
 
 #: What may be left out, since it claims or measures nothing when absent.
 OPTIONAL = {"prompts", "new_tokens", "by_layer"}

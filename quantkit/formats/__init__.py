@@ -8,17 +8,21 @@ A format knows no arithmetic (that is :mod:`quantkit.kernels`) and no files.
     plain.py   no quantization
 """
 
-from quantkit.formats.base import Encoder, Format, Write
+from quantkit.formats.base import Encoder, Format, Kept, Write
 from quantkit.formats.bnb import Bnb
 from quantkit.formats.gptq import Gptq
 from quantkit.formats.plain import Plain
-from quantkit.methods import BnbMethod, GptqMethod, Method
+from quantkit.methods import BnbMethod, GptqMethod, Method, PlainMethod
 
-__all__ = ["Encoder", "Format", "Gptq", "Write", "format_of"]
+__all__ = ["Encoder", "Format", "Gptq", "Kept", "Write", "format_of"]
 
 
 def format_of(method: Method) -> Format:
     """The format that a recipe's ``[method]`` asks for."""
-    if isinstance(method, BnbMethod):
-        return Bnb(method)
-    return Gptq(method) if isinstance(method, GptqMethod) else Plain(method)
+    match method:
+        case BnbMethod():
+            return Bnb(method)
+        case GptqMethod():
+            return Gptq(method)
+        case PlainMethod():
+            return Plain(method)

@@ -1,10 +1,4 @@
-"""What every format answers.
-
-To add one: write a module beside this with a class that has these methods, name it in
-:func:`quantkit.formats.format_of`, add its ``[method]`` to :mod:`quantkit.methods`, a
-recipe, and an oracle test that compares every tensor with what the format's own library
-writes.
-"""
+"""What every format answers. CONTRIBUTING.md has the steps by which one is added."""
 
 from __future__ import annotations
 
@@ -13,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quantkit.elements import Array
+from quantkit.errors import NonFiniteError
 from quantkit.types import OutputTensor
 
 
@@ -25,13 +20,32 @@ class Write:
     data: Array
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Modules that stay as they are, in each form in which a loader may have to be told.
+
+    ``rule`` are the patterns by which transformers leaves modules alone of itself (heads, tied
+    ones), by names in memory and in the checkpoint; ``linears`` are the Linear modules that are
+    not quantized, by names in the checkpoint, and ``in_layers`` those of them inside decoder
+    layers.
+    """
+
+    rule: tuple[str, ...]
+    linears: tuple[str, ...]
+    in_layers: tuple[str, ...]
+
+
 class Encoder(Protocol):
     """Turns one weight, fed in pieces and in order, into its output tensors."""
 
     def feed(self, piece: Array) -> Iterator[Write]:
         """The next elements of the weight, 1-D, in the plan's data type.
 
-        Every piece but the last is a multiple of the format's ``unit``.
+        Every piece but the last is a multiple of the format's ``unit``; it is valid until the
+        next is asked for, so what is written of it must be a copy.
+
+        Raises:
+            NonFiniteError: the piece holds NaN or infinity (:func:`refuse_nonfinite`).
         """
         ...
 
@@ -48,8 +62,11 @@ class Format(Protocol):
         """Whether weights are made layer by layer before the one pass, which then skips them."""
         ...
 
-    def unfit(self, weight: str, shape: tuple[int, int]) -> str | None:
-        """Why the loaders cannot take a weight (out, in) of this shape; ``None`` if they can."""
+    def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> str | None:
+        """Why the loaders cannot take a weight (out, in) of this shape; ``None`` if they can.
+
+        ``kind`` is the module's class: ``Linear``, or GPT-2's ``Conv1D``.
+        """
         ...
 
     def outputs(self, weight: str, shape: tuple[int, int], dtype: str) -> tuple[OutputTensor, ...]:
@@ -71,12 +88,22 @@ class Format(Protocol):
         """Whether any module is quantized at all."""
         ...
 
-    def quantization_config(
-        self, kept: Sequence[str] | None, quantized: Sequence[str]
-    ) -> dict[str, Any] | None:
+    def quantization_config(self, kept: Kept, quantized: Sequence[str]) -> dict[str, Any] | None:
         """What ``config.json`` says of the quantization; ``None`` for nothing.
 
-        ``kept`` names the modules left as they are; ``None`` when they are exactly
-        those that every version of the loader finds by itself. ``quantized`` names the others.
+        ``quantized`` names the quantized modules as the checkpoint does.
         """
         ...
+
+
+def refuse_nonfinite(weight: str, count: int) -> None:
+    """Stop where ``count`` values of a weight are NaN or infinite.
+
+    Raises:
+        NonFiniteError: there is one.
+    """
+    if count:
+        raise NonFiniteError(
+            f"{weight}: {count} values are NaN or infinite; the source is damaged or overflows "
+            "the data type (try --set method.dtype=bfloat16)"
+        )

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.elements import Array
-from quantkit.errors import NonFiniteError
-from quantkit.formats.base import Encoder, Write
+from quantkit.formats.base import Encoder, Kept, Write, refuse_nonfinite
 from quantkit.kernels import fourbit, int8, nested
 from quantkit.kernels.casting import cast
 from quantkit.methods import BnbMethod
@@ -46,7 +45,7 @@ class Bnb:
 
     calibrated = False
 
-    def unfit(self, weight: str, shape: tuple[int, int]) -> None:
+    def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> None:
         return None
 
     def quantizes(self) -> bool:
@@ -65,11 +64,11 @@ class Bnb:
             return _Int8Encoder(weight, shape, device)
         return _FourBitEncoder(self.method, weight, shape, dtype, device)
 
-    def quantization_config(
-        self, kept: Sequence[str] | None, quantized: Sequence[str]
-    ) -> dict[str, Any]:
+    def quantization_config(self, kept: Kept, quantized: Sequence[str]) -> dict[str, Any]:
         method = self.method
         four_bit = method.quant_type != "int8"
+        # naming any module replaces the rule, by which loaders find the others themselves
+        skipped = sorted({*kept.rule, *method.ignore}) if method.ignore else None
         return {
             "_load_in_4bit": four_bit,
             "_load_in_8bit": not four_bit,
@@ -80,7 +79,7 @@ class Bnb:
             "bnb_4bit_use_double_quant": method.double_quant and four_bit,
             "llm_int8_enable_fp32_cpu_offload": False,
             "llm_int8_has_fp16_weight": False,
-            "llm_int8_skip_modules": None if kept is None else sorted(kept),
+            "llm_int8_skip_modules": skipped,
             "llm_int8_threshold": method.llm_int8_threshold,
             "load_in_4bit": four_bit,
             "load_in_8bit": not four_bit,
@@ -159,7 +158,7 @@ class _FourBitEncoder:
 
     def feed(self, piece: Array) -> Iterator[Write]:
         made = self._kernel(piece, self._quant_type, self._method.block_size)
-        _refuse_nonfinite(self._weight, made.nonfinite)
+        refuse_nonfinite(self._weight, made.nonfinite)
         yield Write(self._weight, self._packed_at, made.packed)
         self._packed_at += made.packed.size
         if self._method.double_quant:
@@ -210,7 +209,7 @@ class _Int8Encoder:
 
     def feed(self, piece: Array) -> Iterator[Write]:
         made = self._kernel(cast(piece, "float16").reshape(-1, self._columns))
-        _refuse_nonfinite(self._weight, made.nonfinite)
+        refuse_nonfinite(self._weight, made.nonfinite)
         yield Write(self._weight, self._row * self._columns, made.rows)
         yield Write(f"{_module(self._weight)}.SCB", 4 * self._row, made.absmax)
         self._row += made.rows.shape[0]
@@ -223,11 +222,3 @@ def _cuda() -> ModuleType:
     from quantkit.kernels import cuda  # imports torch, which a CPU's formats do without
 
     return cuda
-
-
-def _refuse_nonfinite(weight: str, count: int) -> None:
-    if count:
-        raise NonFiniteError(
-            f"{weight}: {count} values are NaN or infinite; the source is damaged or overflows "
-            "the data type (try --set method.dtype=bfloat16)"
-        )

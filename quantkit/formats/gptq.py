@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantkit.elements import from_torch
-from quantkit.formats.base import Encoder, Write
+from quantkit.formats.base import Encoder, Kept, Write
 from quantkit.kernels.grid import Grid
 from quantkit.kernels.packing import CHUNK, pack, unpack
 from quantkit.methods import GptqMethod
@@ -51,7 +51,7 @@ class Gptq:
     def encoder(self, weight: str, shape: tuple[int, int], dtype: str, device: str) -> Encoder:
         raise AssertionError(f"{weight}: GPTQ weights come from a calibration")
 
-    def unfit(self, weight: str, shape: tuple[int, int]) -> str | None:
+    def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> str | None:
         rows, columns = shape
         if rows % CHUNK or columns % CHUNK:
             odd = rows if rows % CHUNK else columns
@@ -118,10 +118,8 @@ class Gptq:
             loss=float("nan"),
         )
 
-    def quantization_config(
-        self, kept: Sequence[str] | None, quantized: Sequence[str]
-    ) -> dict[str, Any]:
-        method = self.method
+    def quantization_config(self, kept: Kept, quantized: Sequence[str]) -> dict[str, Any]:
+        method, left = self.method, kept.in_layers  # loaders replace every other Linear there
         config: dict[str, Any] = {
             "bits": method.bits,
             "checkpoint_format": method.checkpoint_format,
@@ -135,14 +133,14 @@ class Gptq:
             "true_sequential": method.true_sequential,
             "meta": {"quantizer": ["quantkit"]},
         }
-        dynamic: dict[str, dict[str, Any]] = {f"-:^{re.escape(each)}$": {} for each in kept or ()}
+        dynamic: dict[str, dict[str, Any]] = {f"-:^{re.escape(each)}$": {} for each in left}
         for each in self._overridden(quantized):
             bits, group = self._bits_and_group(f"{each}.weight")
             dynamic[f"+:^{re.escape(each)}$"] = {"bits": bits, "group_size": group}
         if dynamic:
             config["dynamic"] = dynamic
-        if kept:
-            config["modules_in_block_to_quantize"] = [[each] for each in _inside(kept, quantized)]
+        if left:
+            config["modules_in_block_to_quantize"] = [[each] for each in _inside(left, quantized)]
         return config
 
     @property

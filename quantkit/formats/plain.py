@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.formats.base import Encoder
+from quantkit.formats.base import Encoder, Kept
 from quantkit.methods import PlainMethod
 from quantkit.types import OutputTensor
 
@@ -18,7 +18,7 @@ class Plain:
 
     calibrated = False
 
-    def unfit(self, weight: str, shape: tuple[int, int]) -> None:
+    def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> None:
         return None
 
     def quantizes(self) -> bool:
@@ -33,5 +33,5 @@ class Plain:
     def encoder(self, weight: str, shape: tuple[int, int], dtype: str, device: str) -> Encoder:
         raise AssertionError(f"{weight}: the plain format quantizes nothing")
 
-    def quantization_config(self, kept: Sequence[str] | None, quantized: Sequence[str]) -> None:
+    def quantization_config(self, kept: Kept, quantized: Sequence[str]) -> None:
         return None
