@@ -154,6 +154,8 @@ def format_name(folder: Path) -> str:
         return f"bnb {settings.get('bnb_4bit_quant_type', 'fp4')}{double}"
     if method == "plain":
         return f"plain {config.get('dtype') or config.get('torch_dtype') or ''}".rstrip()
+    if method not in ("gptq", "awq"):
+        return method
     return f"{method} {settings.get('bits', '?')}bit g{settings.get('group_size', '?')}"
 
 
@@ -167,8 +169,9 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
     more = [f"generation.repetition_penalty={float(penalty)}"] if penalty else []
     name = format_name(folder)
     known = "-".join(name.split())
-    if (shipped_folder("recipes") / f"{known}.toml").is_file():
-        return load_recipe(known, [*more, *overrides])
+    for each in (known, known.removesuffix("-double")):  # fp4 has no recipe of its own for it
+        if (shipped_folder("recipes") / f"{each}.toml").is_file():
+            return load_recipe(each, [*more, *overrides])
     if settings.get("quant_method") not in ("gptq", "awq"):
         kept = "bf16" if name == "plain bfloat16" else "fp16"
         return load_recipe(kept, [*more, *overrides])

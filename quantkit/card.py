@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from quantkit.carddata import identity, metadata, method_words, title
+from quantkit.carddata import identity, metadata, method_words, needs, title
 from quantkit.frontmatter import dump, read_card
 from quantkit.snippet import snippet
 from quantkit.sourcecard import SITE, folded
@@ -57,6 +57,7 @@ def render_card(manifest: Mapping[str, Any]) -> str:
         name=name or source["name"],
         known=name,
         method=method_words(manifest),
+        needs=needs(manifest),
         # what a recipe says of a model holds for that model only
         notes=manifest["recipe"]["card"] if name == manifest["recipe"]["source"]["repo"] else None,
         snippet=snippet(manifest, languages),

@@ -46,7 +46,13 @@ def method_words(manifest: Mapping[str, Any]) -> str:
             return "8-bit LLM.int8 (bitsandbytes)"
         double = ", double quantization" if method["double_quant"] else ""
         return f"4-bit {method['quant_type'].upper()} (bitsandbytes){double}"
-    return str(manifest["plan"]["dtype"])
+    return str(manifest["plan"]["dtype"] if method["format"] == "plain" else method["format"])
+
+
+def needs(manifest: Mapping[str, Any]) -> str:
+    """What is installed to open the folder."""
+    more = {"bnb": " bitsandbytes", "gptq": " optimum gptqmodel"}
+    return f"transformers accelerate{more.get(manifest['recipe']['method']['format'], '')}"
 
 
 def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +110,8 @@ def _tags(manifest: Mapping[str, Any], stated: object) -> list[str]:
         ours += ["bitsandbytes", method["quant_type"], f"{bits}-bit"]
     elif method["format"] == "gptq":
         ours += ["gptq", f"{method['bits']}-bit"]
+    elif method["format"] != "plain":
+        ours.append(method["format"])
     return list(dict.fromkeys([*ours, *_names(stated)]))
 
 

@@ -208,7 +208,7 @@ def mark_failed(place: Staging, staged: Staged, manifest: Mapping[str, Any]) -> 
     report = manifest["gate"]
     write_note(place, dict(staged.note) | {"state": "failed", "gate": report})
     raise GateError(
-        f"gate failed: {'; '.join(report['failures'])}; the files stay in {place.partial}: rerun "
-        "with other thresholds (--set gate.KEY=VALUE) to judge them again without quantizing",
+        f"gate failed: {'; '.join(report['failures'])}; the files stay in {place.partial}: a rerun "
+        "judges them again without quantizing, by other thresholds where you --set gate.KEY=VALUE",
         manifest,
     )

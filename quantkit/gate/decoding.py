@@ -9,6 +9,7 @@ compute: they decode too, then multiply.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,7 +30,7 @@ def decode(method: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]
         UnsupportedModelError: a layout of the method that is not known here.
     """
     try:
-        return DECODERS[method](parts, settings)
+        return DECODERS[method].weight(parts, settings)
     except (KeyError, RuntimeError, IndexError) as error:
         said = f"the parts of a {method} weight do not fit each other: {error}"
         raise CheckpointError(said) from error
@@ -94,18 +95,31 @@ def _in_order(inputs: int, settings: Mapping[str, Any]) -> Tensor:
     return torch.arange(inputs) // (size if size > 0 else inputs)
 
 
-DECODERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]] = {
-    "gptq": decode_gptq,
-    "awq": decode_awq,
-}
+@dataclass(frozen=True)
+class Decoder:
+    """How a method's weights are decoded here, and the libraries that transformers opens its
+    folders with; none where it is always decoded here.
 
-#: What must be installed for transformers to open a folder of these methods itself.
-_LIBRARIES = {"gptq": ("optimum", "gptqmodel")}
+    ``bounds`` is how far a row's group may be from its source at worst, by bits: the relative
+    RMS of its error, with room for what moves weights on purpose. A scale that is doubled or
+    zeroed is off by about 1.
+    """
+
+    weight: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]
+    libraries: tuple[str, ...]
+    bounds: Mapping[int, float]
+
+
+#: Every method but bitsandbytes, whose own modules decode on every machine.
+DECODERS: dict[str, Decoder] = {
+    "gptq": Decoder(decode_gptq, ("optimum", "gptqmodel"), {2: 2.0, 3: 1.2, 4: 0.75, 8: 0.3}),
+    "awq": Decoder(decode_awq, (), {4: 0.75}),
+}
 
 
 def has_library(method: str) -> bool:
     """Whether transformers opens folders of ``method`` here, or the gate decodes them."""
-    needed = _LIBRARIES.get(method)
-    if needed is None:
-        return method not in DECODERS
-    return all(find_spec(each) is not None for each in needed)
+    if method not in DECODERS:
+        return True
+    libraries = DECODERS[method].libraries
+    return bool(libraries) and all(find_spec(each) is not None for each in libraries)

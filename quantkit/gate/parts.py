@@ -61,10 +61,9 @@ def check_parts(saved: Opened) -> Iterator[Failure]:
         yield from failures
         if failures:
             return
-    checked = {"gptq": _gptq, "awq": _awq, "bitsandbytes": _bnb}.get(saved.method)
-    for name in saved.parts if checked else ():
-        if checked is not None and saved.is_quantized(name):
-            yield from checked(saved, name)
+    for name in saved.parts:
+        if saved.is_quantized(name):
+            yield from _CHECKED[saved.method](saved, name)
 
 
 def _failure(what: str, got: object, expected: object, where: str) -> Failure:
@@ -218,3 +217,11 @@ def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Fa
     if weight is None or weight.nbytes != ceil(count / 2):
         got = f"{weight.nbytes} bytes" if weight else "missing"
         yield _failure("packed weight", got, f"{ceil(count / 2)} bytes", name)
+
+
+#: One for every method whose weights have parts.
+_CHECKED: dict[str, Callable[[Opened, str], Iterator[Failure]]] = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "bitsandbytes": _bnb,
+}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.gate.decoding import DECODERS
 from quantkit.gate.models import LoadingReport
 from quantkit.gate.opened import Opened
 from quantkit.gate.parts import overridden
@@ -29,10 +30,6 @@ _MAX_BLOCK_ERROR = {"nf4": 0.20, "fp4": 0.22, "int8": 0.01}
 #: Where the absmax is quantized too, a small one beside large ones loses more; a block that
 #: is zeroed or doubled is off by 1 even so.
 _MAX_NESTED_BLOCK_ERROR = 0.5
-
-#: A row's group decoded by :mod:`quantkit.gate.decoding`: relative RMS of its error, by bits.
-#: GPTQ moves weights on purpose, but a scale that is doubled or zeroed is off by about 1.
-_MAX_GROUP_ERROR = {2: 2.0, 3: 1.2, 4: 0.75, 8: 0.3}
 
 
 @dataclass(frozen=True)
@@ -149,21 +146,28 @@ def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Deco
     """``None`` for a parameter that is not quantized."""
     if not name.endswith(".weight") or not opened.is_quantized(name):
         return None
-    if hasattr(module, "dequantize_weight"):  # GPTQModel's own modules have no weight
-        got = module.dequantize_weight().T
-    elif got is None:
-        return None
     transposed = _is_conv1d(name, opened)
-    if opened.method != "bitsandbytes":
-        own = hasattr(module, "dequantize_weight")
-        weight = (got.T if transposed and not own else got).float()
-        settings, _ = overridden(opened, name)
-        size = int(settings.get("group_size", 128))
-        bound = _MAX_GROUP_ERROR.get(int(settings.get("bits", 4)), inf)
-        in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]
-        return _Decoded(weight, in_blocks, bound, peaks=False, transposed=transposed)
-    found = _decode_library(module)
-    return None if found is None else _Decoded(*found, transposed=transposed)
+    if opened.method == "bitsandbytes":
+        found = _decode_library(module)
+        return None if found is None else _Decoded(*found, transposed=transposed)
+    weight = _decoded_weight(name, module, got, opened, transposed=transposed)
+    settings, _ = overridden(opened, name)
+    size = int(settings.get("group_size", 128))  # as where it is decoded
+    bound = DECODERS[opened.method].bounds.get(int(settings.get("bits", 4)), inf)
+    in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]
+    return _Decoded(weight, in_blocks, bound, peaks=False, transposed=transposed)
+
+
+def _decoded_weight(
+    name: str, module: Any, got: Tensor | None, opened: Opened, *, transposed: bool
+) -> Tensor:
+    """Float32 (out, in): as GPTQModel's own module decodes it, else as it was decoded for a
+    plain one, else, where a library's module has neither, decoded here."""
+    if hasattr(module, "dequantize_weight"):
+        own: Tensor = module.dequantize_weight()
+        return own.T.float()
+    plain = opened.load([name], "float32")[name] if got is None else got.float()
+    return plain.T if transposed else plain
 
 
 def _decode_library(module: Any) -> tuple[Tensor, int, float, bool] | None:

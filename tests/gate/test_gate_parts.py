@@ -17,8 +17,11 @@ from tiny import write_source
 from torch import Tensor
 
 import quantkit
+from quantkit.assessment import recipe_for
+from quantkit.gate import decoding, opened, parts
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.opened import open_original, open_saved
+from quantkit.gate.reload import weight_errors
 from quantkit.source import open_source
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
@@ -145,3 +148,25 @@ def test_bitsandbytes(demo_nf4: Converted, tmp_path: Path, change: Change, said:
 def test_sound_bitsandbytes_folders(demo_nf4: Converted, demo_int8: Converted) -> None:
     for each in (demo_nf4, demo_int8):
         assert failures(each.source, each.folder) == []
+
+
+def test_every_method_that_is_decoded_has_its_parts_named_and_checked() -> None:
+    methods = {"bitsandbytes", *decoding.DECODERS}
+    assert methods == set(opened._PART_NAMES) == set(parts._CHECKED)
+    assert all(each.bounds for each in decoding.DECODERS.values())
+
+
+def test_a_librarys_module_without_a_weight_is_decoded_here(made: tuple[Path, Path]) -> None:
+    source, folder = made
+    saved, name = open_saved(folder), f"{MODULE}.weight"
+    wanted = torch.nn.Linear(64, 256, bias=False)
+    wanted.weight.data = open_original(open_source(source)).load([name])[name]
+    (found,) = weight_errors(torch.nn.Identity(), wanted, f"{MODULE}.", saved)
+    assert found.equal is None
+    assert 0 < found.relative < 0.25
+
+
+def test_double_quantized_fp4_is_judged_as_fp4(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quantkit.convert(demo, "bnb-fp4", out, no_gate=True, set=["method.double_quant=true"])
+    assert recipe_for(out, open_source(demo)).name == "bnb-fp4"
