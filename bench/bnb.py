@@ -39,28 +39,14 @@ RESULTS = HERE / "RESULTS.md"
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 4096},
-    "267M, 4 of its 16 layers": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 4,
-        "vocab_size": 32000,
-    },
+    "267M, 4 of its 16 layers": {"hidden_size": 1024, "num_hidden_layers": 4, "vocab_size": 32000},
     "267M": {"hidden_size": 1024, "num_hidden_layers": 16, "vocab_size": 32000},
     "1.1B": {"hidden_size": 2048, "num_hidden_layers": 18, "vocab_size": 50432},
     # rinna's 3.6B and bilingual 4B: with the masks that their files hold, the latter in shards
-    "3.6B": {
-        "hidden_size": 2816,
-        "num_hidden_layers": 36,
-        "vocab_size": 32000,
-        "mask": "uint8",
-    },
-    "3.8B": {
-        "hidden_size": 2816,
-        "num_hidden_layers": 36,
-        "vocab_size": 65536,
-        "mask": "bool",
-        "shards": 5,
-    },
-}
+    "3.6B": {"hidden_size": 2816, "num_hidden_layers": 36, "vocab_size": 32000, "mask": "uint8"},
+    "3.8B": {"hidden_size": 2816, "num_hidden_layers": 36, "vocab_size": 65536, "mask": "bool",
+             "shards": 5},
+}  # fmt: skip
 
 THEIRS = """
 import sys, torch
@@ -106,12 +92,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tokenizer", type=Path, help="a folder whose tokenizer the source gets")
     parser.add_argument("--clean", action="store_true", help="remove the model at the end")
     parser.add_argument("--ours-only", action="store_true", help="leave the other side out")
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    source = make_model(args.work, args.model, args.container)
+    source = make_model(args.work, args.model, args.container, args.tokenizer)
     rows = [compare(args, source, recipe) for recipe in args.recipes]
     record(report(args, source, rows), args)
     if args.clean:
@@ -126,9 +113,10 @@ def record(text: str, args: argparse.Namespace) -> None:
             file.write(text + "\n")
 
 
-def make_model(work: Path, size: str, container: str) -> Path:
+def make_model(work: Path, size: str, container: str, tokenizer: Path | None = None) -> Path:
     """A random fp16 GPT-NeoX under its old names, written tensor by tensor."""
-    return make_source(model_folder(work, size, container), SIZES[size], container)
+    source = make_source(model_folder(work, size, container), SIZES[size], container)
+    return with_tokenizer(source, tokenizer) if tokenizer else source
 
 
 def model_folder(work: Path, size: str, container: str) -> Path:
@@ -146,6 +134,16 @@ def make_source(folder: Path, size: dict[str, Any], container: str) -> Path:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     (folder / "done").touch()
+    return folder
+
+
+def with_tokenizer(source: Path, tokenizer: Path) -> Path:
+    """The same weights, linked, beside a sentencepiece model and its config."""
+    folder = source.with_name(f"{source.name}-{tokenizer.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder, copy_function=os.link)
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
     return folder
 
 
@@ -247,7 +245,8 @@ def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:
     names = ("torch", "transformers", "bitsandbytes", "numba")
     lines = [
         f"## {time.strftime('%Y-%m-%d %H:%M')} bnb.py: GPT-NeoX {args.model}, "
-        f"{args.container}, {size / 1e9:.2f} GB fp16, random weights",
+        f"{args.container}, {size / 1e9:.2f} GB fp16, random weights"
+        + (f", the tokenizer of {args.tokenizer.name}" if args.tokenizer else ""),
         "",
         f"{machine()}; python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in names)

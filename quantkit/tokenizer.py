@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from quantkit.errors import SourceError, on_one_line
 from quantkit.quiet import quiet_libraries
-from quantkit.tokenization import make_files, read_extras, read_model
+from quantkit.tokenization import AS_NUMBERED, make_files, read_extras
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 
@@ -51,7 +51,7 @@ def open_tokenizer(folder: Path, *, split_special_tokens: bool = True) -> Tokeni
     path = sentencepiece_file(folder)
     if path is not None and numbers_as(path):
         try:
-            alone = split_special_tokens and not read_extras(folder, read_model(path))
+            alone = split_special_tokens and not read_extras(path)
             return _sentencepiece(path) if alone else _built(path, split_special_tokens)
         except SourceError:  # what cannot be built is copied, and encodes as it does
             if not has_library_files(folder):
@@ -86,11 +86,7 @@ def _sentencepiece(path: Path) -> Tokenizer:
 def _built(path: Path, split_special_tokens: bool) -> Tokenizer:
     from tokenizers import Tokenizer as Library
 
-    config = path.with_name("tokenizer_config.json")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except ValueError as error:
-        raise SourceError(f"{config}: cannot be read as JSON: {error}") from error
+    settings = _settings(path.with_name("tokenizer_config.json"))
     files = make_files(path, settings, split_special_tokens=split_special_tokens)
     library = Library.from_str(files.tokenizer_json)
     added = library.get_added_tokens_decoder()
@@ -130,6 +126,8 @@ def numbers_as(path: Path) -> bool:
         SourceError: no sentencepiece model.
     """
     model = _processor(path)
+    if _numbers_are_known(path.parent):
+        return True
     try:
         library = library_tokenizer(path.parent)
     except SourceError:
@@ -139,6 +137,21 @@ def numbers_as(path: Path) -> bool:
     theirs = library.convert_ids_to_tokens(list(sample))
     ours = [model.id_to_piece(each) for each in sample]
     return bool(sum(a == b for a, b in zip(ours, theirs, strict=True)) * 2 > len(ours))
+
+
+def _numbers_are_known(folder: Path) -> bool:
+    """Without the library, which takes longer to import than many a model to quantize."""
+    name = _settings(folder / "tokenizer_config.json").get("tokenizer_class", "")
+    known = str(name).removesuffix("Fast") in AS_NUMBERED
+    return known and not (folder / "tokenizer.json").is_file()
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SourceError(f"{path}: cannot be read as JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def library_tokenizer(folder: Path) -> Any:

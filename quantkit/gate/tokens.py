@@ -101,7 +101,7 @@ def _against_model(
 ) -> Level:
     """sentencepiece is the judge, but of texts with added tokens, of which it knows nothing."""
     try:
-        extras = read_extras(source, read_model(model))
+        extras = read_extras(model)
     except SourceError as error:
         failure = Failure("tokenizer", "added tokens", str(error), "beyond the pieces")
         return judged("tokenizer", {}, [failure])

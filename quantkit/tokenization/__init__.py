@@ -14,10 +14,11 @@ from quantkit.tokenization.fidelity import (
     check_fidelity,
     compare,
 )
-from quantkit.tokenization.files import TokenizerFiles, check_hidden, make_files
+from quantkit.tokenization.files import AS_NUMBERED, TokenizerFiles, check_hidden, make_files
 from quantkit.tokenization.proto import SentencePieceModel, parse_model, read_model
 
 __all__ = [
+    "AS_NUMBERED",
     "Difference",
     "Extra",
     "FidelityReport",

@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from quantkit.errors import SourceError
-from quantkit.tokenization.proto import SentencePieceModel
+from quantkit.tokenization.proto import SentencePieceModel, read_model
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,25 @@ class Extra:
         )
 
 
-def read_extras(folder: Path, model: SentencePieceModel) -> tuple[Extra, ...]:
-    """The added tokens of a checkpoint's ``folder`` whose ids follow those of the pieces.
+def read_extras(path: Path, model: SentencePieceModel | None = None) -> tuple[Extra, ...]:
+    """The added tokens of the checkpoint around the sentencepiece model in ``path``, whose ids
+    follow those of its pieces.
 
-    Entries that repeat a piece under its own id are none.
+    Entries that repeat a piece under its own id are none. ``model`` is given where it has been
+    read; it takes half a second, and is not read where nothing is listed.
 
     Raises:
         SourceError: a file cannot be read, or an added token takes the id or the text of
             another piece, or the ids leave a gap.
     """
+    listed = list(_listed(path.parent))
+    if not listed:
+        return ()
+    model = model or read_model(path)
     size = len(model.pieces)
     numbers = {piece.text: index for index, piece in enumerate(model.pieces)}
     found: dict[int, Extra] = {}
-    for each in _listed(folder):
+    for each in listed:
         known = numbers.get(each.text)
         if known == each.id:
             continue

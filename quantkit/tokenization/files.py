@@ -18,12 +18,16 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from quantkit.cache import remembered
+from quantkit.digests import digest_file
 from quantkit.errors import SourceError
 from quantkit.tokenization.build import build_tokenizer_json
 from quantkit.tokenization.extras import Extra, read_extras
@@ -52,8 +56,15 @@ _ADDED_BY_CLASS = {
 }
 _AS_IT_IS = _ADDED_BY_CLASS["PreTrainedTokenizer"]
 
+#: Classes whose ids are the sentencepiece model's numbers, where no tokenizer.json says otherwise.
+AS_NUMBERED = ("T5Tokenizer", "LlamaTokenizer", "GemmaTokenizer")
+
 # Keys of the source's config that are about use, not about encoding.
 _KEPT = ("model_max_length", "padding_side", "truncation_side", "chat_template")
+
+
+#: What is read beside the sentencepiece model.
+_READ = (TOKENIZER_JSON, TOKENIZER_CONFIG, "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -79,15 +90,34 @@ def make_files(
 ) -> TokenizerFiles:
     """The files for a sentencepiece model whose source has this tokenizer_config.json.
 
-    What the files beside the model list as added tokens is kept, with its ids.
+    They take seconds to make, and are remembered. What the files beside the model list as added
+    tokens is kept, with its ids.
     ``split_special_tokens`` false lets ``</s>`` in a text become the token.
 
     Raises:
         SourceError: the model, its added tokens, or what its class adds, cannot be expressed;
             it says what.
     """
+    beside = (spiece_model, *(spiece_model.with_name(name) for name in _READ))
+    read = {path.name: digest_file(path).sha256 for path in beside if path.is_file()}
+    return remembered(
+        "tokenizer",
+        [_code(), version("tokenizers"), read, dict(source_config), split_special_tokens],
+        lambda: _make_files(spiece_model, source_config, split_special_tokens),
+        TypeAdapter(TokenizerFiles),
+    )
+
+
+def _code() -> list[str]:
+    """What makes them, in its present state."""
+    return [digest_file(path).sha256 for path in sorted(Path(__file__).parent.glob("*.py"))]
+
+
+def _make_files(
+    spiece_model: Path, source_config: Mapping[str, Any], split_special_tokens: bool
+) -> TokenizerFiles:
     model = read_model(spiece_model)
-    extras = read_extras(spiece_model.parent, model)
+    extras = read_extras(spiece_model, model)
     known = {piece.text for piece in model.pieces} | {each.text for each in extras}
     named = _named(model, source_config, known)
     special = _also_special(source_config, named, known)
@@ -126,7 +156,7 @@ def check_hidden(spiece_model: Path, source_config: Mapping[str, Any]) -> None:
         SourceError: it would; the message names them and what to set.
     """
     try:
-        extras = read_extras(spiece_model.parent, read_model(spiece_model))
+        extras = read_extras(spiece_model)
     except SourceError:
         return  # whoever makes the files meets the same
     named = [_content(source_config[name]) for name in _NAMED if name in source_config]

@@ -156,7 +156,7 @@ def test_added_tokens_that_cannot_be_kept_are_named(
 ) -> None:
     folder = source(tmp_path / "source", added)
     with pytest.raises(SourceError) as caught:
-        read_extras(folder, read_model(folder / "spiece.model"))
+        read_extras(folder / "spiece.model")
     assert said in str(caught.value)
     failures = level(folder, folder, split=True).failures
     assert said in str(failures[0])
