@@ -33,7 +33,7 @@ types: $(STAMP)
 
 check: lint types test
 
-bench: $(STAMP)  ## quantkit beside transformers' own route; writes bench/RESULTS.md
+bench: $(STAMP)  ## quantkit beside transformers' own route; appends to bench/RESULTS.md
 	$(BIN)/python bench/bnb.py
 
 clean:

@@ -38,9 +38,16 @@ _LONGEST = 400
 
 
 class QuantkitError(Exception):
-    """Base of all errors raised on purpose. ``exit_code`` is the command's."""
+    """Base of all errors raised on purpose. ``exit_code`` is the command's.
+
+    ``found`` is what the verb would have returned, where it came that far.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, found: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = found or {}
 
 
 class UsageError(QuantkitError):
@@ -112,16 +119,9 @@ class UnlistedError(VerificationError):
 
 
 class GateError(QuantkitError):
-    """The gate failed: the staged output is not fit to be published.
-
-    ``found`` is what the verb would have returned, with the measures.
-    """
+    """The gate failed: the output is not fit to be published. ``found`` has the measures."""
 
     exit_code = 4
-
-    def __init__(self, message: str, found: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.found = found or {}
 
 
 def on_one_line(error: BaseException) -> str:
@@ -154,3 +154,8 @@ def printable(text: str) -> str:
         return each.isprintable() or category(each) == "Zs"  # blanks, the wide one too
 
     return "".join(each if shown(each) else ascii(each)[1:-1] for each in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same, line breaks kept."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -10,9 +10,24 @@ from pydantic import ValidationError
 
 import quantkit
 from quantkit.errors import RecipeError
-from quantkit.methods import METHODS, BnbMethod
-from quantkit.recipe import Evaluation, GateSection, load_recipe
+from quantkit.methods import METHODS, BnbMethod, CalibrationSection
+from quantkit.recipe import (
+    CardSection,
+    Evaluation,
+    GateSection,
+    Generation,
+    Prompt,
+    SourceSection,
+    TokenizerSection,
+    load_recipe,
+)  # fmt: skip
 from quantkit.resources import shipped_folder
+
+SECTIONS = {
+    "calibration": CalibrationSection, "evaluation": Evaluation, "gate": GateSection,
+    "source": SourceSection, "tokenizer": TokenizerSection, "prompt": Prompt,
+    "generation": Generation, "card": CardSection,
+}  # fmt: skip
 
 SHIPPED = sorted(path.stem for path in shipped_folder("recipes").glob("*.toml"))
 
@@ -215,3 +230,12 @@ def test_what_rinnas_recipes_say_of_two_models() -> None:
     assert published["rinna's average of 6 tasks"] == 61.69
     gptq = load_recipe("rinna-3.6b-ppo-gptq")
     assert gptq.card == ppo.card
+
+
+def test_the_page_names_every_key() -> None:
+    page = (shipped_folder("recipes").parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for method in METHODS.values():
+        assert all(f"`{key}`" in page for key in method.model_fields if key != "override")
+    for name, section in SECTIONS.items():
+        prefix = "" if name == "calibration" else f"{name}."
+        assert all(f"`{prefix}{key}`" in page for key in section.model_fields), name

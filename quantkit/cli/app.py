@@ -28,7 +28,7 @@ from quantkit.cli.options import (
     Texts,
 )
 from quantkit.cli.publication import publish
-from quantkit.cli.rows import converted_json
+from quantkit.cli.rows import checked_json, converted_json
 from quantkit.cli.session import session
 from quantkit.errors import GateError, QuantkitError
 
@@ -186,10 +186,11 @@ def check(
         )
         display.checked(found)
         if found["gate"]["status"] == "failed":
-            raise typer.Exit(GateError.exit_code)
+            raise GateError(f"{dir}: gate failed", checked_json(found))
         if found["gate"]["status"] == "not_run":
             reasons = "; ".join(f"{k}: {why}" for k, why in found["gate"]["reasons"].items())
-            raise QuantkitError(f"{dir}: not judged, so not passed: {reasons}")
+            said = f"{dir}: not judged, so not passed: {reasons}"
+            raise QuantkitError(said, checked_json(found))
 
 
 @app.command()
@@ -205,7 +206,7 @@ def check_tokenizer(
         found = quantkit.check_tokenizer(path, text=text, listener=display.listener)
         display.tokenizer(found)
         if found["status"] != "passed":
-            raise typer.Exit(GateError.exit_code)
+            raise GateError(f"{path}: the tokenizer failed", found)
 
 
 @app.command()

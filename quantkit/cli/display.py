@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from quantkit.cli.rows import (
     COMPARED,
     check_rows,
+    checked_json,
     compare_rows,
     converted_json,
     converted_rows,
@@ -20,9 +21,8 @@ from quantkit.cli.rows import (
     plan_rows,
     standing,
     warnings,
-    without_examples,
 )
-from quantkit.errors import UsageError, printable
+from quantkit.errors import UsageError, printable, printable_lines
 from quantkit.types import Event
 
 if TYPE_CHECKING:
@@ -146,10 +146,10 @@ class Display:
 
     def checked(self, found: Mapping[str, Any]) -> None:
         self._stop()
-        if self._as_json:
-            self._json({**found, "gate": without_examples(found["gate"])})
-            return
-        self._table(f"{found['path']}", check_rows(found))
+        if not self._as_json:
+            self._table(f"{found['path']}", check_rows(found))
+        elif found["gate"]["status"] == "passed":  # else its error prints it
+            self._json(checked_json(found))
 
     def compared(self, found: Mapping[str, Any]) -> None:
         from rich.table import Table
@@ -173,7 +173,8 @@ class Display:
     def tokenizer(self, found: Mapping[str, Any]) -> None:
         self._stop()
         if self._as_json:
-            self._json(found)
+            if found["status"] == "passed":  # else its error prints it
+                self._json(found)
             return
         wrong = found.get("different", 0) + found.get("decoded_otherwise", 0)
         said = f"transformers {found['transformers']} gives sentencepiece's ids and text on "
@@ -183,7 +184,7 @@ class Display:
         else:
             said = f"transformers {found['transformers']} cannot load it"
         self._table(f"{found['path']}: {found['status']}", [("", said)])
-        for line in (*found.get("first", ()), *found["failures"]):
+        for line in found.get("first", ()) or found["failures"]:
             print(f"  {printable(line)}")  # noqa: T201
 
     def recipes(self, recipes: Sequence[Recipe], whole: str | None) -> None:
@@ -234,6 +235,7 @@ class Display:
             )
             return
         self._table(shown["out"], converted_rows(shown["manifest"]))
+        self._say(f"held to its manifest: every file as it says, the source {shown['verified']}")
         self._say(f"refused, as it should be: {shown['refusal']}")
         self._say(f"the card: {shown['out']}/README.md")
 
@@ -256,7 +258,7 @@ class Display:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(Text(printable(name)), Text(_lines(value)))
+            table.add_row(Text(printable(name)), Text(printable_lines(value)))
         _console().print(table)
 
     def _json(self, value: Mapping[str, Any]) -> None:
@@ -264,7 +266,7 @@ class Display:
         print(json.dumps(value, ensure_ascii=False, default=str, allow_nan=False))  # noqa: T201
 
     def _say(self, message: str) -> None:
-        print(_lines(message), file=sys.stderr)  # noqa: T201
+        print(printable_lines(message), file=sys.stderr)  # noqa: T201
 
     def _started(self) -> Progress:
         if self._progress is None:
@@ -286,11 +288,6 @@ class Display:
             self._progress.stop()
             self._progress = None
             self._tasks = {}
-
-
-def _lines(text: str) -> str:
-    """``text`` with nothing in it that a terminal would act on but its line breaks."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def _console() -> Console:

@@ -64,7 +64,7 @@ RequireVerified = Annotated[
 ]
 AllowWithdrawn = Annotated[
     bool,
-    typer.Option("--allow-withdrawn", help="Go on with a withdrawn release; the card will say so."),
+    typer.Option("--allow-withdrawn", help="Go on with a withdrawn release; the result says so."),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")

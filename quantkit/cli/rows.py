@@ -64,8 +64,8 @@ def gate_rows(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "generation",
                 f"{found['forced_agreement']:.1%} teacher-forced, {found['identical']} of "
-                f"{found['prompts']} prompts identical, first difference after "
-                f"{found['first_divergence']:.1f} of {found['new_tokens']} tokens",
+                f"{found['prompts']} prompts identical, alike for "
+                f"{found['first_divergence']:.1f} of {found['new_tokens']} tokens on average",
             )
         )
     rows += [("not run", f"{name}: {why}") for name, why in gate["reasons"].items()]
@@ -211,6 +211,11 @@ def standing(release: Release) -> str:
     """A release's status, of what kind, and why."""
     kind = f" ({release.kind})" if release.kind else ""
     return f"{release.status}{kind}. {release.reason}"
+
+
+def checked_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``check`` prints: all but the examples, which the report has."""
+    return {**found, "gate": without_examples(found["gate"])}
 
 
 def error_json(message: str, kind: str, exit_code: int) -> dict[str, Any]:

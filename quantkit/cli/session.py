@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 import typer
 
 from quantkit.cli.display import Display
-from quantkit.errors import INTERRUPTED, GateError, QuantkitError, out_of_memory
+from quantkit.errors import INTERRUPTED, QuantkitError, out_of_memory
 
 _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 
@@ -40,7 +40,7 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
                 raise
             message, code = interrupted, INTERRUPTED
         kind = "Interrupted" if code == INTERRUPTED else type(error).__name__
-        display.error(message, kind, code, error.found if isinstance(error, GateError) else {})
+        display.error(message, kind, code, getattr(error, "found", {}))
         raise typer.Exit(code) from None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commanding import command, refused, refused_for_real, succeeded
+from conftest import Converted
 from safetensors.torch import load_file, save_file
 from tiny import source_state, write_source, write_state
 from typer.testing import CliRunner
@@ -445,6 +446,17 @@ def test_a_failed_gate_as_json_is_the_whole_result(demo: Path, out: Path) -> Non
     assert found["source"]["files"][0]["sha256"]
     assert found["error"]["exit_code"] == 4
     assert "perplexity" in found["error"]["message"]
+
+
+def test_a_failed_check_as_json_is_the_whole_result(demo_nf4: Converted, demo: Path) -> None:
+    words = ("check", demo_nf4.folder, "--against", demo, "--json",
+             "--set", "gate.max_perplexity_ratio=0.5", "--set", "evaluation.max_windows=1",
+             "--set", "evaluation.new_tokens=1")  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 4
+    found = json.loads(result.stdout)
+    assert found["gate"]["perplexity"]["ratio"] > 0.5
+    assert found["error"]["exit_code"] == 4
 
 
 def test_real_processes_say_the_same(source: Path, out: Path) -> None:
