@@ -1,7 +1,8 @@
 """A small cache of pure results on disk: files named by the digest of all they depend on.
 
-It holds nothing that cannot be made again, so a file that cannot be read is a miss
-and a folder that cannot be written costs only time. ``QUANTKIT_CACHE=off`` turns it off.
+It holds nothing that cannot be made again, so a file that cannot be read, or is another
+user's, is a miss, and a folder that cannot be written costs only time.
+``QUANTKIT_CACHE=off`` turns it off.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: Ty
         return make()
     path = folder / f"{_name(kind, depends_on)}.json"
     try:
-        return adapter.validate_json(path.read_bytes())
+        return adapter.validate_json(_own(path))
     except (OSError, ValueError):  # pydantic's refusal is a ValueError
         value = make()
     with suppress(OSError):
@@ -53,7 +54,7 @@ def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: Ty
 
 
 def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -> bytes:
-    """The same for bytes, which may be code: only what this user wrote, and whole.
+    """The same for bytes, which may be code: only whole ones.
 
     Their digest, in front of them, tells a damaged file.
     """
@@ -61,8 +62,8 @@ def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -
     if folder is None:
         return make()
     path = folder / f"{_name(kind, depends_on)}.bin"
-    with suppress(OSError), path.open("rb") as file:
-        kept = file.read() if _is_ours(file.fileno()) else b""
+    with suppress(OSError):
+        kept = _own(path)
         digest, value = kept[:_DIGEST], kept[_DIGEST:]
         if hashlib.sha256(value).digest() == digest:
             return value
@@ -72,12 +73,18 @@ def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -
     return value
 
 
-def _is_ours(fd: int) -> bool:
-    """Whether nobody but this user can have written it, in whatever folder it lies."""
-    if not hasattr(os, "geteuid"):
-        return True
-    found = os.fstat(fd)
-    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _own(path: Path) -> bytes:
+    """What this user has written there, in whatever folder it lies; nothing of anybody else's,
+    and nothing out of a pipe, which might never end."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        found = os.fstat(file.fileno())
+        others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        ours = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not others)
+        return file.read() if ours and stat.S_ISREG(found.st_mode) else b""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _name(kind: str, depends_on: object) -> str:

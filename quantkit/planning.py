@@ -22,7 +22,7 @@ from quantkit.settings import generation_defaults, output_config
 from quantkit.source import Source, read_object
 from quantkit.tokenization import check_hidden
 from quantkit.tokenizer import sentencepiece_file
-from quantkit.types import ITEM_BYTES, OutputTensor, TensorRecord
+from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, OutputTensor, TensorRecord
 
 #: Output shards are cut at this size where the recipe does not say, in bytes.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -111,6 +111,11 @@ def _fate(
     shape, dtype = architecture.parameters[memory]
     if record.dtype == "float64":
         raise SourceError(f"{record.name}: float64 weights are not supported; cast them first")
+    if dtype in FLOAT_DTYPES and record.dtype not in FLOAT_DTYPES:
+        raise SourceError(
+            f"{record.name}: stored as {record.dtype}, expected a float's type: it is damaged, or "
+            "quantized already; give the unquantized checkpoint"
+        )
     if record.shape != shape:
         raise SourceError(
             f"{record.name}: expected the shape {list(shape)} that config.json gives, got "

@@ -42,6 +42,9 @@ _MAX_DEPTH = 32
 #: How transformers is told which attention, or which experts, to compute with.
 _IMPLEMENTATION = re.compile(r"_implementation(_internal)?$")
 
+#: Names the file that transformers loads, whatever else lies there.
+_OTHER_WEIGHTS = "transformers_weights"
+
 _MAX_TEMPLATE_BYTES = 1 << 20
 
 #: How templates reach for what is behind the values they are given.
@@ -52,9 +55,15 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse sizes that no model has, before transformers allocates them, and code on the Hub.
 
     Raises:
-        SourceError: a number is absurd, or the nesting is; a kernel is to be fetched and run.
+        SourceError: a number is absurd, or the nesting is; a kernel is to be fetched and run;
+            other weights than those of the usual names are meant.
     """
     for key, value, depth in _walk(config):
+        if key == _OTHER_WEIGHTS and value is not None:
+            raise SourceError(
+                f"{where}: {quoted(key)}: transformers would load {quoted(str(value))} in place of "
+                "the weights that everyone else reads; take the key out of the file"
+            )
         if _IMPLEMENTATION.search(key) and (named := _kernel(value)):
             raise SourceError(
                 f"{where}: {quoted(key)}: {quoted(named)} names code on the Hub, which "

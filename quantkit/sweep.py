@@ -182,15 +182,17 @@ class Sweep:
             if value.is_meta and not name.startswith(inside) and (tied or value is not head)
         ]
         self._fill(self.model, self._load(names), self._dtype, self._device)
-        for name, value in self.model.named_buffers():
-            if not name.startswith(inside):
-                _owner(self.model, name)._buffers[name.rpartition(".")[2]] = value.to(self._device)
+        buffers, state = dict(self.model.named_buffers()), self.model.state_dict()
+        stored = self._load([name for name in buffers if name in state])  # as Gemma 4's scalars
+        for name, value in buffers.items():
+            if name in stored or not name.startswith(inside):
+                made = stored.get(name, value).to(self._device, value.dtype)
+                _owner(self.model, name)._buffers[name.rpartition(".")[2]] = made
 
     def _empty_shell(self) -> None:
         """Let go of its weights; what layers hold beside weights stays, for their copies."""
         inside = tuple(f"{name}." for name in self._names)
-        held = [*self.model.named_parameters(remove_duplicate=False)]
-        for name, value in held:
+        for name, value in [*self.model.named_parameters(remove_duplicate=False)]:
             if not name.startswith(inside):
                 empty = nn.Parameter(value.to("meta"), requires_grad=False)
                 _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
@@ -201,7 +203,7 @@ class Sweep:
 
     def _ids(self, window: int) -> Tensor:
         ids = torch.tensor(self.windows[window])
-        return ids if ids.dim() == 2 else ids[None]
+        return ids.view(-1, ids.shape[-1])
 
     def _enter_window(self, window: int) -> Tensor:
         """The first layer's input; how the layers are called, where that is not known yet.
@@ -268,8 +270,6 @@ class Sweep:
             return (made,) if self._returns_tuple else made
 
         return forward
-
-    # one layer
 
     def _weights(self, name: str) -> Mapping[str, Tensor]:
         layer = self.model.get_submodule(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,18 @@ def test_a_damaged_file_is_made_again(folder: Path, damage: bytes) -> None:
     remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
     next(folder.glob("*.json")).write_bytes(damage)
     assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
+
+
+def test_what_another_may_have_written_is_made_again(folder: Path) -> None:
+    remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
+    path = next(folder.glob("*.json"))
+    path.write_text('{"x": 2}')
+    assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 2}, "this user's own"
+    path.chmod(0o666)
+    assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
+    next(folder.glob("*.json")).unlink()
+    os.mkfifo(path)
+    assert remembered("k", ["a"], lambda: {"x": 4}, NUMBERS) == {"x": 4}, "and it does not wait"
 
 
 def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,12 +133,14 @@ def leaves(value: object) -> list[object]:
 
 
 def forms(value: object) -> set[str]:
-    """How a card may print a value: as it is, in four digits, in GB or in per cent."""
+    """How a card may print a value: as it is, in four digits or places, in GB or in per cent."""
     if isinstance(value, str):
         return {value, *re.findall(r"\d+(?:\.\d+)*", value)}
     if isinstance(value, bool) or not isinstance(value, int | float):
         return set()
-    return {str(value), f"{value:.4g}", f"{value / 1e9:.3f}", f"{100 * value:.1f}"}
+    return {
+        str(value), f"{value:.4g}", f"{value:.4f}", f"{value / 1e9:.3f}", f"{100 * value:.1f}"
+    }  # fmt: skip
 
 
 def without_code(card: str) -> str:

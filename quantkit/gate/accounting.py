@@ -8,6 +8,7 @@ and the config computes what the source's does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.folder import CANDIDATES
@@ -18,10 +19,12 @@ from quantkit.gate.parts import check_parts
 from quantkit.gate.report import Failure, Level, judged
 from quantkit.gate.settings import config_failures, expected_generation, generation_failures
 from quantkit.gate.structure import nonfinite
-from quantkit.scrutiny import check_template
+from quantkit.scrutiny import check_template, check_tokenizer_config
+from quantkit.source import read_object
 from quantkit.types import FLOAT_DTYPES, TensorRecord
 
 _ADAPTER = "adapter_config.json"
+_MOST_TEMPLATES = 16
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 #: After these measures the models can still be opened and compared.
@@ -131,13 +134,22 @@ def _adapters(saved: Opened) -> Iterator[Failure]:
 
 
 def _template(saved: Opened) -> Iterator[Failure]:
-    """A chat template that no library should render."""
-    path = saved.folder / "chat_template.jinja"
-    if path.is_file():
+    """Chat templates that no library should render, and a tokenizer that needs code."""
+    found = [saved.folder / "chat_template.jinja", *_further_templates(saved.folder)]
+    for path in filter(Path.is_file, found):
         try:
             check_template(path.read_text(encoding="utf-8", errors="replace"), path.name)
         except SourceError as error:
             yield Failure("structure", path.name, str(error), "a template")
+    name = "tokenizer_config.json"
+    try:
+        check_tokenizer_config(read_object(saved.folder / name), name)
+    except SourceError as error:
+        yield Failure("structure", name, str(error), "templates and no code")
+
+
+def _further_templates(folder: Path) -> list[Path]:
+    return sorted((folder / "additional_chat_templates").glob("*.jinja"))[:_MOST_TEMPLATES]
 
 
 def _others(saved: Opened) -> Iterator[str]:

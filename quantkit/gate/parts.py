@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
+import torch
+
 from quantkit.checkpoint import read_tensor
+from quantkit.gate.decoding import unpack
 from quantkit.gate.opened import Opened
 from quantkit.gate.report import Failure
 from quantkit.source import read_object
@@ -30,14 +33,41 @@ def _pattern(key: str) -> str:
     return key[2:] if key[:2] in ("+:", "-:") else key
 
 
+#: A stranger's pattern must not keep us: nothing that repeats may hold what repeats itself.
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_LONGEST_PATTERN, _MOST_REPEATED = 300, 4
+
+
 def _is_dynamic(value: object) -> bool:
     """GPTQModel's settings by pattern, "+:" for other ones and "-:" for none."""
-    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+    return isinstance(value, dict) and all(
+        isinstance(own, dict) and _is_usual(_pattern(key)) and _are_settings(own)
+        for key, own in value.items()
+    )
+
+
+def _is_usual(pattern: str) -> bool:
+    repeated = len(re.findall(r"(?<!\\)[*+{]", pattern))
+    if len(pattern) > _LONGEST_PATTERN or repeated > _MOST_REPEATED:
+        return False
+    if _REPEATED_GROUP.search(pattern):
         return False
     try:
-        return all(bool(re.compile(_pattern(key))) for key in value)
+        return bool(re.compile(pattern))
     except re.error:
         return False
+
+
+def _are_settings(own: Mapping[str, Any]) -> bool:
+    return all(_GPTQ_KEYS[key][1](own[key]) for key in ("bits", "group_size") if key in own)
+
+
+def _is_blocks(value: object) -> bool:
+    """Names of modules inside a layer, in lists."""
+    return isinstance(value, list) and all(
+        isinstance(each, str) or (isinstance(each, list) and all(isinstance(n, str) for n in each))
+        for each in value
+    )
 
 
 #: What each key of a GPTQ config may hold, where it is there.
@@ -47,11 +77,16 @@ _GPTQ_KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "desc_act": ("true or false", lambda v: isinstance(v, bool)),
     "sym": ("true or false", lambda v: isinstance(v, bool)),
     "checkpoint_format": ("a name", lambda v: isinstance(v, str)),
-    "dynamic": ("patterns with settings", _is_dynamic),
+    "format": ("a name", lambda v: isinstance(v, str)),
+    "dynamic": ("usual patterns with settings", _is_dynamic),
+    "modules_in_block_to_quantize": ("lists of names", _is_blocks),
 }
 
 #: What quantize_config.json must say as config.json does.
-_SAID_TWICE = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")
+_SAID_TWICE = (
+    "quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "format",
+    "dynamic", "modules_in_block_to_quantize", "lm_head",
+)  # fmt: skip
 
 
 def check_parts(saved: Opened) -> Iterator[Failure]:
@@ -98,6 +133,11 @@ def _sides(saved: Opened, name: str) -> tuple[int, int]:
 
 def _gptq_config(saved: Opened) -> Iterator[Failure]:
     settings = saved.settings
+    if settings.get("bits") is None:
+        yield _failure("quantization_config", "missing", "2, 3, 4 or 8", "bits")
+    first, second = settings.get("checkpoint_format"), settings.get("format")
+    if first is not None and second is not None and first != second:
+        yield _failure("quantization_config", second, f"{first}, as checkpoint_format", "format")
     for key, (expected, fits) in _GPTQ_KEYS.items():
         value = settings.get(key)
         if value is not None and not fits(value):
@@ -115,9 +155,14 @@ def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     if left_out:
         yield _failure("quantization_config", "not quantized", "as it is stored", name)
         return
+    if (blocks := settings.get("modules_in_block_to_quantize")) is not None:
+        yield from _listed(saved, name, blocks)
     bits, size = int(settings["bits"]), int(settings.get("group_size", 128))
     size = columns if size == -1 else size
-    groups = ceil(columns / size)
+    if columns % size:
+        yield _failure("quantization_config", size, f"a divisor of {columns}", f"{name} group_size")
+        return
+    groups = columns // size
     packed = ceil(columns * bits / 32)
     failures = [
         *_form(parts.get("qweight"), "qweight", name, _INT32, (packed, rows)),
@@ -127,15 +172,41 @@ def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     if "g_idx" in parts:
         failures += _form(parts["g_idx"], "g_idx", name, _INT32, (columns,))
         if not failures:
-            failures += _indices(saved, parts["g_idx"], groups)
+            in_order = settings.get("desc_act") is False
+            failures += _indices(saved, parts["g_idx"], groups, size if in_order else None)
+    if not failures and settings.get("sym") is True:
+        failures += _midpoints(saved, parts["qzeros"], bits)
     yield from failures
 
 
-def _indices(saved: Opened, record: TensorRecord, groups: int) -> Iterator[Failure]:
+def _listed(saved: Opened, name: str, blocks: Sequence[Any]) -> Iterator[Failure]:
+    """Loaders leave alone what a list of modules, where there is one, does not name."""
+    stored = next(iter(saved.parts[name].values())).name.rpartition(".")[0]
+    names = [each for block in blocks for each in ([block] if isinstance(block, str) else block)]
+    if not any(stored == each or stored.endswith(f".{each}") for each in names):
+        yield _failure(
+            "quantization_config", "not listed", "as it is stored", f"modules_in_block: {stored}"
+        )
+
+
+def _indices(
+    saved: Opened, record: TensorRecord, groups: int, size: int | None
+) -> Iterator[Failure]:
+    """``size`` is given where the config says that groups are runs of columns."""
     found = read_tensor(saved.folder, record)
     low, high = int(found.min()), int(found.max())
     if low < 0 or high >= groups:
         yield _failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
+    elif size and not torch.equal(found.long(), torch.arange(found.numel()) // size):
+        yield _failure("quantization_config", "false", "true, as g_idx", f"desc_act: {record.name}")
+
+
+def _midpoints(saved: Opened, record: TensorRecord, bits: int) -> Iterator[Failure]:
+    """Kernels that are told of symmetry skip the zero points."""
+    stored = saved.settings.get("checkpoint_format") or saved.settings.get("format") or "gptq"
+    zeros = unpack(read_tensor(saved.folder, record), bits) + (stored == "gptq")
+    if not bool(((zeros & ((1 << bits) - 1)) == 1 << (bits - 1)).all()):
+        yield _failure("quantization_config", "true", "false, as qzeros", f"sym: {record.name}")
 
 
 def overridden(saved: Opened, name: str) -> tuple[dict[str, Any], bool]:

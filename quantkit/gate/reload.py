@@ -112,7 +112,9 @@ def weight_errors(
     modules = dict(saved.named_modules())
     # GPTQModel keeps a module's bias as a buffer
     others = dict(saved.named_buffers()) | dict(saved.named_parameters(remove_duplicate=False))
-    for local, wanted in reference.named_parameters():
+    stored = opened.architecture.parameters
+    buffers = (each for each in reference.named_buffers() if f"{prefix}{each[0]}" in stored)
+    for local, wanted in (*reference.named_parameters(), *buffers):
         if wanted.is_meta:
             continue
         name, got = f"{prefix}{local}", others.get(local)
@@ -181,7 +183,8 @@ def _decode_library(module: Any) -> tuple[Tensor, int, float, bool] | None:
         weight = functional.dequantize_4bit(module.weight.data, state).float()
         code = functional.get_4bit_type(state.quant_type, device=state.code.device)
         bound = _MAX_NESTED_BLOCK_ERROR if state.nested else _MAX_BLOCK_ERROR[state.quant_type]
-        return weight, state.blocksize, bound, torch.equal(state.code, code)
+        # the library makes its table in torch's default data type, which a caller may have set
+        return weight, state.blocksize, bound, torch.equal(state.code.to(code.dtype), code)
     if isinstance(module, library.Linear8bitLt):
         scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         weight = functional.int8_vectorwise_dequant(module.weight.data, scales)

@@ -187,17 +187,26 @@ def _failures(report: FidelityReport, allow_ties: bool) -> Iterator[Failure]:
 def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
     """No sentencepiece model that numbers the ids: the same files must give the same ids."""
     original = library_tokenizer(source)
-    compared, different = 0, []
+    compared, different, decoded = 0, [], []
     for text in texts:
         compared += 1
-        if library.encode(text) != original.encode(text):
+        ids = original.encode(text)
+        if library.encode(text) != ids:
             different.append(text)
+        elif library.decode(ids) != original.decode(ids):
+            decoded.append(text)
     found = {"oracle": "the source's own files", "compared": compared, "different": len(different)}
-    if not different:
-        return judged("tokenizer", found, [])
-    count, first = str(len(different)), repr(different[0][:60])
-    failure = Failure("tokenizer", "texts with other ids", count, "0", first)
-    return judged("tokenizer", found, [failure])
+    kinds = {"texts with other ids": different, "texts decoded otherwise": decoded}
+    failures = [
+        Failure("tokenizer", kind, str(len(those)), "0", repr(those[0][:60]))
+        for kind, those in kinds.items()
+        if those
+    ]
+    here, there = library.get_vocab(), original.get_vocab()  # the added tokens among them
+    if moved := sorted(piece for piece in here | there if here.get(piece) != there.get(piece)):
+        count, first = str(len(moved)), repr(moved[0][:60])
+        failures.append(Failure("tokenizer", "tokens with another id", count, "0", first))
+    return judged("tokenizer", found, failures)
 
 
 def _special_ids(library: Any, config: Mapping[str, Any]) -> Iterator[Failure]:

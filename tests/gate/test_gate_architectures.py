@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import quantkit
@@ -42,9 +43,9 @@ CLASSES: dict[str, dict[str, object]] = {
         "hidden_size_per_layer_input": 8, "intermediate_size": [128] * 4,
         "activation_sparsity_pattern": [0.0] * 4,
     },
-    "gemma4_text": {
+    "gemma4_text": {  # inputs a layer of its small models tell layers of the ids: not walked
         "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 96,
-        "hidden_size_per_layer_input": 8, "per_layer_config": {"1": {"head_dim": 32}},
+        "hidden_size_per_layer_input": 0, "per_layer_config": {"1": {"head_dim": 32}},
     },
     # attention beside convolutions or a recurrent state
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
@@ -84,7 +85,8 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_class_is_quantized_and_judged(tmp_path: Path, ids: Path, model_type: str) -> None:
     source = built(tmp_path / "source", model_type)
     calibration = tmp_path / "calibration.json"
-    calibration.write_text(json.dumps([[(5 * at + at * at) % 90 + 3 for at in range(64)]] * 2))
+    windows = [[(row * at + at * at) % 90 + 3 for at in range(64)] for row in (5, 7)]
+    calibration.write_text(json.dumps(windows))
     for recipe, more in (("bnb-nf4", {}), ("gptq-4bit-g128", {"calibration": calibration})):
         if more and model_type in NOT_WALKED:
             with pytest.raises(UnsupportedModelError, match="cannot walk it layer by"):
@@ -95,3 +97,29 @@ def test_a_class_is_quantized_and_judged(tmp_path: Path, ids: Path, model_type: 
         assert made["gate"]["levels"]["reload"] == "passed"
         assert made["gate"]["perplexity"]["tokens"] == 2 * 47
         assert made["plan"]["tensors"]["quantize"] >= 2 * 4
+
+
+def test_a_buffer_that_is_stored_is_walked_with_and_compared(tmp_path: Path, ids: Path) -> None:
+    """Gemma 4's layers are scaled by one; without inputs of their own they can be walked."""
+    source = built(tmp_path / "source", "gemma4_text")
+    scale(source, 0.5)
+    made = {}
+    for by_layer in ("false", "true"):
+        sets = [*LAX, f"evaluation.by_layer={by_layer}"]
+        out = tmp_path / by_layer
+        made[by_layer] = quantkit.convert(source, "bnb-nf4", out, text=ids, set=sets)["gate"]
+    assert made["true"]["perplexity"]["reference"] == made["false"]["perplexity"]["reference"]
+    scale(out, 0.55)
+    found = quantkit.check(out, source, text=ids, set=LAX)["gate"]
+    assert found["levels"]["reload"] == "failed"
+    assert "layer_scalar" in " ".join(found["failures"])
+
+
+def scale(folder: Path, by: float) -> None:
+    state = load_file(folder / "model.safetensors")
+    scalars = [name for name in state if name.endswith("layer_scalar")]
+    assert scalars
+    save_file(
+        state | {name: torch.full_like(state[name], by) for name in scalars},
+        folder / "model.safetensors", metadata={"format": "pt"},
+    )  # fmt: skip

@@ -87,6 +87,15 @@ def test_a_sound_folder_has_no_failure(made: tuple[Path, Path]) -> None:
         (setting("dynamic", {"(((": {"bits": 8}}), "dynamic"),
         (setting("dynamic", {"-:.*": {}}), "as it is stored"),
         (setting("checkpoint_format", [1]), "checkpoint_format"),
+        (setting("format", "gptq_v2"), "as checkpoint_format"),
+        (setting("bits", None), "bits"),
+        (setting("dynamic", {"+:.*": {"bits": "x"}}), "dynamic"),
+        (setting("dynamic", {"+:.*": {"group_size": 0}}), "dynamic"),
+        (setting("dynamic", {"+:(([a-z0-9._])+)+~": {}}), "dynamic"),
+        (setting("modules_in_block_to_quantize", [["attention.dense"]]), "not listed"),
+        (setting("modules_in_block_to_quantize", 3), "modules_in_block"),
+        (part("g_idx", lambda g: g.flip(0)), "desc_act"),
+        (part("qzeros", lambda q: q + 1), "sym"),
         (part("g_idx", lambda g: torch.full_like(g, -1)), "g_idx"),
         (part("g_idx", lambda g: g + 1), "g_idx"),
         (part("g_idx", lambda g: g.long()), "g_idx"),
@@ -103,6 +112,14 @@ def test_gptq(made: tuple[Path, Path], tmp_path: Path, change: Change, said: str
     assert found
     assert all(each.startswith("structure:") for each in found)
     assert said in found[0]
+
+
+def test_a_group_size_of_as_many_groups(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """48 makes as many groups of 64 columns as 32 does, and no kernel takes it."""
+    copy = changed(made[1], tmp_path / "copy", setting("group_size", 48))
+    beside = json.loads((copy / "quantize_config.json").read_text())
+    (copy / "quantize_config.json").write_text(json.dumps(beside | {"group_size": 48}))
+    assert "a divisor of 64" in failures(made[0], copy)[0]
 
 
 def test_quantize_config_says_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
