@@ -22,7 +22,7 @@ repository = "quantkit/demo"
 date = "2026-01-01"
 status = "withdrawn"
 reason = "an example: this registry of your own says so"
-stated_at = "this file"
+stated_at = "registry/withdrawn.toml"
 advice = "nothing to do, this is how a refusal looks"
 
 [[releases.files]]

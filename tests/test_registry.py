@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from quantkit import demonstration
 from quantkit.errors import UsageError
 from quantkit.registry import Entry, Registry, checksums
 from quantkit.releases import ListedFile, Release, parse_entry
+from quantkit.resources import demo_model
 from quantkit.types import FileDigest
 
 
@@ -305,3 +307,12 @@ def test_a_near_miss_names_the_file() -> None:
     claimed = Registry(tuple(known)).judge([A, B, other], ["own/x"])
     assert claimed.status == "mismatch"
     assert "tokenizer.json differs" in claimed.reason
+
+
+def test_the_demos_own_registry_withdraws_its_model(tmp_path: Path) -> None:
+    folder = demonstration._write_registry(tmp_path / "registry", demo_model())
+    known = checksums([folder])
+    release = next(
+        r for e in known.entries for r in e.releases if r.reason.startswith("an example")
+    )
+    assert release.status == "withdrawn"
