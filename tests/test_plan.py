@@ -412,3 +412,10 @@ def test_a_plan_cannot_be_altered(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         plan.dtype = "float32"
     assert replace(plan, dtype="float32").digest != plan.digest
+
+
+def test_widths_that_bitsandbytes_decodes_wrong_on_a_cpu(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    wide = quantkit.plan(source, "bnb-nf4", set=["method.block_size=128"]).warnings
+    assert any("decoder is wrong" in each for each in wide), "64 columns, blocks of 128"
+    assert not any("decoder is wrong" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
