@@ -76,15 +76,12 @@ def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -
 def _own(path: Path) -> bytes:
     """What this user has written there, in whatever folder it lies; nothing of anybody else's,
     and nothing out of a pipe, which might never end."""
-    with open(path, "rb", opener=_without_waiting) as file:
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(fd, "rb") as file:
         found = os.fstat(file.fileno())
         others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         ours = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not others)
         return file.read() if ours and stat.S_ISREG(found.st_mode) else b""
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _name(kind: str, depends_on: object) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.errors import QuantkitError, UnsupportedModelError, of_the_machine, on_one_line
+from quantkit.errors import UnsupportedModelError, on_one_line
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,9 @@ def same(a: Any, b: Any) -> bool:
     return True  # flags and configurations do not depend on the ids
 
 
-@contextmanager
-def explained(model: nn.Module) -> Iterator[None]:
-    """Whatever a model's own code raises, in words."""
-    try:
-        yield
-    except QuantkitError:
-        raise
-    except Exception as error:
-        if of_the_machine(error):
-            raise
-        name, said = type(model).__name__, on_one_line(error)
-        why = f"{name}: transformers' own code does not run on ids alone: {said}"
-        raise UnsupportedModelError(why) from error
+def does_not_run(model: nn.Module, error: Exception) -> UnsupportedModelError:
+    """What a model's own code raised, in words."""
+    name, said = type(model).__name__, on_one_line(error)
+    return UnsupportedModelError(
+        f"{name}: transformers' own code does not run on ids alone: {said}"
+    )

@@ -60,9 +60,8 @@ def _bnb_cautions(method: BnbMethod, quantized: Sequence[TensorPlan]) -> Iterato
             f"multiples of 32, columns of {block}); other CPUs and CUDA can"
         )
     # seen with bitsandbytes 0.50.2 alone, every multiple of 16 from 16 to 368
-    wrong = [
-        each for each in odd if each.shape and each.shape[1] % 16 == 0 != each.shape[1] % block
-    ]
+    widths = [(each, each.shape[1]) for each in odd if each.shape is not None]
+    wrong = [each for each, width in widths if width % 16 == 0 and width % block != 0]
     if wrong:
         yield (
             f"{len(wrong)} modules, first {wrong[0].source.name}: bitsandbytes' own CPU decoder is "

@@ -26,7 +26,8 @@ do next, on one line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from unicodedata import category
 
@@ -142,6 +143,19 @@ def out_of_memory(error: BaseException) -> bool:
 def of_the_machine(error: BaseException) -> bool:
     """Whether memory or the disk is what failed, and not a model's own code."""
     return isinstance(error, OSError) or out_of_memory(error)
+
+
+@contextmanager
+def explained(say: Callable[[Exception], QuantkitError]) -> Iterator[None]:
+    """What others' code raises inside, as ``say`` has it; our own errors and the machine's pass."""
+    try:
+        yield
+    except QuantkitError:
+        raise
+    except Exception as error:
+        if of_the_machine(error):
+            raise
+        raise say(error) from error
 
 
 def printable(text: str) -> str:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.activations import ROOM_BYTES, Activations, Nearby, Rooms
-from quantkit.calls import Call, explained, same
-from quantkit.errors import UnsupportedModelError
+from quantkit.calls import Call, does_not_run, same
+from quantkit.errors import UnsupportedModelError, explained
 from quantkit.heap import blocks_reused
 from quantkit.layer import Layer
 from quantkit.skeleton import layer_names
@@ -154,7 +154,7 @@ class Sweep:
         hidden = (self._states if states is None else states)[window].to(self._device)
         hidden = hidden.view(*shape, hidden.shape[-1])
         call = self._calls[shape][index]
-        with explained(self.model):
+        with explained(partial(does_not_run, self.model)):
             made = module(hidden, *call.args, **call.kwargs)
         output: Tensor = made[0] if isinstance(made, tuple | list) else made
         return output
@@ -198,7 +198,7 @@ class Sweep:
                 _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
 
     def _forward(self, window: int) -> Any:
-        with explained(self.model):
+        with explained(partial(does_not_run, self.model)):
             return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)
 
     def _ids(self, window: int) -> Tensor:

@@ -20,7 +20,7 @@ from quantkit.recipe import (
     SourceSection,
     TokenizerSection,
     load_recipe,
-)  # fmt: skip
+)
 from quantkit.resources import shipped_folder
 
 SECTIONS = {

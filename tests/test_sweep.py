@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from quantkit.calls import explained
-from quantkit.errors import UnsupportedModelError
+from quantkit.calls import does_not_run
+from quantkit.errors import UnsupportedModelError, explained
 from quantkit.skeleton import build_empty, layer_names
 from quantkit.sweep import Sweep
 
@@ -121,7 +122,8 @@ def test_a_model_that_tells_its_layers_the_ids_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_models_own_error_is_told_from_the_machines() -> None:
-    model, own = torch.nn.Linear(2, 2), "Linear: transformers' own code does not run"
+    model = partial(does_not_run, torch.nn.Linear(2, 2))
+    own = "Linear: transformers' own code does not run"
     with pytest.raises(UnsupportedModelError, match=own), explained(model):
         torch.empty(3).view(2)
     with pytest.raises(RuntimeError, match="can't allocate memory"), explained(model):

@@ -184,7 +184,7 @@ class Display:
         else:
             said = f"transformers {found['transformers']} cannot load it"
         self._table(f"{found['path']}: {found['status']}", [("", said)])
-        for line in found.get("first", ()) or found["failures"]:
+        for line in (*found.get("first", ()), *found["failures"]):
             print(f"  {printable(line)}")  # noqa: T201
 
     def recipes(self, recipes: Sequence[Recipe], whole: str | None) -> None:

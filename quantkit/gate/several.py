@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError, SourceError, UsageError, of_the_machine, on_one_line
+from quantkit.errors import SourceError, UsageError, explained, on_one_line
 from quantkit.evaluation import Material
 from quantkit.gate.accounting import READABLE, check_accounts
 from quantkit.gate.case import make_case
@@ -64,7 +63,7 @@ def measure_folders(
     total = len(case.windows)
     with (
         quiet_libraries(),
-        _explained(),
+        explained(_unopened),
         opened_field(original, saved, case.windows, device, whole=whole) as field,
     ):
         worst = _walk(field, saved)
@@ -106,20 +105,11 @@ def _refuse_incomparable(saved: Opened, original: Opened, source: Source) -> Non
         )
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """What a model's own code raises, in words."""
-    try:
-        yield
-    except QuantkitError:
-        raise
-    except Exception as error:
-        if of_the_machine(error):
-            raise
-        raise SourceError(
-            f"compare: the models cannot be opened and run: {on_one_line(error)}; 'quantkit check "
-            "DIR --against SOURCE' says which"
-        ) from error
+def _unopened(error: Exception) -> SourceError:
+    return SourceError(
+        f"compare: the models cannot be opened and run: {on_one_line(error)}; 'quantkit check "
+        "DIR --against SOURCE' says which"
+    )
 
 
 def _walk(field: Field, saved: Sequence[Any]) -> list[float]:

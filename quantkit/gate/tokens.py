@@ -174,12 +174,13 @@ def measures(report: FidelityReport) -> dict[str, Any]:
 
 
 def _failures(report: FidelityReport, allow_ties: bool) -> Iterator[Failure]:
-    first = str(report.first[0]) if report.first else ""
+    first = {each.kind: str(each) for each in reversed(report.first)}
     if report.different:
-        yield Failure("tokenizer", "texts with other ids", str(report.different), "0", first)
+        count = str(report.different)
+        yield Failure("tokenizer", "texts with other ids", count, "0", first.get("ids", ""))
     if report.decoded_otherwise:
         count = str(report.decoded_otherwise)
-        yield Failure("tokenizer", "texts decoded otherwise", count, "0", first)
+        yield Failure("tokenizer", "texts decoded otherwise", count, "0", first.get("decode", ""))
     if report.ties and not allow_ties:
         yield Failure("tokenizer", "ties", str(report.ties), "0", str(report.first_ties[0]))
 

@@ -606,6 +606,20 @@ def test_an_empty_text_checks_no_tokenizer(tmp_path: Path) -> None:
     )
 
 
+def test_other_weights_that_a_config_names(source: Path, out: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    changed = config | {"transformers_weights": "other.safetensors"}
+    (source / "config.json").write_text(json.dumps(changed))
+    assert "transformers_weights" in refused_unwritten(1, source, out)
+    assert "transformers_weights" in refused(1, "verify", source)
+
+
+def test_weights_that_are_integers(source: Path, out: Path) -> None:
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+    edit_weights(source, lambda state: state.update({name: state[name].int()}))
+    assert f"{name}: stored as int32, expected a float's" in refused_unwritten(1, source, out)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Converted
 
 import quantkit
@@ -56,6 +58,54 @@ def test_ids_of_the_sources_own_files_are_proven_by_the_level(pair: tuple[Path, 
     assert found["tokenizer"]["oracle"] == "the source's own files"
     assert found["tokenizer"]["ids_by"] == "transformers"
     assert "(transformers)" in found["perplexity"]["protocol"]
+
+
+def swap_two_rare_tokens(whole: dict[str, Any]) -> None:
+    vocab = whole["model"]["vocab"]
+    rare = [at for at, (piece, _) in enumerate(vocab) if len(piece) > 4][-2:]
+    vocab[rare[0]], vocab[rare[1]] = vocab[rare[1]], vocab[rare[0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (swap_two_rare_tokens, "tokens with another id"),
+        (lambda whole: whole.update(decoder={"type": "Fuse"}), "texts decoded otherwise"),
+    ],
+)
+def test_the_sources_own_tokens_keep_ids_and_text(
+    pair: tuple[Path, Path], change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    source, out = pair
+    without_sentencepiece(source, out)
+    whole = json.loads((out / "tokenizer.json").read_text())
+    change(whole)
+    (out / "tokenizer.json").write_text(json.dumps(whole))
+    assert said in " ".join(gate_of(out, source)["failures"])
+
+
+@pytest.mark.parametrize(
+    "added", [{"auto_map": {"AutoTokenizer": ["evil.Tok", None]}},
+              {"chat_template": "{{ ''.__class__.__mro__ }}"}],
+)  # fmt: skip
+def test_a_tokenizer_config_with_code_is_seen(
+    pair: tuple[Path, Path], added: dict[str, Any]
+) -> None:
+    source, out = pair
+    path = out / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | added))
+    found = gate_of(out, source)
+    assert found["levels"]["structure"] == "failed"
+    assert next(iter(added)) in " ".join(found["failures"])
+
+
+def test_the_librarys_table_is_known_whatever_torchs_default_is(pair: tuple[Path, Path]) -> None:
+    source, out = pair
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert gate_of(out, source)["levels"]["reload"] == "passed"
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_unproven_ids_are_not_measured_on(pair: tuple[Path, Path]) -> None:
