@@ -2,7 +2,9 @@
 
 Beyond the stated room they lie in an unnamed temporary file, read and written by
 position: the page cache may hold it, the process does not. Where a CUDA device computes,
-they lie on it, then in the host's page-locked memory, and in the file only after that.
+they lie on it, then in the host's page-locked memory, and in the file only after that. What
+goes to the host and comes back does so on a stream of its own, the next window's while this
+one is computed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -28,17 +31,27 @@ from quantkit.devices import free_memory
 ROOM_BYTES = 16 << 20
 
 #: The most that they take on a CUDA device, in bytes, where a quarter of what is free allows it.
-DEVICE_BYTES = 4 << 30
+DEVICE_BYTES = 11 << 29
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A copy on its way to the device, and what is recorded when it is there."""
+
+    made: Tensor
+    there: torch.cuda.Event
 
 
 class Nearby:
     """Memory for activations where a CUDA device computes: its own, then the host's.
 
-    A tensor that was given stays its owner's; what it takes is counted once.
+    A tensor that was given stays its owner's; what it takes is counted once. Copies run on one
+    stream in the order in which they are asked for, beside what is computed.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         free, _ = torch.cuda.mem_get_info(device)
         self._left = {
             "device": min(DEVICE_BYTES, free // 4),
@@ -55,6 +68,29 @@ class Nearby:
                     return torch.empty(*shape, dtype=dtype, device=self.device)
                 return torch.empty(*shape, dtype=dtype, pin_memory=True)
         return None
+
+    def send(self, hidden: Tensor, held: Tensor) -> None:
+        """Copy what was computed to where it is held, once it is computed."""
+        if held.is_cuda:
+            held.copy_(hidden)
+            return
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            held.copy_(hidden, non_blocking=True)
+        hidden.record_stream(self._copies)  # its memory is not another's until it is copied
+
+    def begin(self, held: Tensor) -> Coming:
+        """Begin to copy what the host holds."""
+        with torch.cuda.stream(self._copies):
+            made = held.to(self.device, non_blocking=True)
+        return Coming(made, self._copies.record_event())
+
+    def end(self, coming: Coming) -> Tensor:
+        """What was begun; what is computed from now on waits until it is there."""
+        now = torch.cuda.current_stream(self.device)
+        now.wait_event(coming.there)
+        coming.made.record_stream(now)
+        return coming.made
 
 
 class Activations:
@@ -78,6 +114,7 @@ class Activations:
         row = width * dtype.itemsize
         self._at = [row * before for before in accumulate(self._lengths, initial=0)]
         self._held: list[Tensor | None] = [None] * len(self._lengths)
+        self._coming: dict[int, Coming] = {}
         self._file: BinaryIO | None = None
         if nearby is None and self._at[-1] > room:
             self._file = self._open()
@@ -97,8 +134,7 @@ class Activations:
         """The window's hidden states, on the device or on the CPU; not to be written into."""
         held = self._held[window]
         if held is not None:
-            # what the host holds for a device is copied in that device's own order of work
-            return held if self._nearby is None else held.to(self._nearby.device, non_blocking=True)
+            return held if self._nearby is None else self._fetch(self._nearby, window, held)
         assert self._file is not None, "read before it was written"
         made = torch.empty(1, self._lengths[window], self._width, dtype=self._dtype)
         raw = made.view(torch.uint8).reshape(-1).numpy().data
@@ -106,7 +142,10 @@ class Activations:
         return made
 
     def __setitem__(self, window: int, hidden: Tensor) -> None:
-        if self._nearby is not None and self._put_near(self._nearby, window, hidden.detach()):
+        self._coming.pop(window, None)  # as it was
+        held = self._near(window)
+        if held is not None and self._nearby is not None:
+            self._nearby.send(hidden.detach().to(self._dtype).reshape(held.shape), held)
             return
         value = hidden.detach().to("cpu", self._dtype).reshape(1, -1, self._width)
         if self._file is None and self._nearby is None:
@@ -116,18 +155,36 @@ class Activations:
         raw = value.contiguous().view(torch.uint8).reshape(-1).numpy().data
         write_all(self._file.fileno(), raw, self._at[window])
 
-    def _put_near(self, nearby: Nearby, window: int, hidden: Tensor) -> bool:
-        if self._held[window] is None:
+    def worth_keeping(self, window: int) -> bool:
+        """Whether fetching is sooner done than computing again: not from a file to a device."""
+        return self._nearby is None or self._near(window) is not None
+
+    def _near(self, window: int) -> Tensor | None:
+        """Where a window lies near a device, if there is one and there is room."""
+        if self._nearby is not None and self._held[window] is None:
             shape = 1, self._lengths[window], self._width
-            self._held[window] = nearby.empty(shape, self._dtype)
+            self._held[window] = self._nearby.empty(shape, self._dtype)
+        return self._held[window]
+
+    def _fetch(self, nearby: Nearby, window: int, held: Tensor) -> Tensor:
+        """A window on the device; the next one that the host holds is begun."""
+        coming = self._begun(nearby, window)
+        later = range(window + 1, len(self._lengths))
+        following = next((at for at in later if self._held[at] is not None), window)
+        if following > window and (begun := self._begun(nearby, following)) is not None:
+            self._coming[following] = begun
+        return held if coming is None else nearby.end(coming)
+
+    def _begun(self, nearby: Nearby, window: int) -> Coming | None:
+        """The copy of a window that the host holds, begun now or before."""
         held = self._held[window]
-        if held is None:
-            return False
-        held.copy_(hidden.reshape(held.shape), non_blocking=True)
-        return True
+        if held is None or held.is_cuda:
+            return None
+        return self._coming.pop(window, None) or nearby.begin(held)
 
     def forget(self) -> None:
         """Let go of what is held in memory; what is near a device is kept for the next use."""
+        self._coming.clear()
         if self._nearby is None:
             self._held = [None] * len(self._lengths)
 

@@ -18,7 +18,12 @@ import numpy as np
 
 from quantkit.checkpoint.reading import same_values
 from quantkit.checkpoint.shards import ShardWriter, WriteQueue, flush, write_index
-from quantkit.checkpoint.stream import Segment, element_or_whole, stream_checkpoint
+from quantkit.checkpoint.stream import (
+    Segment,
+    element_or_whole,
+    stream_checkpoint,
+    stream_tensors,
+)
 from quantkit.companions import write_companions
 from quantkit.digests import digest_file
 from quantkit.elements import Array, count_nonfinite, row_major
@@ -74,13 +79,15 @@ def run(
     folder: Path,
     *,
     ready: Ready | None = None,
+    proven: Digested | None = None,
     device: str = "cpu",
     listener: Listener = silent,
 ) -> Converted:
     """Execute ``plan`` into ``folder``.
 
-    ``ready`` gives the quantized weights where a calibration has made them; the pass then
-    only digests what they came from.
+    ``ready`` gives the quantized weights where a calibration has made them; the pass then leaves
+    out what they came from. ``proven`` are the source's digests where they were taken already:
+    only what is streamed is then read, of files that have not changed since.
 
     Raises:
         CheckpointError: the source cannot be read to its end.
@@ -99,7 +106,9 @@ def run(
         made = plan.with_action("quantize") if ready is not None else ()
         streamed = [each for each in plan.tensors if each.action != "drop" and each not in made]
         worker = _Worker(streamed, form, device, queue, tally)
-        digested = _stream(source, registry, worker, tally, listener)
+        if proven is not None:
+            _stream_again(source, streamed, worker, tally, listener)
+        digested = proven or _stream(source, registry, worker, tally, listener)
         _check_ties(plan, source)
         for item in made:
             for each in ready(item) if ready is not None else ():
@@ -128,6 +137,26 @@ def _stream(
         unit=worker.unit,
         consume=worker,
         progress=tell,
+    )
+
+
+def _stream_again(
+    source: Source,
+    streamed: Sequence[TensorPlan],
+    worker: _Worker,
+    tally: _Tally,
+    listener: Listener,
+) -> None:
+    """Read what is converted here of files that were digested before."""
+    records = [each.source for each in streamed]
+    total = sum(each.nbytes for each in records)
+
+    def tell(count: int) -> None:
+        tally.read += count
+        listener(Event("convert", tally.read, total))
+
+    stream_tensors(
+        source.folder, source.checkpoint, records, unit=worker.unit, consume=worker, progress=tell
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from quantkit.clock import Clock
 from quantkit.conversion import Converted, digest_output, run, settle_output
 from quantkit.devices import count_threads
 from quantkit.digests import digest_file
-from quantkit.errors import GateError, SourceError
+from quantkit.errors import GateError
 from quantkit.formats import Gptq, format_of
 from quantkit.plans import Plan
 from quantkit.recipe import Recipe
@@ -120,15 +122,11 @@ def _convert(job: Job, why: str) -> Staged:
             job.registry,
             place.partial,
             ready=calibrated.writes if calibrated else None,
+            proven=calibrated.source if calibrated else None,
             device=job.device,
             listener=listener,
         )
         outputs = settle_output(place.partial, job.plan)
-    if calibrated and [each.sha256 for each in converted.source.files] != calibrated.source:
-        raise SourceError(
-            f"source {job.source.given}: its weights changed while they were being quantized; "
-            "see that nothing writes to them, and run again"
-        )
     note = {
         "state": "staged",
         "identity": job.identity,
@@ -150,10 +148,11 @@ def _calibrate(job: Job) -> Calibrated | None:
     form = format_of(job.recipe.method)
     if job.calibration is None or not isinstance(form, Gptq):
         return None
-    with job.clock.measure("verify"):
+    with ThreadPoolExecutor(1, "import") as side, job.clock.measure("verify"):
+        side.submit(import_module, "quantkit.layerwise")  # torch and transformers: seconds
         digests = digest_source(job.source, job.registry, job.listener)
         settle(job.source, digests, job.recipe, job.registry, job.policy)
-    from quantkit.layerwise import calibrate  # imports torch
+    from quantkit.layerwise import calibrate
 
     threads = count_threads()  # the order of sums, and so the bytes, depends on it
     with job.clock.measure("convert"):
@@ -164,7 +163,7 @@ def _calibrate(job: Job) -> Calibrated | None:
             job.calibration,
             job.place.partial / LAYERS,
             {**job.identity, "threads": threads},
-            [each.sha256 for each in digests.files],
+            digests,
             device=job.device,
             listener=job.listener,
         )

@@ -63,12 +63,13 @@ class Layer:
         """From now on compute once a window what modules give whose weights are ``final``.
 
         Where no module inside a parent is still ``changing``, that is what the parent gives:
-        an attention block is run once more, and then never. On a CUDA device all is computed
-        anew: that is sooner done than fetched.
+        an attention block is run once more, and then never. On a CUDA device nothing less is
+        kept: a single product is sooner done than fetched.
         """
-        if next(self.module.parameters()).device.type != "cpu":
-            return
+        there = next(self.module.parameters()).device.type != "cpu"
         for name in {_largest(name, changing) for name in final} - self._kept:
+            if there and name in final:
+                continue
             self._kept.add(name)
             self._keep(self.module.get_submodule(name))
 
@@ -85,8 +86,9 @@ class Layer:
             tensor, again = _taken_apart(made)
             if tensor is not None and self._fits(tensor):
                 states = states or self.room(tensor.shape[-1])
-                states[now.window] = tensor
-                kept[now.window] = again
+                if states.worth_keeping(now.window):
+                    states[now.window] = tensor
+                    kept[now.window] = again
             return made
 
         module.forward = forward

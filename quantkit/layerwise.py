@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from quantkit.errors import NonFiniteError
 from quantkit.finished import FinishedLayers
 from quantkit.formats import Gptq, Write
 from quantkit.heap import large_blocks_return
-from quantkit.kernels.gptq import Quantized, make_good, quantize
+from quantkit.kernels.gptq import make_good, quantize
 from quantkit.kernels.hessian import Factor, Order, factorize
 from quantkit.layer import Layer
 from quantkit.methods import GptqMethod
-from quantkit.modulewise import ModuleReport, notes
+from quantkit.modulewise import ModuleReport, report_of
 from quantkit.observing import (
     FEEDBACK_EVERY,
     Shared,
@@ -47,18 +46,22 @@ from quantkit.plans import Plan, TensorPlan
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
 from quantkit.sweep import Load, Sweep
-from quantkit.types import Event, Listener
+from quantkit.types import Digested, Event, Listener
+
+#: Columns of a model's widest weight from which a CUDA device multiplies as TF32. Narrower ones
+#: are sooner done than their kernels are launched, and rounding's share of a sum is larger there.
+TENSOR_CORES_FROM = 4096
 
 
 @dataclass(frozen=True)
 class Calibrated:
     """Where the quantized weights lie, and how each module came out.
 
-    ``source`` are the SHA-256 of the weight files that they were made from.
+    ``source`` are the digests of what they were made from.
     """
 
     modules: tuple[ModuleReport, ...]
-    source: list[str]
+    source: Digested
     _layers: FinishedLayers
     _home: Mapping[str, int]
 
@@ -76,26 +79,26 @@ def calibrate(
     calibration: Calibration,
     folder: Path,
     identity: Mapping[str, Any],
-    digests: list[str],
+    digests: Digested,
     *,
     device: str,
     listener: Listener,
 ) -> Calibrated:
     """Quantize every weight that ``plan`` says, into ``folder``.
 
-    ``identity`` is all that the result depends on beside the source, whose weight files have
-    the SHA-256 ``digests``; layers that ``folder`` holds from an earlier run of the same are
-    taken up.
+    ``identity`` is all that the result depends on beside the source, whose ``digests`` these
+    are; layers that ``folder`` holds from an earlier run of the same are taken up.
     """
     model = build_empty(parse_config(source.folder, source.config), "float32", with_buffers=True)
-    layers = FinishedLayers(folder, {**identity, "source": digests})
+    files = [each.sha256 for each in digests.files]
+    layers = FinishedLayers(folder, {**identity, "source": files})
     home: dict[str, int] = {}
     reports: list[ModuleReport] = []
     resumed = 0
     load, windows = _loader(plan, source, model), side_by_side(calibration.windows)
     feedback = form.method.error_feedback > 0
     sweep = Sweep(model, load, windows, folder, device=device, to_logits=False)
-    with large_blocks_return(), tensor_cores(allowed=device == "cuda"), sweep:
+    with large_blocks_return(), tensor_cores(allowed=_on_tensor_cores(plan, device)), sweep:
         some = range(0, len(windows), FEEDBACK_EVERY)
         states = sweep.copy_states(some) if feedback else None
         for layer in sweep.layers():
@@ -117,6 +120,12 @@ def calibrate(
             reports += found
             del layer  # before the next is built
     return Calibrated(tuple(reports), digests, layers, home)
+
+
+def _on_tensor_cores(plan: Plan, device: str) -> bool:
+    """Whether a model is so wide that TF32 is worth what it loses."""
+    widest = max(each.shape[1] for each in plan.with_action("quantize") if each.shape is not None)
+    return device == "cuda" and widest >= TENSOR_CORES_FROM
 
 
 def _counter(
@@ -192,7 +201,7 @@ def _rounded(
         made = quantize(weight, factor, grid, moved)
         del moved
         decoded = made.dequantized()
-        report = _report(layer, name, item, form, made, decoded, factor, shared.tokens)
+        report = report_of(weight, item, form, made, decoded, factor, shared.tokens)
         weight.copy_(decoded)
         yield name, report, [*form.stored(item.source.name, made)]
 
@@ -270,30 +279,3 @@ def _take_up(
 ) -> None:
     for name, item in items.items():
         layer.weight(name).copy_(form.restored(item.source.name, tensors).dequantized())
-
-
-def _report(
-    layer: Layer,
-    name: str,
-    item: TensorPlan,
-    form: Gptq,
-    made: Quantized,
-    decoded: Tensor,
-    factor: Factor,
-    tokens: int,
-) -> ModuleReport:
-    weight = layer.weight(name)
-    noise = float((weight - decoded).norm().square())
-    signal = float(weight.norm().square())
-    grid = form.grid(item.source.name, weight.shape[1])
-    return ModuleReport(
-        module=item.source.name.removesuffix(".weight"),
-        bits=grid.bits,
-        group_size=grid.group_size,
-        loss=made.loss / max(1, tokens * weight.shape[0]),
-        snr_db=10 * log10(signal / noise) if signal and noise else None,
-        tokens=tokens,
-        damp_percent=factor.damp_percent,
-        dead=factor.dead,
-        note="; ".join(notes(factor, tokens, weight.shape[1], form.method)),
-    )

@@ -188,6 +188,36 @@ def stream_checkpoint(
     return Digested(tuple(files), fingerprint(tensors))
 
 
+def stream_tensors(
+    folder: Path,
+    index: CheckpointIndex,
+    records: Iterable[TensorRecord],
+    *,
+    unit: Unit,
+    consume: Consumer,
+    progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Read some tensors of files that were digested before, for the consumer alone.
+
+    Raises:
+        CheckpointError: a file is not as it was when its header was read, or cannot be read.
+        Whatever ``consume`` raises.
+    """
+    wanted = sorted(records, key=lambda each: each.offset)
+    for name in index.files:
+        path, own = folder / name, [each for each in wanted if each.file == name]
+        with open_weights(path) as file:
+            stamp = index.stamps.get(name) or stamp_of(file.fileno())
+            _check_unchanged(stamp, file.fileno(), path)
+            for record in own:
+                for segment in _pieces(record, unit(record), hashed=False):
+                    view = memoryview(bytearray(segment.length))
+                    read_range(file.fileno(), segment.offset, view, str(path))
+                    consume(segment, view)
+                    progress(segment.length)
+            _check_unchanged(stamp, file.fileno(), path)
+
+
 def _land(flight: deque[tuple[bytearray, int, list[Future[None]]]], pool: _Buffers) -> int:
     """Wait for the oldest segment, give its buffer back, and return its length."""
     buffer, length, waits = flight.popleft()
