@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--model", choices=SIZES, default="3.6B")
     parser.add_argument(
-        "--layers", type=int, default=4, help="measured for GPTQ; the rest computed"
+        "--layers", type=int, default=6, help="measured for GPTQ; the rest computed"
     )
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
     parser.add_argument("--length", type=int, default=2048, help="tokens of one of them")

@@ -23,8 +23,8 @@ from gpu_bits import Row
 #: What a step may take of the budget at most, in seconds.
 LONGEST = 240
 
-#: GPTQModel is run with so many layers, and with so many, after a run that compiles what it needs.
-PEER_LAYERS = 1, 4
+#: GPTQ is run with so many layers, after a run that compiles what is needed; and with ``--layers``.
+FEW = 1
 
 
 def nf4(args: argparse.Namespace) -> list[Row]:
@@ -96,46 +96,64 @@ def copy_seconds(args: argparse.Namespace, size: int) -> float:
 
 
 def gptq(args: argparse.Namespace) -> list[Row]:
+    """Both sides with few layers and with more, of which a whole model's time is computed."""
     asked = for_scale(args)
-    record = scale_parts.gptq(asked)[0]
+    ids = sources.write_ids(asked, asked.samples, asked.length)
+    out = args.work / "scale-out"
+    scale_parts.compile_kernels(asked)
+    runs, notes = [], {}
+    for layers in (FEW, asked.layers):
+        words = sources.truncated(asked, layers), out, ids, asked.length, asked.samples
+        run, notes = scale_parts.child("gptq", out, *words, asked.device)
+        runs.append(run)
+    ours = whole(asked, *(run.seconds for run in runs))
     return [
         (
             "gptq-4bit-g128, whole process",
-            f"{record.seconds:.0f} s",
-            f"{record.how}; {peer_row(args, record.seconds)}",
+            f"{ours:.0f} s",
+            f"{said(asked, *(run.seconds for run in runs))}; {asked.samples} x {asked.length} "
+            f"tokens, `--no-gate`; {peer_row(args, ids, ours)}",
             "half of GPTQModel's",
         ),
         (
             "gptq-4bit-g128, device memory",
-            f"{record.device_peak / 1e9:.2f} GB",
-            f"host {record.peak / 1e6:.0f} MB",
+            f"{notes['device_peak'] / 1e9:.2f} GB",
+            f"host {runs[-1].peak / 1e6:.0f} MB",
             "under 8 GB",
         ),
     ]
 
 
-def peer_row(args: argparse.Namespace, ours: float) -> str:
-    """GPTQModel on the same ids, if it is installed here: two sizes, the rest computed."""
+def peer_row(args: argparse.Namespace, ids: Path, ours: float) -> str:
+    """GPTQModel on the same ids, if it is installed here."""
     try:
         named = f"GPTQModel {version('gptqmodel')}"
     except PackageNotFoundError:
         return "GPTQModel is not installed here"
-    asked = for_scale(args)
-    ids = sources.write_ids(asked, asked.samples, asked.length)
-    few, many = PEER_LAYERS
-    took = []
-    for layers in (few, few, many):
+    asked, took = for_scale(args), []
+    for layers in (FEW, FEW, asked.layers):
         out = args.work / "gpu-peer"
         made = bnb.attempt(peer_words(args, layers, ids, out), out, limit=LONGEST)
         if isinstance(made, str):
             return f"{named}: {' '.join(made.split())[-300:]}"
         took.append(made.seconds)
-    first, short, long = took
-    whole = long + (sources.total_layers(asked) - many) * (long - short) / (many - few)
+    first, *rest = took
+    theirs = whole(asked, *rest)
     return (
-        f"{named}: {short:.0f} and {long:.0f} s with {few} and {many} layers (first run "
-        f"{first:.0f} s), so {whole:.0f} s with all: {whole / ours:.2f} x faster"
+        f"{named}: {theirs:.0f} s ({said(asked, *rest)}; first run {first:.0f} s): "
+        f"{theirs / ours:.2f} x faster"
     )
+
+
+def whole(asked: argparse.Namespace, short: float, long: float) -> float:
+    """What all layers take, of what ``FEW`` and ``asked.layers`` do."""
+    each = (long - short) / max(1, asked.layers - FEW)
+    return long + (sources.total_layers(asked) - asked.layers) * each
+
+
+def said(asked: argparse.Namespace, short: float, long: float) -> str:
+    total = sources.total_layers(asked)
+    return f"{short:.1f} and {long:.1f} s with {FEW} and {asked.layers} of {total} layers"
 
 
 def peer_words(args: argparse.Namespace, layers: int, ids: Path, out: Path) -> list[str]:

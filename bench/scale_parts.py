@@ -28,13 +28,12 @@ def gptq(args: argparse.Namespace) -> list[Record]:
     layers = min(args.layers or 2, total_layers(args))
     assert layers > 1, "a layer's time is that between two layers' beginnings"
     source, out = truncated(args, layers), args.work / "scale-out"
-    if args.device == "cpu":
-        compile_kernels(args)
+    compile_kernels(args)
     ids = write_ids(args, args.samples, args.length)
     run, notes = child("gptq", out, source, out, ids, args.length, args.samples, args.device)
     one = statistics.mean(notes["layers"][1:] or notes["layers"])  # all is new to the first
     bytes_here, bytes_all = weight_bytes(source), whole_bytes(args)
-    reading = 2 * notes["verify"] * (bytes_all / bytes_here - 1)
+    reading = notes["verify"] * (bytes_all / bytes_here - 1)
     missing = total_layers(args) - layers
     output = notes["output_bytes"] + missing * notes["layer_bytes"]
     shutil.rmtree(out)

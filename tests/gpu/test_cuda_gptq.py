@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit import activations, convert
+from quantkit import activations, convert, layerwise
 from quantkit.activations import Activations, Nearby
 from quantkit.kernels import rounding
 from quantkit.kernels.grid import Grid
 from quantkit.kernels.rounding import Block
 from quantkit.resources import demo_model
+from quantkit.types import Event, Listener, silent
+
+#: Two bits are no use, but stored and decoded all the same.
+LAX = [
+    "gate.max_weight_error=1.0",
+    "gate.max_perplexity_ratio=1e9",
+    "gate.max_kl_mean=1e9",
+    "gate.min_top1_agreement=0.0",
+]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,9 +89,10 @@ def test_activations_come_back_wherever_they_lie(
     lengths = [3, 7, 5, 9, 4, 2]
     wanted = [torch.randn(1, each, 64) for each in lengths]
     with Activations(lengths, 64, torch.float32, tmp_path, nearby=near) as states:
-        for _ in range(2):  # written over, too
+        for turn in range(3):  # written over, too, and what was begun of it thrown away
             for at, each in enumerate(wanted):
-                states[at] = each.cuda()
+                states[at] = each.cuda() if turn == 2 else torch.randn_like(each).cuda()
+                states[max(0, at - 1)]
         assert all(torch.equal(states[at].cpu(), each) for at, each in enumerate(wanted))
         assert states.spilled == (device + host < 4 * 64 * sum(lengths))
 
@@ -96,8 +106,9 @@ def test_activations_come_back_wherever_they_lie(
         ["method.static_groups=true", "method.error_feedback=0.0"],
         ["method.bits=3", "method.group_size=32", "gate.max_weight_error=0.3"],
         ["method.group_size=-1", "method.bits=8"],
+        ["method.bits=2", "method.group_size=16", *LAX],
     ],
-    ids=lambda changes: " ".join(changes) or "as it is",
+    ids=lambda changes: " ".join(changes[:2]) or "as it is",
 )
 def test_the_gate_passes_on_cuda(tmp_path: Path, changes: list[str]) -> None:
     manifest = convert(
@@ -107,3 +118,47 @@ def test_the_gate_passes_on_cuda(tmp_path: Path, changes: list[str]) -> None:
     )  # fmt: skip
     assert manifest["gate"]["status"] == "passed"
     assert manifest["conversion"]["device"] == "cuda"
+
+
+def small(out: Path, listener: Listener = silent) -> bytes:
+    convert(
+        demo_model(), "gptq-4bit-g128", out, device="cuda", no_gate=True, overwrite=True,
+        set=["method.group_size=64", "calibration.samples=16", "calibration.length=256"],
+        listener=listener,
+    )  # fmt: skip
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("host", [1 << 40, 600_000, 0])
+def test_where_activations_lie_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int
+) -> None:
+    plain = small(tmp_path / "plain")
+    monkeypatch.setattr(activations, "DEVICE_BYTES", 0)
+    monkeypatch.setattr(activations, "free_memory", lambda: 4 * host)
+    assert small(tmp_path / "out") == plain
+
+
+def test_on_tensor_cores_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "TENSOR_CORES_FROM", 0)
+    manifest = convert(
+        demo_model(), "gptq-4bit-g128", tmp_path / "out", device="cuda",
+        text=demo_model() / "heldout.txt", set=["method.group_size=64"],
+    )  # fmt: skip
+    assert manifest["gate"]["status"] == "passed"
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+    plain = small(tmp_path / "plain")
+    seen = []
+
+    def stop(event: Event) -> None:
+        seen.append(event)
+        if event.stage == "calibrate" and event.done > event.total * 0.7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small(tmp_path / "out", stop)
+    seen.clear()
+    assert small(tmp_path / "out", seen.append) == plain
+    assert any(each.stage == "resume" for each in seen)
