@@ -98,9 +98,9 @@ def copy_seconds(args: argparse.Namespace, size: int) -> float:
 def gptq(args: argparse.Namespace) -> list[Row]:
     """Both sides with few layers and with more, of which a whole model's time is computed."""
     asked = for_scale(args)
-    ids = sources.write_ids(asked, asked.samples, asked.length)
     out = args.work / "scale-out"
     scale_parts.compile_kernels(asked)
+    ids = sources.write_ids(asked, asked.samples, asked.length)
     runs, notes = [], {}
     for layers in (FEW, asked.layers):
         words = sources.truncated(asked, layers), out, ids, asked.length, asked.samples

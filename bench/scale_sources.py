@@ -73,6 +73,6 @@ def whole_bytes(args: argparse.Namespace) -> int:
 def write_ids(args: argparse.Namespace, windows: int, length: int) -> Path:
     draw, vocabulary = random.Random(0), SIZES[args.model]["vocab_size"]
     ids = [[draw.randrange(vocabulary) for _ in range(length)] for _ in range(windows)]
-    path = Path(args.work) / "scale-ids.json"
+    path = Path(args.work) / f"scale-ids-{args.model}-{windows}x{length}.json"
     path.write_text(json.dumps(ids))
     return path
