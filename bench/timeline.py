@@ -59,7 +59,7 @@ FUNCTIONS = {
         ("keep and fetch activations", "activations", "Activations.__setitem__"),
         ("keep and fetch activations", "activations", "Activations.__getitem__"),
         ("build a layer", "sweep", "Sweep._build"),
-        ("report", "layerwise", "_report"),
+        ("report", "layerwise", "report_of"),
         ("build the model, enter it", "sweep", "Sweep.__enter__"),
         ("Hessians", "observing", "accumulate"),
         ("factors", "layerwise", "factorize"),

@@ -22,13 +22,15 @@ from transformers.pytorch_utils import Conv1D
 
 import quantkit
 from quantkit import observing
-from quantkit.errors import NonFiniteError
+from quantkit.digests import StreamDigest, digest_file
+from quantkit.errors import CheckpointError, NonFiniteError
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import quantize
 from quantkit.kernels.grid import Grid
 from quantkit.kernels.hessian import factorize
 from quantkit.observing import FEEDBACK_EVERY
 from quantkit.report import make_plots, render_report
+from quantkit.types import Event
 
 IDS = [[random.Random(at).randrange(96) for _ in range(32)] for at in range(12)]
 
@@ -273,6 +275,42 @@ def test_a_rerun_takes_up_finished_layers(tmp_path: Path, ids: Path) -> None:
     quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", listener=said.append, **options)
     assert any("1 layers are finished" in event.message for event in said)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_source_that_is_written_to_meanwhile_is_refused(tmp_path: Path, ids: Path) -> None:
+    """It is digested once, before its layers are read: the files must be the same to the end."""
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
+    weights = source / "model.safetensors"
+
+    def write(event: Event) -> None:
+        if event.stage == "calibrate" and event.done == len(IDS) + TOGETHER:
+            then = weights.stat()
+            with weights.open("r+b") as file:
+                file.seek(-4, os.SEEK_END)
+                file.write(b"\x01")
+            os.utime(weights, ns=(then.st_atime_ns, then.st_mtime_ns))
+
+    options = {"calibration": ids, "no_gate": True, "set": SMALL}
+    with pytest.raises(CheckpointError, match="it was changed, or replaced"):
+        quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", listener=write, **options)
+    assert not (tmp_path / "out").exists()
+    quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
+    convert(source, tmp_path / "whole", ids)  # no layer of the other source was taken up
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_the_source_is_digested_once(
+    tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
+    fed = []
+    feed = StreamDigest.feed
+    monkeypatch.setattr(
+        StreamDigest, "feed", lambda self, data: fed.append(len(data)) or feed(self, data)
+    )
+    made = convert(source, tmp_path / "out", ids)
+    assert sum(fed) == (source / "model.safetensors").stat().st_size
+    assert made["source"]["files"][0]["sha256"] == digest_file(source / "model.safetensors").sha256
 
 
 def files(folder: Path) -> dict[str, bytes]:

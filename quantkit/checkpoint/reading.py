@@ -31,12 +31,16 @@ _PIECE = 2 << 20
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells a file from the one that was there before: its identity, size and last write."""
+    """What tells a file from the one that was there before: its identity, size and last write.
+
+    ``changed_ns`` is the system's own time of the last change, which no program can set back.
+    """
 
     device: int
     inode: int
     nbytes: int
     written_ns: int
+    changed_ns: int
 
 
 def stamp_of(file: int | Path) -> Stamp:
@@ -46,7 +50,8 @@ def stamp_of(file: int | Path) -> Stamp:
         OSError: there is nothing.
     """
     found = os.fstat(file) if isinstance(file, int) else file.stat()
-    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    identity = found.st_dev, found.st_ino, found.st_size
+    return Stamp(*identity, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def leads_out(path: Path) -> bool:
