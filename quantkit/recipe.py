@@ -161,6 +161,16 @@ def recipes() -> tuple[Recipe, ...]:
     return tuple(load_recipe(path) for path in sorted(shipped_folder("recipes").glob("*.toml")))
 
 
+def recipe_text(name_or_path: str | Path) -> str:
+    """A recipe's file, comments and all: a beginning for one's own.
+
+    Raises:
+        RecipeError: as :func:`load_recipe`.
+    """
+    load_recipe(name_or_path)
+    return _find(name_or_path).read_text(encoding="utf-8")
+
+
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or any ``.toml`` file.
 

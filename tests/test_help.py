@@ -14,6 +14,7 @@ import pytest
 from commanding import command, refused, succeeded
 
 import quantkit
+from quantkit.resources import shipped_folder
 
 VERBS = ("convert", "plan", "verify", "check-tokenizer", "recipes", "checksums", "demo", "eval")
 HEAVY = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "pydantic", "huggingface_hub")
@@ -64,7 +65,8 @@ def test_the_version() -> None:
 def test_lists() -> None:
     assert "bnb-nf4-double" in succeeded("recipes")
     assert "rinna/bilingual-gpt-neox-4b-instruction-sft" in succeeded("checksums")
-    assert '"block_size": 64' in succeeded("recipes", "bnb-nf4")
+    shown = succeeded("recipes", "bnb-nf4")
+    assert shown == (shipped_folder("recipes") / "bnb-nf4.toml").read_text(encoding="utf-8")
     assert "edf190a323c0ae63f71476700fb0b462" in succeeded(
         "checksums", "rinna/bilingual-gpt-neox-4b-instruction-sft"
     )

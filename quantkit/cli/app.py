@@ -31,6 +31,7 @@ from quantkit.cli.publication import publish
 from quantkit.cli.rows import checked_json, converted_json
 from quantkit.cli.session import session
 from quantkit.errors import GateError, QuantkitError
+from quantkit.recipe import recipe_text
 
 app = typer.Typer(
     name="quantkit",
@@ -249,9 +250,10 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes that are built in, or show one."""
+    """List the recipes that are built in, or print one's file: a beginning for your own."""
     with session(as_json=as_json) as display:
-        display.recipes([quantkit.load_recipe(name)] if name else quantkit.recipes(), whole=name)
+        chosen = [quantkit.load_recipe(name)] if name else quantkit.recipes()
+        display.recipes(chosen, recipe_text(name) if name else "")
 
 
 @app.command()

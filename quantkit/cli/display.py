@@ -187,11 +187,11 @@ class Display:
         for line in (*found.get("first", ()), *found["failures"]):
             print(f"  {printable(line)}")  # noqa: T201
 
-    def recipes(self, recipes: Sequence[Recipe], whole: str | None) -> None:
+    def recipes(self, recipes: Sequence[Recipe], text: str) -> None:
         if self._as_json:
             self._json({"recipes": [each.model_dump(mode="json") for each in recipes]})
-        elif whole:
-            self._json(recipes[0].model_dump(mode="json"))
+        elif text:
+            print(text, end="")  # noqa: T201
         else:
             self._table("recipes", [(each.name, each.summary) for each in recipes])
 
