@@ -30,7 +30,9 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return True  # flags and configurations do not depend on the ids
+    if isinstance(a, bool | int | float | str) or a is None or b is None:
+        return type(a) is type(b) and bool(a == b)
+    return type(a) is type(b)  # configurations and caches do not depend on the ids
 
 
 def does_not_run(model: nn.Module, error: Exception) -> UnsupportedModelError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,7 @@ def demo(out: str | Path = "demo-output", *, listener: Listener = silent) -> dic
 
 
 def _write_registry(folder: Path, model: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     digest = digest_file(model / "pytorch_model.bin").sha256
     (folder / "withdrawn.toml").write_text(_WITHDRAWN.format(sha256=digest), encoding="utf-8")
     return folder

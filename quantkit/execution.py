@@ -112,7 +112,8 @@ def _convert(job: Job, why: str) -> Staged:
     if {path.name for path in place.partial.iterdir()} - {NOTE, LAYERS}:
         listener(Event("resume", message=f"{place.partial}: {why}; starting over"))
         empty(place)
-    check_room(place, job.plan.output_bytes)
+        write_note(place, {"state": "running"})  # the old one spoke of files that are gone
+    check_room(place, job.plan.output_bytes + _layer_bytes(job))
     calibrated = _calibrate(job)
     with job.clock.measure("convert"):
         converted = run(
@@ -141,6 +142,14 @@ def _convert(job: Job, why: str) -> Staged:
     }
     write_note(place, note)
     return Staged(converted, outputs, note)
+
+
+def _layer_bytes(job: Job) -> int:
+    """What a calibration's layers take beside the output, until it is whole."""
+    if job.calibration is None:
+        return 0
+    made = job.plan.with_action("quantize")
+    return sum(output.nbytes for each in made for output in each.outputs)
 
 
 def _calibrate(job: Job) -> Calibrated | None:

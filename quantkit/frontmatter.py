@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
+
+from quantkit.errors import on_one_line
 
 _FRONT = re.compile(r"\A\s*---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -49,8 +52,8 @@ def _load(text: str) -> dict[str, Any]:
         raise ValueError("too long, or with anchors")  # a few lines of anchors make gigabytes
     try:
         value = yaml.load(text, _strict_loader())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"not YAML: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of its own, and whatever its tags' makers raise
+        raise ValueError(f"not YAML: {on_one_line(error)[:200]}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -68,9 +71,9 @@ def _strict_loader() -> Any:
     class Strict(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = {str(key) for key in keys if keys.count(key) > 1}
+            twice = [key for key, count in Counter(map(str, keys)).items() if count > 1]
             if twice:
-                raise yaml.YAMLError(f"the key {sorted(twice)[0]!r} stands twice")
+                raise yaml.YAMLError(f"the key {twice[0]!r} stands twice")
             return super().construct_mapping(node, deep)
 
     return Strict

@@ -38,15 +38,15 @@ def write_report(
 ) -> list[str]:
     """Write ``folder/report``; the names of its files, relative to ``folder``.
 
-    ``more`` are further files, by name. Files of an earlier report are replaced or removed.
+    ``more`` are further files, by name. Of what lies there, plots of an earlier report go.
     """
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     plots = make_plots(manifest)
     page = render_report(manifest, plots)
     files = {PAGE: page.encode("utf-8"), **plots, **(more or {})}
-    for stale in {path.name for path in place.iterdir()} - files.keys():
-        (place / stale).unlink()
+    for stale in CAPTIONS.keys() - files.keys():
+        (place / stale).unlink(missing_ok=True)
     for name, data in files.items():
         (place / name).write_bytes(data)
     return [f"{FOLDER}/{name}" for name in files]

@@ -14,14 +14,15 @@ from urllib.parse import quote
 SITE = "https://huggingface.co"
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-# Every repeat below has an end: a hostile card must not keep a reader busy.
-_INLINE_CODE = re.compile(r"(?<!`)(`{1,50})(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)")
+# Every repeat below has an end, and no text has two ways to match: a card, hostile or only long,
+# must not keep a reader busy.
+_INLINE_CODE = re.compile(r"(?<!`)(`{1,50})(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
 _TARGET = (
     r"(?:<(?P<angled>[^<>\n]{0,2000})>"
     r"|(?P<target>[^\s()<>]{0,2000}(?:\([^\s()]{0,500}\)[^\s()<>]{0,500}){0,5}))"
 )
 _LINK = re.compile(
-    r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]{0,500}\](?:\([^()]{0,500}\))?){0,1000})\]"
+    r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]{0,500}\](?:\([^()]{0,500}\))?+){0,1000}+)\]"
     rf"\(\s{{0,20}}{_TARGET}(?P<title>\s{{1,20}}(?:\"[^\"]{{0,500}}\"|'[^']{{0,500}}'))?\s{{0,20}}\)"
 )
 _REFERENCE = re.compile(r"(?m)^( {0,3}\[[^\]\n]{1,200}\]:[ \t]{0,20})(\S{1,2000})")
@@ -29,8 +30,13 @@ _ATTRIBUTE = re.compile(
     r"(?i)(<(img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})([\"'])"
     r"([^\"'<>]{0,2000})\3"
 )
-_FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
+#: What follows a ``<`` that hides, up to its end or the page's, whatever stands behind it.
+_SWALLOWS = (
+    r"[!?]|/?(?:script|style|textarea|title|xmp|iframe|noembed|noframes|noscript|plaintext|"
+    r"template|pre|math|svg|select)\b"
+)
 _DETAILS = re.compile(r"(?i)<(/?)details\b")
+_HTML_LINE = re.compile(r"(?m)^ {0,3}<[a-zA-Z/!?]")
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 _HARMLESS = ("http:", "https:", "mailto:", "//")
 
@@ -38,14 +44,15 @@ _HARMLESS = ("http:", "https:", "mailto:", "//")
 def folded(body: str, repo_id: str | None, revision: str | None) -> str:
     """``body`` with its links resolved, its code blocks closed, and no way out of a fold."""
     resolve = _resolver(repo_id, revision)
-    unbalanced = not _nests(body)
+    ours = "" if _nests(body) else "|/?(?:details|summary)\\b"
+    escaped = re.compile(rf"(?i)<(?={_SWALLOWS}{ours})")
+    found = list(_pieces(body))
+    # inside HTML what looks like code is none: then it is escaped there too
+    html = any(_HTML_LINE.search(text) for text, is_code in found if not is_code)
     pieces = []
-    for text, is_code in _pieces(body):
-        if is_code:
-            pieces.append(text)
-            continue
-        piece = _resolve_links(text, resolve)
-        pieces.append(_FOLD_TAG.sub("&lt;", piece) if unbalanced else piece)
+    for text, is_code in found:
+        piece = text if is_code else _resolve_links(_without_comments(text), resolve)
+        pieces.append(piece if is_code and not (ours or html) else escaped.sub("&lt;", piece))
     return "".join(pieces).strip()
 
 
@@ -53,18 +60,29 @@ def _nests(body: str) -> bool:
     """Whether its own folds open before they close, and all close: else they would end ours."""
     depth = 0
     for text, is_code in _pieces(body):
-        for each in () if is_code else _DETAILS.finditer(text):
+        for each in _DETAILS.finditer(text):
             depth += -1 if each[1] else 1
-            if depth < 0:
+            if is_code or depth < 0:
                 return False
     return depth == 0
+
+
+def _without_comments(text: str) -> str:
+    """HTML's comments show nothing, and one that nobody closed would hide what follows."""
+    kept, rest = "", text
+    while "-->" in rest and (found := rest.find("<!--")) >= 0:
+        end = rest.find("-->", found)
+        if end < 0:
+            break
+        kept, rest = kept + rest[:found], rest[end + 3 :]
+    return kept + rest
 
 
 def _pieces(body: str) -> Iterator[tuple[str, bool]]:
     """``(text, whether it is code)``; a fence that nobody closed is closed."""
     held: list[str] = []
     fence = ""
-    for line in body.splitlines(keepends=True):
+    for line in re.findall(r"[^\n]*\n|[^\n]+", body):
         found = _FENCE.match(line)
         if not fence and found:
             yield from _inline("".join(held))

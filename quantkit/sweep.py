@@ -85,8 +85,7 @@ class Sweep:
         self._load, self._device, self._dtype = load, torch.device(device), dtype
         self._names = layer_names(model)
         self._calls: dict[torch.Size, list[Call]] = {}
-        self._returns_tuple = False
-        self._scratch, self._room = scratch, room
+        self._returns_tuple, self._scratch, self._room = False, scratch, room
 
     @property
     def names(self) -> Sequence[str]:
@@ -167,7 +166,7 @@ class Sweep:
             return self._states[window].to(self._device) if index == last else hidden
 
         with torch.inference_mode(), self._standing_in(stand_in):
-            logits: Tensor = self._forward(window).logits[0]
+            logits: Tensor = self._forward(self._ids(window)).logits[0]
             return logits
 
     # the shell: all but the layers
@@ -197,42 +196,43 @@ class Sweep:
                 empty = nn.Parameter(value.to("meta"), requires_grad=False)
                 _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
 
-    def _forward(self, window: int) -> Any:
+    def _forward(self, ids: Tensor) -> Any:
         with explained(partial(does_not_run, self.model)):
-            return self.model(input_ids=self._ids(window).to(self._device), use_cache=False)
+            return self.model(input_ids=ids.to(self._device), use_cache=False)
 
     def _ids(self, window: int) -> Tensor:
         ids = torch.tensor(self.windows[window])
         return ids.view(-1, ids.shape[-1])
 
     def _enter_window(self, window: int) -> Tensor:
-        """The first layer's input; how the layers are called, where that is not known yet.
-
-        The second window is followed through all layers too, to see that they are called
-        in the same way.
-        """
-        shape = self._shapes[window]
-        known = self._calls.get(shape)
-        try:
-            first, calls = self._follow(window, whole=known is None or window == 1)
-        except _WantsTuple:
-            self._returns_tuple = True
-            first, calls = self._follow(window, whole=True)
+        """The first layer's input; on the way, how layers are called for its shape."""
+        shape, ids = self._shapes[window], self._ids(window)
+        if shape not in self._calls:
+            self._calls[shape] = self._learn(ids)
+        first, _ = self._follow(ids, whole=False)
         if first.numel() != shape.numel() * first.shape[-1]:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}: its layers are given {tuple(first.shape)}, expected "
                 "(texts, tokens, width); quantkit cannot walk it layer by layer"
             )
-        if known is None:
-            self._calls[shape] = calls
-        elif len(calls) > 1 and not same(known, calls):
+        return first
+
+    def _learn(self, ids: Tensor) -> list[Call]:
+        """How layers are called for ids of this shape; other ids must not change it."""
+        try:
+            _, calls = self._follow(ids, whole=True)
+        except _WantsTuple:
+            self._returns_tuple = True
+            _, calls = self._follow(ids, whole=True)
+        others = (ids + 1) % self.model.get_input_embeddings().weight.shape[0]
+        if not same(calls, self._follow(others, whole=True)[1]):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}: its layers are told of the token ids themselves; "
                 "quantkit cannot walk it layer by layer"
             )
-        return first
+        return calls
 
-    def _follow(self, window: int, *, whole: bool) -> tuple[Tensor, list[Call]]:
+    def _follow(self, ids: Tensor, *, whole: bool) -> tuple[Tensor, list[Call]]:
         calls: list[Call] = []
         first: list[Tensor] = []
 
@@ -246,13 +246,13 @@ class Sweep:
             return hidden
 
         with self._standing_in(record), suppress(_Reached):
-            self._forward(window)
+            self._forward(ids)
         return first[0], calls
 
     @contextmanager
     def _standing_in(self, act: Callable[[int, Tensor, Call], Tensor]) -> Iterator[None]:
         """Every layer's ``forward`` replaced by ``act``; attributes that models read stay."""
-        layers = [self.model.get_submodule(name) for name in self._names]
+        layers = [*map(self.model.get_submodule, self._names)]
         for index, layer in enumerate(layers):
             layer.forward = self._stand_in(index, act)
         try:

@@ -102,14 +102,12 @@ class Display:
 
     def shown(self, title: str, rows: Sequence[tuple[str, str]], value: Mapping[str, Any]) -> None:
         """A verb's result: ``rows`` as a table, or ``value`` as JSON."""
-        self._stop()
         if self._as_json:
             self._json(value)
         else:
             self._table(title, rows)
 
     def converted(self, source: str, out: Path, manifest: Mapping[str, Any]) -> None:
-        self._stop()
         if self._as_json:
             self._json(converted_json(source, out, manifest))
             return
@@ -129,7 +127,6 @@ class Display:
         self._table(f"plan {plan.digest[:16]}", plan_rows(plan))
 
     def verified(self, found: Mapping[str, Any]) -> None:
-        self._stop()
         if self._as_json:
             self._json(found)
             return
@@ -145,7 +142,6 @@ class Display:
         self._table(f"{found['kind']} {found['path']}", rows)
 
     def checked(self, found: Mapping[str, Any]) -> None:
-        self._stop()
         if not self._as_json:
             self._table(f"{found['path']}", check_rows(found))
         elif found["gate"]["status"] == "passed":  # else its error prints it
@@ -171,7 +167,6 @@ class Display:
             self._say(f"{', '.join(names)}: {protocol}; {found['text']}")
 
     def tokenizer(self, found: Mapping[str, Any]) -> None:
-        self._stop()
         if self._as_json:
             if found["status"] == "passed":  # else its error prints it
                 self._json(found)
@@ -212,16 +207,15 @@ class Display:
         self._table("registry", rows)
 
     def entry(self, text: str, entry: Entry, written: Path | None) -> None:
-        self._stop()
         if self._as_json:
             self._json({"entry": entry.model_dump(mode="json", exclude_none=True)})
         elif written is None:
+            self._stop()
             print(text, end="")  # noqa: T201
         else:
             self._say(f"{written}: written; see that what it states stands at its address")
 
     def demonstrated(self, shown: Mapping[str, Any]) -> None:
-        self._stop()
         if self._as_json:
             self._json(
                 {
@@ -241,6 +235,7 @@ class Display:
 
     def _tensors(self, plan: Plan) -> None:
         """A line a tensor: what becomes of it, its bytes, and why. Made for grep."""
+        self._stop()
         widest = max(len(each.source.name) for each in plan.tensors)
         for each in plan.tensors:
             made = sum(output.nbytes for output in each.outputs)
@@ -252,6 +247,7 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
+        self._stop()
         table = Table(
             title=Text(printable(title)), show_header=False, title_justify="left", box=None
         )
@@ -262,6 +258,7 @@ class Display:
         _console().print(table)
 
     def _json(self, value: Mapping[str, Any]) -> None:
+        self._stop()  # while it runs, standard output goes where it is drawn
         self._printed = True
         print(json.dumps(value, ensure_ascii=False, default=str, allow_nan=False))  # noqa: T201
 
