@@ -30,34 +30,32 @@ _ATTRIBUTE = re.compile(
     r"(?i)(<(img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})([\"'])"
     r"([^\"'<>]{0,2000})\3"
 )
-#: What follows a ``<`` that hides, up to its end or the page's, whatever stands behind it.
-_SWALLOWS = (
-    r"[!?]|/?(?:script|style|textarea|title|xmp|iframe|noembed|noframes|noscript|plaintext|"
-    r"template|pre|math|svg|select)\b"
-)
+_FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
 _DETAILS = re.compile(r"(?i)<(/?)details\b")
-_HTML_LINE = re.compile(r"(?m)^ {0,3}<[a-zA-Z/!?]")
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 _HARMLESS = ("http:", "https:", "mailto:", "//")
 
 
 def folded(body: str, repo_id: str | None, revision: str | None) -> str:
-    """``body`` with its links resolved, its code blocks closed, and no way out of a fold."""
+    """``body`` with its links resolved, its code blocks closed, and no way out of a fold.
+
+    What hides all behind it (a comment that nobody closed) hides nothing of ours: the fold is
+    the last thing on the page.
+    """
     resolve = _resolver(repo_id, revision)
-    ours = "" if _nests(body) else "|/?(?:details|summary)\\b"
-    escaped = re.compile(rf"(?i)<(?={_SWALLOWS}{ours})")
-    found = list(_pieces(body))
-    # inside HTML what looks like code is none: then it is escaped there too
-    html = any(_HTML_LINE.search(text) for text, is_code in found if not is_code)
+    unbalanced = not _nests(body)
     pieces = []
-    for text, is_code in found:
-        piece = text if is_code else _resolve_links(_without_comments(text), resolve)
-        pieces.append(piece if is_code and not (ours or html) else escaped.sub("&lt;", piece))
+    for text, is_code in _pieces(body):
+        piece = text if is_code else _resolve_links(text, resolve)
+        pieces.append(_FOLD_TAG.sub("&lt;", piece) if unbalanced else piece)
     return "".join(pieces).strip()
 
 
 def _nests(body: str) -> bool:
-    """Whether its own folds open before they close, and all close: else they would end ours."""
+    """Whether its own folds open before they close, and all close: else they would end ours.
+
+    A tag in what looks like code counts as none of both: to others it may be no code.
+    """
     depth = 0
     for text, is_code in _pieces(body):
         for each in _DETAILS.finditer(text):
@@ -65,17 +63,6 @@ def _nests(body: str) -> bool:
             if is_code or depth < 0:
                 return False
     return depth == 0
-
-
-def _without_comments(text: str) -> str:
-    """HTML's comments show nothing, and one that nobody closed would hide what follows."""
-    kept, rest = "", text
-    while "-->" in rest and (found := rest.find("<!--")) >= 0:
-        end = rest.find("-->", found)
-        if end < 0:
-            break
-        kept, rest = kept + rest[:found], rest[end + 3 :]
-    return kept + rest
 
 
 def _pieces(body: str) -> Iterator[tuple[str, bool]]:

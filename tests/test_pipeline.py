@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,11 +20,13 @@ from safetensors.torch import load_file
 from tiny import write_source
 
 import quantkit
+from quantkit import execution
 from quantkit.card import render_card
 from quantkit.errors import (
     GateError,
     MismatchError,
     OutputExistsError,
+    StorageError,
     UnlistedError,
     WithdrawnError,
 )
@@ -326,6 +329,21 @@ def events_of(source: Path, out: Path, *overrides: str, no_gate: bool = True) ->
 def test_another_plan_starts_over(failed: tuple[Path, Path]) -> None:
     source, out = failed
     assert "convert" in events_of(source, out, "method.block_size=128")
+
+
+def test_a_disk_that_fills_while_starting_over_leaves_no_weights(
+    failed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = failed
+
+    def full(plan, source, recipe, registry, folder, **_):
+        (folder / "model.safetensors").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execution, "run", full)
+    with pytest.raises(StorageError, match="is full"):
+        events_of(source, out, "method.block_size=128")
+    assert {path.name for path in partial(out).iterdir()} == {"quantkit-staging.json"}
 
 
 def test_damaged_staged_files_are_made_anew(failed: tuple[Path, Path], demo_nf4: Converted) -> None:

@@ -310,9 +310,12 @@ def test_a_near_miss_names_the_file() -> None:
 
 
 def test_the_demos_own_registry_withdraws_its_model(tmp_path: Path) -> None:
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "notes.txt").write_text("somebody's")
     folder = demonstration._write_registry(tmp_path / "registry", demo_model())
     known = checksums([folder])
     release = next(
         r for e in known.entries for r in e.releases if r.reason.startswith("an example")
     )
     assert release.status == "withdrawn"
+    assert (folder / "notes.txt").read_text() == "somebody's"

@@ -194,6 +194,9 @@ def test_check_writes_a_report_of_its_own(demo_nf4: Converted, tmp_path: Path) -
     """Of a folder that anybody made: page, plots and the figures, and nothing in the folder."""
     before = {path.name for path in demo_nf4.folder.iterdir()}
     place = tmp_path / "new" / "place"
+    (place / "report" / "mine").mkdir(parents=True)
+    (place / "report" / "results.csv").write_text("somebody's")
+    (place / "report" / "loss.png").write_bytes(b"of an earlier report")
     found = quantkit.check(
         demo_nf4.folder, demo_nf4.source, text=demo_nf4.text, report=place,
         set=["evaluation.max_windows=4", "evaluation.new_tokens=4"],
@@ -205,6 +208,9 @@ def test_check_writes_a_report_of_its_own(demo_nf4: Converted, tmp_path: Path) -
     assert "not verified by check" in page
     assert "check.json" in page
     assert (place / "report" / "divergence.png").stat().st_size > 1000
+    assert not (place / "report" / "loss.png").exists()
+    assert (place / "report" / "mine").is_dir()
+    assert (place / "report" / "results.csv").read_text() == "somebody's"
     assert {path.name for path in demo_nf4.folder.iterdir()} == before
 
 

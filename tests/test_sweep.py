@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from quantkit.calls import does_not_run
+from quantkit.calls import Call, does_not_run, same
 from quantkit.errors import UnsupportedModelError, explained
 from quantkit.skeleton import build_empty, layer_names
 from quantkit.sweep import Sweep
@@ -108,7 +108,12 @@ def test_the_models_own_layers_stay_empty(tmp_path: Path) -> None:
             assert all(value.is_meta for value in inside)
 
 
-def test_a_model_that_tells_its_layers_the_ids_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "windows", [WINDOWS, WINDOWS[:1], [[1, 2], *WINDOWS]], ids=["alike", "one", "another first"]
+)
+def test_a_model_that_tells_its_layers_the_ids_is_refused(
+    tmp_path: Path, windows: list[list[int]]
+) -> None:
     model = whole("llama")
     empty = build_empty(model.config, "float32", with_buffers=True)
     inner = empty.model.forward
@@ -118,7 +123,7 @@ def test_a_model_that_tells_its_layers_the_ids_is_refused(tmp_path: Path) -> Non
 
     empty.model.forward = forward
     with pytest.raises(UnsupportedModelError, match="token ids themselves"):
-        Sweep(empty, loader(model), WINDOWS, tmp_path).__enter__()
+        Sweep(empty, loader(model), windows, tmp_path).__enter__()
 
 
 def test_a_models_own_error_is_told_from_the_machines() -> None:
@@ -128,3 +133,12 @@ def test_a_models_own_error_is_told_from_the_machines() -> None:
         torch.empty(3).view(2)
     with pytest.raises(RuntimeError, match="can't allocate memory"), explained(model):
         torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def test_calls_are_alike_to_the_last_bit() -> None:
+    ones = torch.ones(2)
+    for other in (torch.ones(3), torch.zeros(2), None, 1, (ones,)):
+        assert not same(Call((ones,), {}), Call((other,), {}))
+    assert not same(Call((), {"at": 3}), Call((), {"at": 4}))
+    assert not same(Call((), {"at": 1}), Call((), {"at": True}))
+    assert same(Call((ones, None), {"at": 3}), Call((ones.clone(), None), {"at": 3}))

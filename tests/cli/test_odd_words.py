@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -138,6 +139,27 @@ def test_a_closed_stream_is_no_crash(demo: Path) -> None:
     done = subprocess.run(f"{words} 2>&-", shell=True, capture_output=True, check=False)
     assert done.returncode == 0
     assert b"quantize" in done.stdout
+
+
+def test_an_answer_after_progress_goes_to_standard_output(demo: Path, tmp_path: Path) -> None:
+    """While progress is drawn on a terminal, what is printed is drawn there too."""
+    ours, theirs = pty.openpty()
+    answer = tmp_path / "plan.json"
+    with answer.open("wb") as out:
+        words = command("plan", demo, "--recipe", "bnb-nf4", "--json")
+        child = subprocess.Popen(words, stdout=out, stderr=theirs)
+        os.close(theirs)
+        drawn = b"".join(iter(lambda: _read(ours), b""))
+    assert child.wait() == 0
+    assert json.loads(answer.read_bytes())["tensors"]
+    assert b'"tensors"' not in drawn
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # the other end is closed
+        return b""
 
 
 @pytest.mark.parametrize("words", ["--version", "--help", "convert --help", "recipes"])
