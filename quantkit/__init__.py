@@ -34,6 +34,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        releases       the schema of checksums/*.toml
        registry       those entries -> a verdict on digests and fingerprints
        records        the manifest on the disk: read, written, sealed
+       listed         the files and digests that it lists
        signatures     a signature over a whole output: whose, and over what
        signing        made with a key of one's own
        amending       a finished folder with a few files changed, swapped in whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def _template() -> Template:
     environment.filters["with_error"] = _with_error
     environment.filters["cell"] = _cell
     environment.filters["code"] = _code
+    environment.filters["code_list"] = _code_list
     return environment.get_template("card.md.jinja")
 
 
@@ -104,6 +105,11 @@ def _with_error(measured: Mapping[str, Any] | None) -> str:
 def _cell(text: str) -> str:
     """Text that must stay inside one table cell."""
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _code_list(texts: Sequence[str]) -> str:
+    """Each inside backticks of its own."""
+    return ", ".join(f"`{_code(each)}`" for each in texts)
 
 
 def _code(text: str) -> str:

@@ -23,9 +23,13 @@ _METRICS = (
 
 
 def identity(manifest: Mapping[str, Any]) -> str | None:
-    """The repository that the source is: proven by its digests, or where it was fetched."""
+    """The repository that the source is: proven by its digests, or where it was fetched.
+
+    Once published, by the digests that a registry knew on that day.
+    """
     source = manifest["source"]
-    if source["status"] in ("verified", "superseded", "withdrawn"):
+    status = (manifest["publication"] or {}).get("source_status", source["status"])
+    if status in ("verified", "superseded", "withdrawn"):
         return str(source["verdict"]["repository"])
     return str(source["repo_id"]) if source["repo_id"] else None
 
@@ -40,13 +44,23 @@ def method_words(manifest: Mapping[str, Any]) -> str:
     if method["format"] == "gptq":
         size = method["group_size"]
         groups = "one group a row" if size == -1 else f"groups of {size}"
-        return f"{method['bits']}-bit GPTQ, {groups}"
+        more = [", act-order"] if method["desc_act"] else []
+        more += [] if method["sym"] else [", asymmetric"]
+        return f"{method['bits']}-bit GPTQ, {groups}{''.join(more)}{_left(method)}"
     if method["format"] == "bnb":
         if method["quant_type"] == "int8":
-            return "8-bit LLM.int8 (bitsandbytes)"
-        double = ", double quantization" if method["double_quant"] else ""
-        return f"4-bit {method['quant_type'].upper()} (bitsandbytes){double}"
+            return f"8-bit LLM.int8 (bitsandbytes){_left(method)}"
+        size = method["block_size"]
+        more = [] if size == 64 else [f", blocks of {size}"]
+        more += [", double quantization"] if method["double_quant"] else []
+        kind = method["quant_type"].upper()
+        return f"4-bit {kind} (bitsandbytes){''.join(more)}{_left(method)}"
     return str(manifest["plan"]["dtype"] if method["format"] == "plain" else method["format"])
+
+
+def _left(method: Mapping[str, Any]) -> str:
+    """Modules that the recipe leaves out: else two repositories would look alike."""
+    return f", without {', '.join(method['ignore'])}" if method["ignore"] else ""
 
 
 def needs(manifest: Mapping[str, Any]) -> str:
@@ -65,8 +79,8 @@ def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
         found["license"] = licence["id"]
         if licence["id"] == "other":
             found["license_name"] = licence["name"] or "source-licence"
-        if licence["link"]:
-            found["license_link"] = _absolute(licence["link"], source)
+        if link := _absolute(licence["link"], source):
+            found["license_link"] = link
     for key in _CARRIED:
         if values := _names(stated.get(key)):
             found[key] = values
@@ -89,9 +103,13 @@ def metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(link: str, source: Mapping[str, Any]) -> str:
-    """A licence's link; one inside the source's repository leads there."""
-    if "://" in link or not source["repo_id"]:
+    """A licence's link; one inside the source's repository leads there. Empty if nowhere."""
+    if not link:
+        return ""
+    if link.startswith(("https://", "http://")):
         return link
+    if ":" in link or not source["repo_id"]:  # another scheme runs something, or leads nowhere
+        return ""
     at = f"blob/{source['revision'] or 'main'}"
     return f"{SITE}/{source['repo_id']}/{at}/{link.removeprefix('./')}"
 
@@ -135,7 +153,9 @@ def _results(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         "metrics": metrics,
     }
     if manifest["publication"] and manifest["report"]:  # the Hub takes whole addresses only
-        page = f"{SITE}/{manifest['publication']['repo_id']}/blob/main/report/report.html"
+        where = manifest["publication"]
+        branch = where.get("branch", "main")  # an earlier quantkit named none
+        page = f"{SITE}/{where['repo_id']}/blob/{branch}/report/report.html"
         said = f"quantkit {manifest['tool']['version']}, the saved files reopened"
         found["source"] = {"name": said, "url": page}
     return [found]

@@ -16,6 +16,7 @@ from quantkit.hub import HUB_ID, RemoteFile, explained, list_files, reason
 from quantkit.remote import HUBS_OWN, LocalFile
 from quantkit.signatures import SIGNATURE
 from quantkit.staging import MANIFEST
+from quantkit.types import Event, Listener
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -59,6 +60,25 @@ def check_names(repo_id: str, branch: str) -> None:
 
 
 @dataclass(frozen=True)
+class Model:
+    """What a manifest is of: the source's weights, and what was done to them."""
+
+    name: str
+    fingerprint: str
+    method: Mapping[str, Any]
+
+    def replaces(self, other: Model) -> bool:
+        """Whether who loads ``other`` gets something else from then on."""
+        return (self.fingerprint, self.method) != (other.fingerprint, other.method)
+
+
+def model_of(manifest: Mapping[str, Any]) -> Model:
+    source, recipe = manifest["source"], manifest["recipe"]
+    name = f"{recipe['name']} of {source['repo_id'] or source['name']}"
+    return Model(name, str(source["fingerprint"]["values"]), recipe["method"])
+
+
+@dataclass(frozen=True)
 class Push:
     """What is asked for."""
 
@@ -69,6 +89,7 @@ class Push:
     overwrite: bool
     quick: bool
     files: tuple[LocalFile, ...]
+    model: Model
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ class Destination:
     files: Sequence[RemoteFile] = ()
     published: Mapping[str, Any] = field(default_factory=dict)
     edited: Sequence[str] = ()
+    model: Model | None = None
 
     def extra(self, asked: Push) -> tuple[str, ...]:
         """Files there that will go.
@@ -93,6 +115,7 @@ class Destination:
             UsageError: others put some of them there, or changed some that will be replaced, and
                 they may not be removed.
         """
+        self._refuse_another(asked)
         listed = {each.name: each for each in self.files}
         lost = [
             each.name for each in asked.files
@@ -118,11 +141,30 @@ class Destination:
             )
         return tuple(names)
 
+    def _refuse_another(self, asked: Push) -> None:
+        """Who has the old model's name, or its key, would find another behind them."""
+        if asked.overwrite or asked.pr or not self.has_branch:
+            return
+        shown = f"publish {asked.repo_id}"
+        if self.model is not None and asked.model.replaces(self.model):
+            raise UsageError(
+                f"{shown}: {printable(self.model.name)} is there, and this is "
+                f"{printable(asked.model.name)}, of other weights or by another method; choose "
+                "another repository or --branch, or --overwrite to replace it"
+            )
+        ours = {each.name for each in asked.files}
+        if SIGNATURE not in ours and any(each.name == SIGNATURE for each in self.files):
+            raise UsageError(
+                f"{shown}: what is there is signed, and this is not; --sign it, or --overwrite to "
+                "let the signature go"
+            )
+
 
 def look(
-    client: HfApi, repo_id: str, branch: str, *, public: bool, offline_is_fine: bool = False
+    client: HfApi, repo_id: str, branch: str, *, public: bool, offline: Listener | None = None
 ) -> Destination | None:
-    """Who asks, and what is there; ``None`` where the Hub need not and does not answer.
+    """Who asks, and what is there; ``None`` where the Hub does not answer and need not: then
+    ``offline`` is told why.
 
     Raises:
         HubError: no token, or the Hub does not answer.
@@ -138,13 +180,11 @@ def look(
             return Destination(private=not public)
         found = _found(client, repo_id, branch, str(info.sha), bool(info.private))
     except LocalTokenNotFoundError as error:
-        if offline_is_fine:
-            return None
-        raise HubError(f"publish {repo_id}: {reason(error)}") from error
+        _unasked(HubError(f"publish {repo_id}: {reason(error)}"), error, offline)
+        return None
     except Exception as error:
-        if offline_is_fine:
-            return None
-        raise explained(f"publish {repo_id}", error) from error
+        _unasked(explained(f"publish {repo_id}", error), error, offline)
+        return None
     if not found.private and not public:
         raise UsageError(
             f"publish {repo_id}: exists and is public; say --public to publish there, or choose "
@@ -153,16 +193,23 @@ def look(
     return found
 
 
+def _unasked(said: HubError, cause: Exception, offline: Listener | None) -> None:
+    if offline is None:
+        raise said from cause
+    offline(Event("publish", message=f"the Hub was not asked: {said}"))
+
+
 def _found(client: HfApi, repo_id: str, branch: str, main: str, private: bool) -> Destination:
     branches = {each.name: each.target_commit for each in client.list_repo_refs(repo_id).branches}
     head = branches.get(branch, main)
     files = list_files(client, repo_id, head)
     published: dict[str, Any] = {}
+    model = None
     if any(each.name == MANIFEST for each in files):
         path = Path(client.hf_hub_download(repo_id, MANIFEST, revision=head))
-        published = _listed(path)
+        published, model = _listed(path)
     edited = [each.name for each in files if _is_edited(client, repo_id, head, each, published)]
-    return Destination(True, branch in branches, private, head, files, published, edited)
+    return Destination(True, branch in branches, private, head, files, published, edited, model)
 
 
 def _is_edited(
@@ -178,10 +225,14 @@ def _is_edited(
     return bool(digest_file(Path(got)).sha256 != stated)
 
 
-def _listed(path: Path) -> dict[str, Any]:
-    """Names in a manifest that may be anybody's."""
+def _listed(path: Path) -> tuple[dict[str, Any], Model | None]:
+    """The names in a manifest that may be anybody's, and what it is of."""
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["output"]["files"]
-        return {MANIFEST: None, **{str(each["name"]): each["sha256"] for each in files}}
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {str(each["name"]): each["sha256"] for each in manifest["output"]["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, None
+    try:
+        return {MANIFEST: None, **files}, model_of(manifest)
+    except (KeyError, TypeError):  # an earlier quantkit's
+        return {MANIFEST: None, **files}, None

@@ -11,11 +11,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
+from quantkit.checkpoint.reading import stamp_of
 from quantkit.clock import Clock
 from quantkit.conversion import Converted, digest_output, run, settle_output
 from quantkit.devices import count_threads
 from quantkit.digests import digest_file
-from quantkit.errors import GateError
+from quantkit.errors import CheckpointError, GateError
 from quantkit.formats import Gptq, format_of
 from quantkit.plans import Plan
 from quantkit.recipe import Recipe
@@ -31,7 +32,7 @@ from quantkit.staging import (
     read_note,
     write_note,
 )
-from quantkit.types import Event, FileDigest, Listener
+from quantkit.types import Digested, Event, FileDigest, Listener
 from quantkit.verification import Policy, digest_source, settle
 
 if TYPE_CHECKING:
@@ -110,11 +111,14 @@ def _convert(job: Job, why: str) -> Staged:
     """``why`` an earlier run's files, if there are any, are not taken up."""
     place, listener = job.place, job.listener
     if {path.name for path in place.partial.iterdir()} - {NOTE, LAYERS}:
-        listener(Event("resume", message=f"{place.partial}: {why}; starting over"))
+        again = "writing the files again" if _finished_bytes(job) else "starting over"
+        listener(Event("resume", message=f"{place.partial}: {why}; {again}"))
         empty(place)
         write_note(place, {"state": "running"})  # the old one spoke of files that are gone
     check_room(place, job.plan.output_bytes + _layer_bytes(job))
     calibrated = _calibrate(job)
+    if calibrated is not None:
+        _check_touched(job, calibrated.source)
     with job.clock.measure("convert"):
         converted = run(
             job.plan,
@@ -145,11 +149,16 @@ def _convert(job: Job, why: str) -> Staged:
 
 
 def _layer_bytes(job: Job) -> int:
-    """What a calibration's layers take beside the output, until it is whole."""
+    """What a calibration's layers will take beside the output, until it is whole."""
     if job.calibration is None:
         return 0
     made = job.plan.with_action("quantize")
-    return sum(output.nbytes for each in made for output in each.outputs)
+    needed = sum(output.nbytes for each in made for output in each.outputs)
+    return max(0, needed - _finished_bytes(job))
+
+
+def _finished_bytes(job: Job) -> int:
+    return sum(path.stat().st_size for path in (job.place.partial / LAYERS).glob("*.safetensors"))
 
 
 def _calibrate(job: Job) -> Calibrated | None:
@@ -158,7 +167,8 @@ def _calibrate(job: Job) -> Calibrated | None:
     if job.calibration is None or not isinstance(form, Gptq):
         return None
     with ThreadPoolExecutor(1, "import") as side, job.clock.measure("verify"):
-        side.submit(import_module, "quantkit.layerwise")  # torch and transformers: seconds
+        # seconds; no more than torch, as what both threads import may reach one of them half done
+        side.submit(import_module, "torch")
         digests = digest_source(job.source, job.registry, job.listener)
         settle(job.source, digests, job.recipe, job.registry, job.policy)
     from quantkit.layerwise import calibrate
@@ -176,6 +186,23 @@ def _calibrate(job: Job) -> Calibrated | None:
             device=job.device,
             listener=job.listener,
         )
+
+
+def _check_touched(job: Job, proven: Digested) -> None:
+    """A weight file that something was done to since it was digested is digested again: a link
+    or other permissions change nothing, and a writer may set a file's time back.
+    """
+    source = job.source
+    for each in proven.files:
+        path, then = source.folder / each.name, source.checkpoint.stamps.get(each.name)
+        if then is None or stamp_of(path).changed_ns == then.changed_ns:
+            continue
+        if digest_file(path).sha256 != each.sha256:
+            drop_layers(job.place)
+            raise CheckpointError(
+                f"{path}: it was changed while layers were calibrated; see that nothing writes to "
+                "it, and run again"
+            )
 
 
 def _reuse(job: Job) -> Staged | str:

@@ -119,6 +119,8 @@ def calibrate(
                 found = _quantize_layer(layer, items, form, layers, states, tell)
             reports += found
             del layer  # before the next is built
+    if resumed == len(sweep.names):
+        listener(Event("resume", message="all layers were finished; writing the files"))
     return Calibrated(tuple(reports), digests, layers, home)
 
 
@@ -141,10 +143,15 @@ def _loader(plan: Plan, source: Source, model: Any) -> Load:
     """Weights by their names in memory, straight from the source."""
     records = {each.memory: each.source for each in plan.tensors if each.memory}
     ties = {str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()}
+    ties |= {own: tied for tied, own in ties.items()}  # either may be what is stored
+    stamps = source.checkpoint.stamps
 
     def load(names: Sequence[str]) -> Mapping[str, Tensor]:
         held = {name: records.get(name) or records[ties[name]] for name in names}
-        return {name: read_tensor(source.folder, record) for name, record in held.items()}
+        return {
+            name: read_tensor(source.folder, record, stamps.get(record.file))
+            for name, record in held.items()
+        }
 
     return load
 
@@ -200,6 +207,11 @@ def _rounded(
         moved = _moved(shared, name, weight, factor, good.get(grid.group_size), form.method)
         made = quantize(weight, factor, grid, moved)
         del moved
+        if not bool(torch.isfinite(made.scales.half()).all()):
+            raise NonFiniteError(
+                f"{item.source.name}: its scales overflow float16, which is what loaders read; "
+                "leave it out (method.ignore)"
+            )
         decoded = made.dequantized()
         report = report_of(weight, item, form, made, decoded, factor, shared.tokens)
         weight.copy_(decoded)

@@ -7,21 +7,21 @@ registry: what was in good standing when the folder was made may have been withd
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantkit.checkpoint.fingerprint import FORM
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, SourceError, printable
-from quantkit.records import contradictions, is_sealed, read_manifest, read_raw
+from quantkit.listed import output_files, source_files, source_fingerprint, weights_of
+from quantkit.records import contradictions, is_sealed, read_manifest, read_raw, summary_of
 from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, Expected, check_signature
 from quantkit.staging import MANIFEST
-from quantkit.types import Event, FileDigest, Fingerprint, Listener, Verdict, silent
+from quantkit.types import Event, FileDigest, Listener, Verdict, silent
 from quantkit.verification import Policy, enforce
 
 #: What version control and the hub client put into a folder.
@@ -29,12 +29,6 @@ _NOT_OURS = (".git", ".cache", ".gitattributes")
 
 #: Not listed in the manifest: itself, and what is made after it.
 _BESIDE = (MANIFEST, SIGNATURE)
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_MD5 = re.compile(r"[0-9a-f]{32}")
-
-#: Of a value that is shown to say that it cannot be one.
-_LONGEST = 80
 
 
 def verify_output(
@@ -64,11 +58,12 @@ def verify_output(
         return {
             "kind": "output",
             "path": str(folder),
+            **summary_of(manifest),
             "status": lineage.status,
             "verdict": asdict(lineage),
             "gate": gate,
             "signature": signature,
-            "notes": [*notes(source, registry), *_overridden(manifest)],
+            "notes": [*notes(source, registry), *_overridden(manifest), *_unsigned(signature)],
             "files": manifest["output"]["files"],
         }
 
@@ -83,7 +78,7 @@ def verify_small(
     """
     manifest = read_manifest(folder)
     with _whole(folder):
-        listed = _files(manifest)
+        listed = output_files(manifest)
         awaited = [each.name for each in listed if each.is_weight]
         _refuse_differing(folder, _differing_small(folder, listed, awaited))
         _small_say(folder, manifest, registry, policy, expected)
@@ -130,7 +125,7 @@ def judge_source(source: Mapping[str, Any], registry: Registry) -> Verdict:
     return registry.judge(
         source_files(source["files"]),
         [each for each in (source["repo_id"],) if each],
-        _fingerprint(source),
+        source_fingerprint(source),
         source["revision"],
     )
 
@@ -144,8 +139,21 @@ def notes(source: Mapping[str, Any], registry: Registry) -> list[str]:
         found += ["its manifest's fingerprint is of an earlier kind: only digests compared"]
     files = source_files(source["files"])
     if any(each.md5 is None and registry.needs_md5(each.name, each.bytes) for each in files):
-        found.append("its manifest has no MD5, by which alone a release that it could be is known")
+        found.append(
+            "the registry knows one release by its MD5 alone, and the manifest states none: it "
+            "may be that release"
+        )
     return found
+
+
+def _unsigned(signature: str) -> list[str]:
+    """What digests cannot show."""
+    if signature == "valid":
+        return []
+    return [
+        "all this is by its manifest, which whoever made the folder wrote: 'quantkit check' "
+        "compares the weights themselves"
+    ]
 
 
 def _overridden(manifest: Mapping[str, Any]) -> list[str]:
@@ -154,60 +162,9 @@ def _overridden(manifest: Mapping[str, Any]) -> list[str]:
     return [f"published although {printable(str(each))}" for each in said]
 
 
-def source_files(raw: Any) -> list[FileDigest]:
-    """The files of a manifest's source.
-
-    Raises:
-        SourceError: there are none, or a field of one is none.
-    """
-    if not isinstance(raw, list) or not raw:
-        raise _not_whole("source.files", "at least one file", raw)
-    return [_digest(each, f"source.files[{at}]") for at, each in enumerate(raw)]
-
-
-def _fingerprint(source: Mapping[str, Any]) -> Fingerprint | None:
-    if "fingerprint" not in source:
-        return None
-    known, parts = source["fingerprint"], [each.name for each in fields(Fingerprint)]
-    if not isinstance(known, dict) or sorted(known) != sorted(parts):
-        raise _not_whole("source.fingerprint", f"an object of {', '.join(parts)}", known)
-    for name, value in known.items():
-        if not _is_hex(_SHA256, value):
-            raise _not_whole(f"source.fingerprint.{name}", "64 lower-case hex digits", value)
-    return Fingerprint(**known)
-
-
-def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
-    """A file as a manifest lists it, each field of which is one."""
-    file = FileDigest(**raw)
-    if not isinstance(file.name, str) or not file.name:
-        raise _not_whole(f"{where}.name", "a name", file.name)
-    if type(file.bytes) is not int or file.bytes < 0:
-        raise _not_whole(f"{where}.bytes", "a size", file.bytes)
-    if not _is_hex(_SHA256, file.sha256):
-        raise _not_whole(f"{where}.sha256", "64 lower-case hex digits", file.sha256)
-    if file.md5 is not None and not _is_hex(_MD5, file.md5):
-        raise _not_whole(f"{where}.md5", "32 lower-case hex digits, or null", file.md5)
-    if not isinstance(file.is_weight, bool):
-        raise _not_whole(f"{where}.is_weight", "true or false", file.is_weight)
-    return file
-
-
-def _is_hex(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _not_whole(field: str, expected: str, got: object) -> SourceError:
-    said = printable(repr(got))[:_LONGEST]
-    return SourceError(
-        f"{MANIFEST}: not a whole manifest: {field}: expected {expected}, got {said}; fetch it "
-        "again"
-    )
-
-
 def differing(folder: Path, manifest: Mapping[str, Any], listener: Listener) -> list[str]:
     """Every file that is missing, changed or extra; the small ones are told of at once."""
-    listed = _files(manifest)
+    listed = output_files(manifest)
     found = _differing_small(folder, listed)
     there = [each for each in listed if (folder / each.name).is_file()]
     weights = [each for each in there if each.is_weight]
@@ -231,30 +188,6 @@ def _differing_small(
     small = [each for each in listed if not each.is_weight and (folder / each.name).is_file()]
     small.sort(key=lambda each: each.bytes)
     return found + [f"{each.name} has changed" for each in small if not _is_as_listed(folder, each)]
-
-
-def weights_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the weights, as ``manifest`` has them."""
-    return {each.name: each.sha256 for each in _files(manifest) if each.is_weight}
-
-
-def _files(manifest: Mapping[str, Any]) -> list[FileDigest]:
-    return [
-        _listed(each, f"output.files[{at}]") for at, each in enumerate(manifest["output"]["files"])
-    ]
-
-
-def _listed(raw: Mapping[str, Any], where: str) -> FileDigest:
-    """A file of the manifest, whose name may not lead out of the folder."""
-    file = _digest(raw, where)
-    path = PurePosixPath(file.name)
-    plain = str(path) == file.name and not path.is_absolute() and ".." not in path.parts
-    if not (plain and file.name.isprintable()):
-        raise SourceError(
-            f"{MANIFEST}: lists a file by a name that leads elsewhere ({ascii(file.name)[:120]}); "
-            "do not trust this folder"
-        )
-    return file
 
 
 def _strays(folder: Path, listed: Sequence[FileDigest], awaited: Collection[str]) -> Iterator[str]:

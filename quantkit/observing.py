@@ -202,7 +202,8 @@ class _Sum:
         accumulate(self._hessian, inputs)
         self._tokens += inputs.shape[0]
         if wanted is not None and wanted.shape == inputs.shape:
-            self._compare(inputs, wanted.to(inputs.device).sub_(inputs))
+            # not in place: on a CPU what is wanted may be the walk's own hidden states
+            self._compare(inputs, wanted.to(inputs.device) - inputs)
 
     def _compare(self, inputs: Tensor, missing: Tensor) -> None:
         self._compared += inputs.shape[0]

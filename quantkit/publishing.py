@@ -17,12 +17,14 @@ from jinja2 import UndefinedError
 
 from quantkit.amending import amend, staging_to_amend
 from quantkit.card import NAME as CARD
-from quantkit.destination import Destination, Push, check_names, look
+from quantkit.carddata import identity
+from quantkit.destination import Destination, Push, check_names, look, model_of
 from quantkit.digests import digest_bytes, digest_file
 from quantkit.errors import HubError, MismatchError, SourceError, UsageError
 from quantkit.hub import api, explained, large_file_route
 from quantkit.licences import Licence
-from quantkit.lineage import weights_of
+from quantkit.lineage import judge_source
+from quantkit.listed import weights_of
 from quantkit.pushing import push
 from quantkit.readiness import Kind, described, refusals, refuse, refuse_odd_files
 from quantkit.records import manifest_text, read_manifest, read_raw
@@ -34,6 +36,10 @@ from quantkit.signing import Signer, open_signer
 from quantkit.staging import MANIFEST
 from quantkit.types import Event, Listener, silent
 
+_NO_BASE = (
+    "the card will name no base model: its source is a folder that no registry here knows; convert "
+    "from a Hub id, or add an entry ('quantkit checksums add') and publish with --checksums"
+)
 _STAYS_PRIVATE = "exists and is private; it stays private until you change that in its settings"
 
 
@@ -92,13 +98,16 @@ def publish(
     )
     registry = read_checksums(checksums)
     kept = None if allow_changed else signer
-    ready = _ready(folder, repo_id, registry, licence, allowed, kept, listener)
+    ready = _ready(folder, (repo_id, branch), registry, licence, allowed, kept, listener)
     client = api()
-    there = look(client, repo_id, branch, public=public, offline_is_fine=dry_run)
+    there = look(client, repo_id, branch, public=public, offline=listener if dry_run else None)
     if public and there and there.exists and there.private:
         listener(Event("publish", message=f"{repo_id}: {_STAYS_PRIVATE}"))
     files = _files(folder, ready.manifest, signed=signer is not None)
-    asked = Push(repo_id, branch, pr, public, overwrite, quick, files)
+    if identity(ready.manifest) is None:
+        listener(Event("publish", message=f"{repo_id}: {_NO_BASE}"))
+    model = model_of(ready.manifest)
+    asked = Push(repo_id, branch, pr, public, overwrite, quick, files, model)
     offer = _offer(asked, there, ready.said)
     if dry_run:
         return offer
@@ -128,7 +137,7 @@ def _allowed(**kinds: bool) -> list[Kind]:
 
 def _ready(
     folder: Path,
-    repo_id: str,
+    where: tuple[str, str],
     registry: Registry,
     licence: str | None,
     allowed: Sequence[Kind],
@@ -149,7 +158,8 @@ def _ready(
         stated = _licence(manifest, licence)
         against = refusals(folder, manifest, registry, stated, listener)
         refuse(folder, against, allowed)
-        made = described(folder, manifest, repo_id, stated, against)
+        verdict = judge_source(manifest["source"], registry)
+        made = described(folder, manifest, where, verdict, stated, against)
         return _Ready(*made, tuple(map(str, against)))
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise SourceError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.destination import WAITING, Destination, Push
-from quantkit.errors import HubError, RemoteError
+from quantkit.errors import HubError, RemoteError, printable
 from quantkit.hub import explained, list_files
 from quantkit.remote import (
     DamagedError,
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 #: Holds a commit to the files; the bytes read back.
 Verify = Callable[[str], int]
 
-_TITLE = "Publish with quantkit"
 #: Larger files are sent from the disk, and not held in memory.
 _HELD = 16 << 20
 
 _AGAIN = "run again, files that have arrived are not sent twice; the branch is as it was"
+
+
+def _title(asked: Push) -> str:
+    return f"Publish with quantkit: {printable(asked.model.name)[:100]}"
 
 
 def push(
@@ -164,7 +167,7 @@ def _try(client: HfApi, asked: Push, operations: Operations, verify: Verify) -> 
         made = client.create_commit(
             asked.repo_id,
             operations,
-            commit_message=f"{_TITLE} (being verified)",
+            commit_message=f"{_title(asked)} (being verified)",
             revision=WAITING,
         )
     try:
@@ -192,7 +195,7 @@ def _propose(
         made = client.create_commit(
             asked.repo_id,
             _operations(sent, removed),
-            commit_message=_TITLE,
+            commit_message=_title(asked),
             revision=asked.branch,
             create_pr=True,
         )
@@ -213,7 +216,7 @@ def _commit(client: HfApi, asked: Push, there: Destination, operations: Operatio
         made: CommitInfo = client.create_commit(
             asked.repo_id,
             operations,
-            commit_message=_TITLE,
+            commit_message=_title(asked),
             revision=asked.branch,
             parent_commit=there.head,
         )

@@ -25,7 +25,7 @@ from quantkit.records import contradictions
 from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, visible
 from quantkit.staging import MANIFEST
-from quantkit.types import Listener
+from quantkit.types import Listener, Verdict
 from quantkit.verification import Policy, enforce
 
 Kind = Literal["unjudged", "changed", "withdrawn", "licence"]
@@ -43,7 +43,7 @@ _LONGEST_NAME = 120
 #: What to do about each, beside the override.
 _ADVICE: Mapping[Kind, str] = {
     "unjudged": "convert again with the gate",
-    "changed": "convert again; own words for the card belong into the recipe's [card]",
+    "changed": "convert again; own words for the card belong in the recipe's [card]",
     "withdrawn": "use another release",
     "licence": "where you know it, state it (--licence)",
 }
@@ -124,14 +124,20 @@ def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> N
 def described(
     folder: Path,
     manifest: Mapping[str, Any],
-    repo_id: str,
+    where: tuple[str, str],
+    verdict: Verdict,
     licence: Licence,
     overridden: Sequence[Refusal],
 ) -> tuple[dict[str, Any], bytes]:
-    """The manifest and the card for ``repo_id``. The same each time: a rerun changes nothing."""
+    """The manifest and the card for ``where``, a repository and its branch.
+
+    ``verdict`` is today's of the source. The same each time: a rerun changes nothing.
+    """
     made = dict(manifest)
     made["publication"] = {
-        "repo_id": repo_id,
+        "repo_id": where[0],
+        "branch": where[1],
+        "source_status": verdict.status,
         "licence": licence_json(licence),
         "overrides": [str(each) for each in overridden],
     }

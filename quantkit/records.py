@@ -27,6 +27,9 @@ SCHEMA = 1
 #: More than any manifest: one of 100,000 tensors takes some 40 MB.
 MAX_BYTES = 256 << 20
 
+#: The gate's levels without which nothing has been shown.
+REQUIRED = ("structure", "reload", "perplexity")
+
 _OPEN_SEAL = "0" * 64
 _SEALED = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -48,10 +51,23 @@ def contradictions(manifest: Mapping[str, Any]) -> list[str]:
     if not any(each["is_weight"] for each in manifest["output"]["files"]):
         found.append("it lists no weights")
     gate = manifest["gate"]
-    unlike = [name for name, outcome in gate["levels"].items() if outcome == "failed"]
-    if gate["status"] == "passed" and unlike:
-        found.append(f"its gate passed, and the {unlike[0]} level failed")
+    for name, outcome in gate["levels"].items():
+        wrong = outcome == "failed" or (name in REQUIRED and outcome != "passed")
+        if gate["status"] == "passed" and wrong:
+            said = "failed" if outcome == "failed" else "did not run"
+            found.append(f"its gate passed, and the {name} level {said}")
     return found
+
+
+def summary_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder says that it is."""
+    source, publication = manifest["source"], manifest["publication"] or {}
+    return {
+        "source": {key: source[key] for key in ("name", "repo_id", "revision")},
+        "recipe": manifest["recipe"]["name"],
+        "tool": manifest["tool"],
+        "published_as": publication.get("repo_id"),
+    }
 
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:

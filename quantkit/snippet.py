@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,23 +19,26 @@ _SAID = {
 
 def snippet(manifest: Mapping[str, Any], languages: list[str]) -> str:
     """Load, ask, print: with the model's own prompt form and generation settings."""
-    publication = manifest["publication"]
-    where = publication["repo_id"] if publication else manifest["request"]["out"]
+    publication = manifest["publication"] or {}
+    where = json.dumps(publication.get("repo_id", manifest["request"]["out"]), ensure_ascii=False)
+    branch = publication.get("branch", "main")
+    place = "name" if branch == "main" else f"name, revision={json.dumps(branch)}"
     names = {each["name"] for each in manifest["output"]["files"]}
     prompt = manifest["recipe"]["prompt"]
     settings = _settings(manifest["recipe"]["generation"])
     if not names & set(_TOKENIZERS):
-        return _without_tokenizer(where)
-    said = _SAID[(prompt is not None, "ja" in languages)]
+        return _without_tokenizer(place.replace("name", where, 1))
+    chat = prompt is not None or "chat_template.jinja" in names
+    said = _SAID[(chat, "ja" in languages)]
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f"name = {where!r}".replace("'", '"'),
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
-        'model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")',
+        f"name = {where}",
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
+        f'model = AutoModelForCausalLM.from_pretrained({place}, device_map="auto")',
         "",
     ]
-    if prompt:
+    if chat:
         lines += [
             f'messages = [{{"role": "user", "content": "{said}"}}]',
             "inputs = tokenizer.apply_chat_template(",
@@ -64,7 +68,7 @@ def _appends(tokenizer: str) -> bool:
 def _restored(prompt: Mapping[str, Any] | None) -> str:
     """What was said, with the model's newline symbol turned back into line breaks."""
     newline = prompt["newline"] if prompt else "\n"
-    return "said" if newline == "\n" else f'said.replace("{newline}", "\\n")'
+    return "said" if newline == "\n" else f'said.replace({json.dumps(newline)}, "\\n")'
 
 
 def _settings(generation: Mapping[str, Any] | None) -> str:
@@ -73,13 +77,13 @@ def _settings(generation: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key}={value}" for key, value in given.items())
 
 
-def _without_tokenizer(where: str) -> str:
+def _without_tokenizer(place: str) -> str:
     return "\n".join(
         [
             "import torch",
             "from transformers import AutoModelForCausalLM",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{where}", device_map="auto")',
+            f'model = AutoModelForCausalLM.from_pretrained({place}, device_map="auto")',
             "ids = torch.tensor([[1]], device=model.device)  # the source came without a tokenizer",
             "print(model.generate(ids, max_new_tokens=64)[0].tolist())",
         ]

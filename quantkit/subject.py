@@ -15,7 +15,8 @@ from quantkit.amending import staging_to_amend
 from quantkit.card import render_card
 from quantkit.digests import digest_file
 from quantkit.errors import GateError, MismatchError, SourceError, UsageError
-from quantkit.lineage import differing, source_files, weights_of
+from quantkit.lineage import differing
+from quantkit.listed import source_files, weights_of
 from quantkit.records import read_manifest, read_raw
 from quantkit.signatures import SIGNATURE, refuse_unsignable
 from quantkit.signing import Signer, open_signer

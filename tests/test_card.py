@@ -205,7 +205,8 @@ def test_a_large_card_takes_no_time(demo_nf4: Converted) -> None:
     import time
 
     hostile = ["[" * 50_000, "`" * 100_001, "![" * 30_000, "<img " * 40_000, "[a](" * 30_000,
-               "- [" * 60_000, "[in progress:\n\n" + "- [a](b.md)\n" * 200, "```\n" * 50_001, "[a]:" * 40_000, "(" * 100_000]  # fmt: skip
+               "- [" * 60_000, "[in progress:\n\n" + "- [a](b.md)\n" * 200,
+               "```\n" * 50_001, "[a]:" * 40_000, "(" * 100_000]  # fmt: skip
     begun = time.perf_counter()
     for each in hostile:
         render_card(with_card(demo_nf4.manifest, each))

@@ -38,7 +38,10 @@ FLOORS: dict[tuple[int, int], str] = {
     (2, 1): (
         "architecture formats harness recipe records registry signing snippet statedresults sweep"
     ),
-    (2, 2): "amending carddata cautions finished modulewise observing outcomes prompts settings",
+    (
+        2,
+        2,
+    ): "amending carddata cautions finished listed modulewise observing outcomes prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
     (3, 1): "calibration conversion lineage registering",
     (3, 2): "gate layerwise subject",

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 from commanding import command, refused
 from safetensors.torch import load_file, save_file
-from tiny import write_source
+from tiny import CONFIGS, write_source
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -30,6 +31,7 @@ from quantkit.kernels.grid import Grid
 from quantkit.kernels.hessian import factorize
 from quantkit.observing import FEEDBACK_EVERY
 from quantkit.report import make_plots, render_report
+from quantkit.sweep import Sweep
 from quantkit.types import Event
 
 IDS = [[random.Random(at).randrange(96) for _ in range(32)] for at in range(12)]
@@ -277,7 +279,10 @@ def test_a_rerun_takes_up_finished_layers(tmp_path: Path, ids: Path) -> None:
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_a_source_that_is_written_to_meanwhile_is_refused(tmp_path: Path, ids: Path) -> None:
+@pytest.mark.parametrize("hidden", [True, False], ids=["its time set back", "plainly"])
+def test_a_source_that_is_written_to_meanwhile_is_refused(
+    tmp_path: Path, ids: Path, hidden: bool
+) -> None:
     """It is digested once, before its layers are read: the files must be the same to the end."""
     source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
     weights = source / "model.safetensors"
@@ -288,15 +293,53 @@ def test_a_source_that_is_written_to_meanwhile_is_refused(tmp_path: Path, ids: P
             with weights.open("r+b") as file:
                 file.seek(-4, os.SEEK_END)
                 file.write(b"\x01")
-            os.utime(weights, ns=(then.st_atime_ns, then.st_mtime_ns))
+            if hidden:
+                os.utime(weights, ns=(then.st_atime_ns, then.st_mtime_ns))
 
     options = {"calibration": ids, "no_gate": True, "set": SMALL}
-    with pytest.raises(CheckpointError, match="it was changed, or replaced"):
+    with pytest.raises(CheckpointError, match="it was changed"):
         quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", listener=write, **options)
     assert not (tmp_path / "out").exists()
+    assert not {*(tmp_path / "out.partial").rglob("*.safetensors")}
     quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
     convert(source, tmp_path / "whole", ids)  # no layer of the other source was taken up
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_what_changes_no_byte_of_the_source_stops_nothing(tmp_path: Path, ids: Path) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
+
+    def link(event: Event) -> None:
+        if event.stage == "calibrate" and not (tmp_path / "backup").exists():
+            os.link(source / "model.safetensors", tmp_path / "backup")
+
+    options = {"calibration": ids, "no_gate": True, "set": SMALL}
+    quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", listener=link, **options)
+    assert (tmp_path / "backup").exists()
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "olmo2"])
+def test_where_activations_lie_changes_no_byte(
+    tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """In memory they are the walk's own, and what a layer without a norm in front is given."""
+    monkeypatch.setitem(CONFIGS, "olmo2", CONFIGS["llama"] | {"pad_token_id": None})
+    source = write_source(tmp_path / "source", model_type, torch.float16)
+    convert(source, tmp_path / "memory", ids)
+    plain = Sweep.__init__
+    monkeypatch.setattr(Sweep, "__init__", partialmethod(plain, room=0))
+    convert(source, tmp_path / "file", ids)
+    assert files(tmp_path / "memory") == files(tmp_path / "file")
+
+
+def test_scales_that_float16_cannot_hold_are_refused(tmp_path: Path, ids: Path) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float32)
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+    tensors = load_file(source / "model.safetensors")
+    tensors[name][3] = torch.linspace(-3e7, 3e7, tensors[name].shape[1])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match="scales overflow float16"):
+        convert(source, tmp_path / "out", ids)
 
 
 def test_the_source_is_digested_once(

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -33,14 +33,15 @@ _PIECE = 2 << 20
 class Stamp:
     """What tells a file from the one that was there before: its identity, size and last write.
 
-    ``changed_ns`` is the system's own time of the last change, which no program can set back.
+    ``changed_ns`` is the system's own time of the last change, which no program can set back. It
+    is not compared, as a link or other permissions change it too.
     """
 
     device: int
     inode: int
     nbytes: int
     written_ns: int
-    changed_ns: int
+    changed_ns: int = field(compare=False)
 
 
 def stamp_of(file: int | Path) -> Stamp:
@@ -52,6 +53,23 @@ def stamp_of(file: int | Path) -> Stamp:
     found = os.fstat(file) if isinstance(file, int) else file.stat()
     identity = found.st_dev, found.st_ino, found.st_size
     return Stamp(*identity, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def check_unchanged(stamp: Stamp, fd: int, path: Path) -> None:
+    """Neither the open file was written to since ``stamp``, nor another put in its place.
+
+    Raises:
+        CheckpointError: it was.
+    """
+    try:
+        unchanged = stamp_of(fd) == stamp == stamp_of(path)
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise CheckpointError(
+            f"{path}: it was changed, or replaced, while it was being read; see that nothing "
+            "writes to it, and run again"
+        )
 
 
 def leads_out(path: Path) -> bool:
@@ -132,11 +150,11 @@ def read_bytes(fd: int, offset: int, length: int, where: str) -> bytes:
     return bytes(buffer)
 
 
-def read_tensor(folder: Path, record: TensorRecord) -> torch.Tensor:
+def read_tensor(folder: Path, record: TensorRecord, stamp: Stamp | None = None) -> torch.Tensor:
     """The tensor that ``record`` describes, contiguous, with memory of its own.
 
-    ``folder`` is the one that ``record.file`` is in. Peak memory: the record's byte
-    range, and for a strided record its elements besides.
+    ``folder`` is the one that ``record.file`` is in, which must still be as ``stamp`` has it.
+    Peak memory: the record's byte range, and for a strided record its elements besides.
     """
     import torch  # seconds to import, and headers are read without it
 
@@ -145,6 +163,8 @@ def read_tensor(folder: Path, record: TensorRecord) -> torch.Tensor:
     raw = torch.empty(record.nbytes, dtype=torch.uint8)
     with open_weights(folder / record.file) as stream:
         read_range(stream.fileno(), record.offset, raw.numpy().data, where)
+        if stamp is not None:
+            check_unchanged(stamp, stream.fileno(), folder / record.file)
     if record.dtype == "bool" and bool((raw > 1).any()):
         # Other bytes are neither true nor false to torch: equal and unequal at once.
         raise CheckpointError(

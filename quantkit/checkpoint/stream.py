@@ -16,9 +16,14 @@ from pathlib import Path
 
 from quantkit.checkpoint.fingerprint import TensorDigest, TensorDigests, fingerprint
 from quantkit.checkpoint.folder import CheckpointIndex
-from quantkit.checkpoint.reading import Stamp, open_weights, read_range, stamp_of
+from quantkit.checkpoint.reading import (
+    Stamp,
+    check_unchanged,
+    open_weights,
+    read_range,
+    stamp_of,
+)
 from quantkit.digests import StreamDigest
-from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, Digested, FileDigest, TensorRecord
 
 #: The size that segments aim at, in bytes: what is read, digested, quantized and written
@@ -112,7 +117,7 @@ def stream_file(
     ):
         pool = _Buffers()
         stamp = stamp or stamp_of(file.fileno())
-        _check_unchanged(stamp, file.fileno(), path)
+        check_unchanged(stamp, file.fileno(), path)
         flight: deque[tuple[bytearray, int, list[Future[None]]]] = deque()
         try:
             for segment in segments:
@@ -133,21 +138,8 @@ def stream_file(
             for thread in (worker, second):
                 thread.shutdown(wait=True, cancel_futures=True)
             raise
-        _check_unchanged(stamp, file.fileno(), path)
+        check_unchanged(stamp, file.fileno(), path)
         return digest.result(path.name, is_weight=True)
-
-
-def _check_unchanged(stamp: Stamp, fd: int, path: Path) -> None:
-    """Neither the open file was written to, nor another put in its place."""
-    try:
-        unchanged = stamp_of(fd) == stamp == stamp_of(path)
-    except OSError:
-        unchanged = False
-    if not unchanged:
-        raise CheckpointError(
-            f"{path}: it was changed, or replaced, while it was being read; see that nothing "
-            "writes to it, and run again"
-        )
 
 
 def stream_checkpoint(
@@ -208,14 +200,14 @@ def stream_tensors(
         path, own = folder / name, [each for each in wanted if each.file == name]
         with open_weights(path) as file:
             stamp = index.stamps.get(name) or stamp_of(file.fileno())
-            _check_unchanged(stamp, file.fileno(), path)
+            check_unchanged(stamp, file.fileno(), path)
             for record in own:
                 for segment in _pieces(record, unit(record), hashed=False):
                     view = memoryview(bytearray(segment.length))
                     read_range(file.fileno(), segment.offset, view, str(path))
                     consume(segment, view)
                     progress(segment.length)
-            _check_unchanged(stamp, file.fileno(), path)
+            check_unchanged(stamp, file.fileno(), path)
 
 
 def _land(flight: deque[tuple[bytearray, int, list[Future[None]]]], pool: _Buffers) -> int:

@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quantkit.records import finite
+from quantkit.records import REQUIRED, finite
 
 Outcome = Literal["passed", "failed", "not_run"]
 
 #: The levels, in the order in which they are judged.
 LEVELS = ("structure", "tokenizer", "reload", "perplexity", "generation")
-
-#: Without these nothing has been shown, and the gate as a whole is ``not_run``.
-REQUIRED = ("structure", "reload", "perplexity")
 
 #: The histogram of the divergence: decades of nats, and bins in each.
 LOWEST, HIGHEST, PER_DECADE = -9, 2, 4

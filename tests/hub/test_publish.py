@@ -39,6 +39,7 @@ from quantkit.staging import Staging
 from quantkit.types import Event
 
 REPO = "me/demo-nf4"
+TITLE = "Publish with quantkit: bnb-nf4 of demo-model"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_folder_is_published_private_and_whole(hub: Loopback, folder: Path) ->
     assert there(hub) == here(folder)
     assert repository.private
     assert list(repository.branches) == ["main"], "nothing is left waiting"
-    assert repository.log == ["Publish with quantkit", "initial commit"]
+    assert repository.log == [TITLE, "initial commit"]
     assert done["commit"] == repository.branches["main"]
     assert done["url"] == f"{hub.url}/{REPO}"
     assert done["sent_bytes"] == done["read_back_bytes"] == sum(map(len, here(folder).values()))
@@ -660,7 +661,7 @@ def test_what_mends_itself_is_got_over(hub: Loopback, folder: Path, fault: Fault
     hub.faults.append(Fault(**vars(fault)))
     quantkit.publish(folder, REPO)
     assert there(hub) == here(folder)
-    assert hub.repositories[REPO].log == ["Publish with quantkit", "initial commit"]
+    assert hub.repositories[REPO].log == [TITLE, "initial commit"]
 
 
 def test_a_store_that_hashes_refuses_the_flipped_bit_itself(hub: Loopback, folder: Path) -> None:

@@ -17,7 +17,7 @@ from tiny import write_source
 
 import quantkit
 from quantkit.errors import MismatchError, UsageError
-from quantkit.lineage import weights_of
+from quantkit.listed import weights_of
 from quantkit.records import read_manifest, write_manifest
 from quantkit.signatures import SIGNATURE, check_signature, open_expected
 from quantkit.signing import PASSWORD, Signer, open_signer
