@@ -4,7 +4,11 @@ report.py      levels, failures, verdict
 structure.py   names, shapes, sizes, finiteness of the staged files, held to the plan
 accounting.py  the same of any folder, held to the source
 parts.py       what a quantized weight is stored as, by its format
+declared.py    what stays as it was, by what quantization_config says of it
 settings.py    config and generation defaults
+templates.py   chat templates
+claims.py      what a recipe has a folder say beside the source's own words
+beside.py      other files: weights that nothing read, adapters, code
 opened.py      a checkpoint's tensors by the parameters of its model class
 decoding.py    GPTQ and AWQ weights by their definition
 library.py     bitsandbytes' own modules, filled with saved bytes
@@ -15,6 +19,7 @@ reload.py      the loading report, and every weight against the source
 scoring.py     likelihoods, divergence and agreement, token by token
 likelihood.py  what they come to, and what is allowed
 tokens.py      the tokenizer's ids against sentencepiece's
+around.py      what a default call puts around a text; whose fault other ids are
 generation.py  greedy continuations
 degeneration.py  loops, silence, special tokens alone
 several.py     many folders in one pass over their source

@@ -8,49 +8,77 @@ and the config computes what the source's does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.folder import CANDIDATES
 from quantkit.checkpoint.reading import same_values
-from quantkit.errors import SourceError
+from quantkit.gate import templates
+from quantkit.gate.beside import adapters, code, other_weights
+from quantkit.gate.claims import claims
+from quantkit.gate.declared import undeclared
 from quantkit.gate.opened import Opened
 from quantkit.gate.parts import check_parts
 from quantkit.gate.report import Failure, Level, judged
-from quantkit.gate.settings import config_failures, expected_generation, generation_failures
+from quantkit.gate.settings import (
+    GENERATION,
+    added_generation,
+    config_failures,
+    expected_generation,
+    generation_failures,
+)
 from quantkit.gate.structure import nonfinite
-from quantkit.scrutiny import check_template, check_tokenizer_config
-from quantkit.source import read_object
+from quantkit.methods import BnbMethod
+from quantkit.prompts import CHAT_TEMPLATE
+from quantkit.recipe import Recipe
 from quantkit.types import FLOAT_DTYPES, TensorRecord
 
-_ADAPTER = "adapter_config.json"
-_MOST_TEMPLATES = 16
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+#: transformers', where a config names none.
+_THRESHOLD = "llm_int8_threshold"
+_USUAL_THRESHOLD = 6.0
 
 #: After these measures the models can still be opened and compared.
-READABLE = ("renamed tensors", "config.json", "generation_config.json", "chat_template.jinja")
+READABLE = ("renamed tensors", "config.json", GENERATION, CHAT_TEMPLATE, templates.MEASURE)
 
 
-def check_accounts(saved: Opened, original: Opened, generation: Mapping[str, Any]) -> Level:
-    """``generation`` is the source's generation_config.json."""
+def check_accounts(
+    saved: Opened,
+    original: Opened,
+    generation: Mapping[str, Any],
+    recipe: Recipe | None = None,
+) -> Level:
+    """``generation`` is the source's generation_config.json; what ``recipe`` would have written
+    is as good as the source's own."""
     renamed, remarks = _names(saved, original)
     wanted = expected_generation(generation, original.parsed)
+    known = claims(saved.folder, recipe)
+    asked, asking = templates.compare_templates(saved.folder, original.folder, known)
+    unsaid, said = added_generation(saved.folder, wanted, original.config, known)
+    parts = list(check_parts(saved))
     failures = [
         *_left_over(saved),
         *renamed,
         *_doubles(saved),
         *_shapes(saved),
-        *_adapters(saved),
-        *_template(saved),
-        *check_parts(saved),
+        *adapters(saved),
+        *templates.unfit_templates(saved.folder),
+        *asked,
+        *(parts or undeclared(saved)),
         *config_failures(saved.parsed, original.parsed),
-        *generation_failures(saved.folder, wanted, required=bool(generation)),
+        *generation_failures(saved.folder, wanted, known, required=bool(generation)),
+        *unsaid,
         *nonfinite(saved.folder, saved.index),
     ]
     measures = {
         "tensors": len(saved.index.tensors),
         "bytes": sum(saved.index.file_bytes.values()),
-        "remarks": [*remarks, *_casts(saved, original), *_others(saved)],
+        "remarks": [
+            *remarks,
+            *asking,
+            *said,
+            *_threshold(saved, recipe),
+            *_casts(saved, original),
+            *other_weights(saved),
+            *code(saved.folder, original.folder),
+        ],
     }
     return judged("structure", measures, failures)
 
@@ -127,48 +155,6 @@ def _shapes(saved: Opened) -> Iterator[Failure]:
             yield Failure("structure", "data type", record.dtype, "a float's", record.name)
 
 
-def _adapters(saved: Opened) -> Iterator[Failure]:
-    """transformers, where peft is installed, would load it over the model, or another model."""
-    if (saved.folder / _ADAPTER).exists():
-        yield Failure("structure", _ADAPTER, "there", "no adapter")
-
-
-def _template(saved: Opened) -> Iterator[Failure]:
-    """Chat templates that no library should render, and a tokenizer that needs code."""
-    found = [saved.folder / "chat_template.jinja", *_further_templates(saved.folder)]
-    for path in filter(Path.is_file, found):
-        try:
-            check_template(path.read_text(encoding="utf-8", errors="replace"), path.name)
-        except SourceError as error:
-            yield Failure("structure", path.name, str(error), "a template")
-    name = "tokenizer_config.json"
-    try:
-        check_tokenizer_config(read_object(saved.folder / name), name)
-    except SourceError as error:
-        yield Failure("structure", name, str(error), "templates and no code")
-
-
-def _further_templates(folder: Path) -> list[Path]:
-    return sorted((folder / "additional_chat_templates").glob("*.jinja"))[:_MOST_TEMPLATES]
-
-
-def _others(saved: Opened) -> Iterator[str]:
-    """Weight files that nothing here has read; another loader may prefer them."""
-    known = {*saved.index.files}
-    found = sorted(
-        each.name
-        for each in saved.folder.iterdir()
-        if each.suffix in _WEIGHTS and each.name not in known
-    )
-    indices = [
-        name
-        for name, _ in CANDIDATES
-        if name.endswith(".json") and (saved.folder / name).exists() and len(known) == 1
-    ]
-    if others := [*found, *indices]:
-        yield f"not judged, as nothing here reads it: {', '.join(others[:5])}"
-
-
 def _casts(saved: Opened, original: Opened) -> Iterator[str]:
     """Unquantized weights in another data type than the source's."""
     found: dict[tuple[str, str], int] = {}
@@ -179,3 +165,15 @@ def _casts(saved: Opened, original: Opened) -> Iterator[str]:
             found[pair] = found.get(pair, 0) + 1
     for (source, stored), count in sorted(found.items()):
         yield f"{count} unquantized tensors are {source} in the source and {stored} here"
+
+
+def _threshold(saved: Opened, recipe: Recipe | None) -> Iterator[str]:
+    """Which activations int8 keeps in float16: no stored tensor shows it."""
+    method = recipe.method if recipe else None
+    usual = method.llm_int8_threshold if isinstance(method, BnbMethod) else _USUAL_THRESHOLD
+    found = saved.settings.get(_THRESHOLD, _USUAL_THRESHOLD)
+    if saved.method != "bitsandbytes" or found == usual:
+        return
+    eight = saved.settings.get("load_in_8bit")
+    effect = "at 0.0 no outliers are kept in float16" if eight else "of no effect on 4-bit weights"
+    yield f"quantization_config: {_THRESHOLD} {str(found)[:40]}, usual {usual} ({effect})"

@@ -87,7 +87,7 @@ def gate_folder(
     except CheckpointError as error:  # a shard is missing, a header broken
         failure = Failure("structure", "checkpoint", str(error), "readable")
         return _only("the structure level failed", judged("structure", {}, [failure]))
-    structure = check_accounts(saved, original, source.generation)
+    structure = check_accounts(saved, original, source.generation, recipe)
     case = make_case(original, saved, recipe, material, device, listener)
     with quiet_libraries():
         tokens = _tokenizer(case)

@@ -6,11 +6,13 @@ and the same value written out are alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.names import quoted
 from quantkit.errors import SourceError
+from quantkit.gate.claims import Claim, claimed_by
 from quantkit.gate.report import Failure
 from quantkit.source import read_object
 
@@ -39,6 +41,67 @@ _NO_SETTING = frozenset({"_from_model_config", "transformers_version"})
 
 GENERATION = "generation_config.json"
 
+#: Generation settings that change an answer of whoever asks for nothing, and the value at which
+#: each does nothing: transformers' default (4.57 and 5).
+_CHANGING: Mapping[str, Any] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "constraints": None,
+    "custom_generate": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "dola_layers": None,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "eos_token_id": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None,
+    "force_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_decoder_ids": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1.0,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "max_time": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "min_p": None,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "penalty_alpha": None,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+    "repetition_penalty": 1.0,
+    "sequence_bias": None,
+    "stop_strings": None,
+    "suppress_tokens": None,
+    "temperature": 1.0,
+    "token_healing": False,
+    "top_h": None,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "watermarking_config": None,
+}
+
+#: The same of settings that change no answer.
+_HARMLESS: Mapping[str, Any] = {
+    "assistant_confidence_threshold": 0.4,
+    "assistant_lookbehind": 10,
+    "num_assistant_tokens": 20,
+    "num_assistant_tokens_schedule": "constant",
+    "target_lookbehind": 10,
+    "use_cache": True,
+}
+
+_SHOWN = 8
+
 
 def config_failures(saved: Any, original: Any) -> Iterator[Failure]:
     """Values of the two parsed configs that differ and change what the model computes."""
@@ -51,9 +114,10 @@ def config_failures(saved: Any, original: Any) -> Iterator[Failure]:
 
 
 def generation_failures(
-    folder: Path, wanted: Mapping[str, Any], *, required: bool = True
+    folder: Path, wanted: Mapping[str, Any], known: Sequence[Claim] = (), *, required: bool = True
 ) -> Iterator[Failure]:
-    """Every generation default that is ``wanted`` and not in the folder; more may be there.
+    """Every generation default that is ``wanted``, or ``known`` in its place, and not in the
+    folder; more may be there.
 
     The file may be absent unless ``required``: loaders then take the config's special ids.
     """
@@ -71,8 +135,49 @@ def generation_failures(
         yield Failure("structure", GENERATION, str(error), "readable")
         return
     for key, value in sorted(expected.items()):
-        if written.get(key) != value:
-            yield Failure("structure", GENERATION, repr(written.get(key)), repr(value), key)
+        got = written.get(key)
+        if got != value and claimed_by(key, got, known) is None:
+            yield Failure("structure", GENERATION, repr(got), repr(value), key)
+
+
+def added_generation(
+    folder: Path, wanted: Mapping[str, Any], config: Mapping[str, Any], known: Sequence[Claim]
+) -> tuple[list[Failure], list[str]]:
+    """What the folder states and the source leaves to the library, its ``config`` too: failures
+    for what changes answers, and remarks."""
+    try:
+        written = read_object(folder / GENERATION)
+    except SourceError:  # which generation_failures says
+        return [], []
+    failures, harmless, claimed = [], [], []
+    for key, value in sorted(written.items()):
+        of_the_source = any(key in each and each[key] == value for each in (wanted, config))
+        if key in _NO_SETTING or _does_nothing(key, value) or of_the_source:
+            continue
+        shown = f"{quoted(key)} {repr(value)[:40]}"
+        by = claimed_by(key, value, known)
+        if by is not None:
+            claimed += [f"{GENERATION}: {shown} is of {by}"] if by else []
+        elif key in wanted:
+            continue  # which generation_failures says
+        elif key in _CHANGING:
+            unsaid = f"{_CHANGING[key]!r}, as the source states none"
+            failures.append(Failure("structure", GENERATION, repr(value)[:80], unsaid, key))
+        else:
+            harmless.append(shown)
+    if harmless:
+        more = f" and {len(harmless) - _SHOWN} more" if len(harmless) > _SHOWN else ""
+        listed = ", ".join(harmless[:_SHOWN])
+        claimed.append(f"{GENERATION} states what the source does not: {listed}{more}")
+    return failures, claimed
+
+
+def _does_nothing(key: str, value: Any) -> bool:
+    """The library's default, or what stands for nothing."""
+    if value is None or value in ([], {}, ""):
+        return True
+    usual = {**_CHANGING, **_HARMLESS}
+    return bool(value == usual[key]) if key in usual else value is False
 
 
 def expected_generation(generation: Mapping[str, Any], config: Any) -> dict[str, Any]:

@@ -8,11 +8,12 @@ is nothing to hold it to but the source's own files, which it must equal through
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError
+from quantkit.gate.around import by_call, by_source, older_fault
 from quantkit.gate.report import Failure, Level, judged, not_run
 from quantkit.quiet import quiet_libraries
 from quantkit.tokenization import (
@@ -36,6 +37,9 @@ _RANDOM = 1000
 
 #: Texts compared between two reports of progress.
 _STEP = 500
+
+_AROUND = "a default call gives"
+_OTHER_IDS = "texts with other ids"
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -74,12 +78,15 @@ def check_tokenizer_level(
         failure = Failure("tokenizer", "AutoTokenizer", str(error), "to open")
         return judged("tokenizer", {}, [failure])
     wrong = list(_special_ids(library, config))
-    counted = _counted(texts, progress)
+    strings = list(texts)
+    counted = _counted(strings, progress)
     with quiet_libraries():  # it warns of texts longer than the model's positions
         if model is None or (_by_library(ways) and not numbers_as(model)):
             level = _against_source(library, source, counted)
         else:
-            level = _against_model(library, source, model, counted, ways)
+            level = _against_model(library, model, counted, ways)
+            if folder.resolve() != source.resolve():
+                level = _beside_the_source(level, library, model, strings, ways)
     route = {"ids_by": ways.ids.route} if ways.ids else {}
     return judged("tokenizer", {**level.measures, **route}, [*level.failures, *wrong])
 
@@ -96,18 +103,14 @@ def _by_library(ways: Ways) -> bool:
     return ways.ids is not None and ways.ids.route == "transformers"
 
 
-def _against_model(
-    library: Any, source: Path, model: Path, texts: Iterable[str], ways: Ways
-) -> Level:
+def _against_model(library: Any, model: Path, texts: Iterable[str], ways: Ways) -> Level:
     """sentencepiece is the judge, but of texts with added tokens, of which it knows nothing."""
     try:
         extras = read_extras(model)
     except SourceError as error:
         failure = Failure("tokenizer", "added tokens", str(error), "beyond the pieces")
         return judged("tokenizer", {}, [failure])
-    apart = [each.text for each in extras]
-    if not ways.split_special_tokens:
-        apart += library.all_special_tokens
+    apart = _apart(library, extras, ways)
     everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
     aside: list[str] = []
     report = fidelity(model, library, _without_any(apart, everything, aside))
@@ -117,6 +120,34 @@ def _against_model(
         found |= {"added_tokens": [each.text for each in extras], "with_special": len(aside)}
         wrong += _other_ids(library, aside, ways.ids)
     return judged("tokenizer", found, wrong)
+
+
+def _apart(library: Any, extras: Sequence[Extra], ways: Ways) -> list[str]:
+    """Of texts that hold one of these, sentencepiece knows nothing."""
+    special = [] if ways.split_special_tokens else library.all_special_tokens
+    return [*(each.text for each in extras), *special]
+
+
+def _beside_the_source(
+    level: Level, library: Any, model: Path, texts: Sequence[str], ways: Ways
+) -> Level:
+    """What the source's own files say: what a call puts around a text, and whose fault other
+    ids are."""
+    failures = list(level.failures)
+    here = by_call(library)
+    allowed = by_source(model, split_special_tokens=ways.split_special_tokens)
+    wanted = next(allowed, None)
+    if wanted not in (None, here) and here not in allowed:
+        failures.append(Failure("tokenizer", _AROUND, str(here), str(wanted)))
+    if at := [at for at, each in enumerate(failures) if each.measure == _OTHER_IDS]:
+        apart = _apart(library, read_extras(model), ways)
+        everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
+        judged_by = _without_any(apart, everything, [])
+        split = ways.split_special_tokens
+        words = older_fault(library, model, judged_by, split_special_tokens=split)
+        first = failures[at[0]]
+        failures[at[0]] = replace(first, threshold=f"{first.threshold}{words}")
+    return judged("tokenizer", level.measures, failures)
 
 
 def _without_any(apart: list[str], texts: Iterable[str], aside: list[str]) -> Iterator[str]:
@@ -177,7 +208,7 @@ def _failures(report: FidelityReport, allow_ties: bool) -> Iterator[Failure]:
     first = {each.kind: str(each) for each in reversed(report.first)}
     if report.different:
         count = str(report.different)
-        yield Failure("tokenizer", "texts with other ids", count, "0", first.get("ids", ""))
+        yield Failure("tokenizer", _OTHER_IDS, count, "0", first.get("ids", ""))
     if report.decoded_otherwise:
         count = str(report.decoded_otherwise)
         yield Failure("tokenizer", "texts decoded otherwise", count, "0", first.get("decode", ""))
@@ -197,7 +228,7 @@ def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
         elif library.decode(ids) != original.decode(ids):
             decoded.append(text)
     found = {"oracle": "the source's own files", "compared": compared, "different": len(different)}
-    kinds = {"texts with other ids": different, "texts decoded otherwise": decoded}
+    kinds = {_OTHER_IDS: different, "texts decoded otherwise": decoded}
     failures = [
         Failure("tokenizer", kind, str(len(those)), "0", repr(those[0][:60]))
         for kind, those in kinds.items()
@@ -207,6 +238,9 @@ def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
     if moved := sorted(piece for piece in here | there if here.get(piece) != there.get(piece)):
         count, first = str(len(moved)), repr(moved[0][:60])
         failures.append(Failure("tokenizer", "tokens with another id", count, "0", first))
+    around, wanted = by_call(library), by_call(original)
+    if around != wanted:
+        failures.append(Failure("tokenizer", _AROUND, str(around), str(wanted)))
     return judged("tokenizer", found, failures)
 
 
