@@ -130,6 +130,36 @@ def test_quantize_config_says_the_same(made: tuple[Path, Path], tmp_path: Path) 
     assert "as quantize_config.json" in failures(source, copy)[0]
 
 
+KINDS = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+MODULES = [f"gpt_neox.layers.{layer}.{kind}" for layer in (0, 1) for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "declared"),
+    [
+        ("dynamic", {f"-:^{MODULE}$": {}}, True),
+        ("modules_in_block_to_quantize", [[e] for e in MODULES if e != MODULE], True),
+        ("modules_to_not_convert", [MODULE], True),
+        ("modules_to_not_convert", ["attention.rotary"], False),
+        ("dynamic", {f"+:^{MODULE}$": {}}, False),
+        ("modules_in_block_to_quantize", [KINDS], False),
+        ("desc_act", False, False),
+    ],
+)
+def test_a_module_that_stays_as_it_was_is_declared(
+    made: tuple[Path, Path], tmp_path: Path, key: str, value: object, declared: bool
+) -> None:
+    def change(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        for each in ("qweight", "qzeros", "scales", "g_idx"):
+            del tensors[f"{MODULE}.{each}"]
+        tensors[f"{MODULE}.weight"] = torch.zeros(128, 64)
+        setting(key, value)(tensors, config)
+
+    found = failures(made[0], changed(made[1], tmp_path / "copy", change))
+    assert len(found) == (not declared), found
+    assert all("not declared" in each and MODULE in each for each in found)
+
+
 WEIGHT = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
 STATE = f"{WEIGHT}.quant_state.bitsandbytes__nf4"
 
