@@ -149,7 +149,9 @@ def added_generation(
         written = read_object(folder / GENERATION)
     except SourceError:  # which generation_failures says
         return [], []
-    failures, harmless, claimed = [], [], []
+    failures: list[Failure] = []
+    harmless: list[str] = []
+    claimed: dict[str, list[str]] = {}
     for key, value in sorted(written.items()):
         of_the_source = any(key in each and each[key] == value for each in (wanted, config))
         if key in _NO_SETTING or _does_nothing(key, value) or of_the_source:
@@ -157,7 +159,7 @@ def added_generation(
         shown = f"{quoted(key)} {repr(value)[:40]}"
         by = claimed_by(key, value, known)
         if by is not None:
-            claimed += [f"{GENERATION}: {shown} is of {by}"] if by else []
+            claimed.setdefault(by, []).append(shown)
         elif key in wanted:
             continue  # which generation_failures says
         elif key in _CHANGING:
@@ -165,11 +167,15 @@ def added_generation(
             failures.append(Failure("structure", GENERATION, repr(value)[:80], unsaid, key))
         else:
             harmless.append(shown)
+    remarks = [f"{GENERATION}: {_few(each)}, of {by}" for by, each in claimed.items() if by]
     if harmless:
-        more = f" and {len(harmless) - _SHOWN} more" if len(harmless) > _SHOWN else ""
-        listed = ", ".join(harmless[:_SHOWN])
-        claimed.append(f"{GENERATION} states what the source does not: {listed}{more}")
-    return failures, claimed
+        remarks.append(f"{GENERATION} states what the source does not: {_few(harmless)}")
+    return failures, remarks
+
+
+def _few(shown: Sequence[str]) -> str:
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
 
 
 def _does_nothing(key: str, value: Any) -> bool:

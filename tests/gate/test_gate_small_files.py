@@ -175,7 +175,7 @@ def test_a_recipes_settings_are_known(pair: tuple[Path, Path]) -> None:
     write(out, MANIFEST, {"schema": 1, "recipe": TALKS.model_dump(mode="json")})
     found = structure(pair)
     assert found.outcome == "passed"
-    assert "'temperature' 0.7 is of the recipe that its" in remarks(found)
+    assert "'temperature' 0.7, of the recipe that its" in remarks(found)
 
 
 # other files, and a setting of no tensor
