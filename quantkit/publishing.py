@@ -8,7 +8,7 @@ in place. So a branch has all of it or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -101,13 +101,10 @@ def publish(
     ready = _ready(folder, (repo_id, branch), registry, licence, allowed, kept, listener)
     client = api()
     there = look(client, repo_id, branch, public=public, offline=listener if dry_run else None)
-    if public and there and there.exists and there.private:
-        listener(Event("publish", message=f"{repo_id}: {_STAYS_PRIVATE}"))
+    for said in _to_know(ready, there, public=public):
+        listener(Event("publish", message=f"{repo_id}: {said}"))
     files = _files(folder, ready.manifest, signed=signer is not None)
-    if identity(ready.manifest) is None:
-        listener(Event("publish", message=f"{repo_id}: {_NO_BASE}"))
-    model = model_of(ready.manifest)
-    asked = Push(repo_id, branch, pr, public, overwrite, quick, files, model)
+    asked = Push(repo_id, branch, pr, public, overwrite, quick, files, model_of(ready.manifest))
     offer = _offer(asked, there, ready.said)
     if dry_run:
         return offer
@@ -238,6 +235,13 @@ def _files(folder: Path, manifest: Mapping[str, Any], *, signed: bool) -> tuple[
     ]
     signature = [LocalFile(SIGNATURE, folder / SIGNATURE, 0, "")] if signed else []
     return (*listed, LocalFile(MANIFEST, folder / MANIFEST, own.bytes, own.sha256), *signature)
+
+
+def _to_know(ready: _Ready, there: Destination | None, *, public: bool) -> Iterator[str]:
+    if public and there and there.exists and there.private:
+        yield _STAYS_PRIVATE
+    if identity(ready.manifest) is None:
+        yield _NO_BASE
 
 
 def _offer(asked: Push, there: Destination | None, said: Sequence[str]) -> dict[str, Any]:

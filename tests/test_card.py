@@ -246,7 +246,7 @@ def test_the_sources_own_figures_stand_apart_and_attributed(demo_nf4: Converted)
 
 def cells(card: str) -> dict[str, list[str]]:
     """Rows of the tables by their first cell."""
-    rows = (line.strip("| \n").split(" | ") for line in card.splitlines() if line.startswith("|"))
+    rows = (line[2:-2].split(" | ") for line in card.splitlines() if line.startswith("|"))
     return {row[0].strip(): [each.strip() for each in row[1:]] for row in rows}
 
 
@@ -255,20 +255,29 @@ def test_every_row_of_the_card_is_the_manifests(demo_nf4: Converted) -> None:
     card, manifest = (demo_nf4.folder / "README.md").read_text(), demo_nf4.manifest
     gate, rows = manifest["gate"], cells(card)
 
-    def same(row: str, *values: float, form: str = ".4g") -> None:
+    limits = manifest["recipe"]["gate"]
+
+    def same(row: str, *values: float, form: str = ".4g", limit: float | None = None) -> None:
+        *_, last = rows[row]
+        assert last == "" if limit is None else last.split()[-1] == str(limit), row
+        rows[row].pop()
         found = [float(each) for each in re.findall(r"[\d.]+(?:e-?\d+)?", " ".join(rows[row]))]
         assert found == [float(f"{each:{form}}") for each in values], row
 
     measured = gate["perplexity"]
     same("perplexity", measured["reference"], measured["quantized"])
-    same("ratio", measured["ratio"], *measured["ratio_interval"], form=".4f")
-    same("KL divergence, mean (nats)", gate["kl_divergence"]["mean"])
+    same("ratio", measured["ratio"], *measured["ratio_interval"], form=".4f",
+         limit=limits["max_perplexity_ratio"])  # fmt: skip
+    same("KL divergence, mean (nats)", gate["kl_divergence"]["mean"], limit=limits["max_kl_mean"])
     same("KL divergence, 99th percentile", gate["kl_divergence"]["p99"])
-    same("the same of the source in the quantized model's data type",
+    same("of it, what the data type alone costs the source",
          gate["noise_floor"]["kl_divergence"]["mean"])  # fmt: skip
-    same("top-1 agreement", gate["top1_agreement"])
-    same("greedy tokens agreeing, free-running", gate["generation"]["token_agreement"])
-    same("greedy tokens agreeing, teacher-forced", gate["generation"]["forced_agreement"])
+    same("top-1 agreement", gate["top1_agreement"], limit=limits["min_top1_agreement"])
+    same("greedy tokens agreeing, free-running, 8 prompts", gate["generation"]["token_agreement"])
+    same("greedy tokens agreeing, teacher-forced", gate["generation"]["forced_agreement"],
+         limit=limits["min_generation_agreement"])  # fmt: skip
+    same("worst module's weights, relative error", gate["reload"]["max_weight_error"],
+         limit=limits["max_weight_error"])  # fmt: skip
     for file in manifest["source"]["files"]:
         assert rows[file["name"]] == [str(file["bytes"]), f"`{file['sha256']}`"]
     assert rows["this repository"] == [f"{manifest['sizes']['output_bytes'] / 1e9:.3f} GB"]

@@ -23,7 +23,8 @@ GATE = "The gate's figures"
 #: Keys that a run of these tests does not bring about: what, and where it is shown instead.
 ELSEWHERE = {
     MANIFEST: {
-        "publication.repo_id", "publication.licence.*", "publication.overrides[]",  # hub/
+        "publication.repo_id", "publication.branch", "publication.source_status",  # hub/
+        "publication.licence.*", "publication.overrides[]",
         "benchmarks[]",  # test_eval.py
         "source.withdrawn[].repository", "source.withdrawn[].release",
         "source.withdrawn[].reason", "source.withdrawn[].stated_at",  # test_card.py

@@ -20,6 +20,7 @@ from quantkit.cli.rows import (
     error_json,
     plan_rows,
     standing,
+    summary_rows,
     warnings,
 )
 from quantkit.errors import UsageError, printable, printable_lines
@@ -130,7 +131,8 @@ class Display:
         if self._as_json:
             self._json(found)
             return
-        rows = [("status", str(found["status"]))]
+        rows = [*summary_rows(found)] if "tool" in found else []
+        rows.append(("status of the source" if rows else "status", str(found["status"])))
         for key in ("repository", "release", "evidence", "reason", "stated_at", "advice"):
             if found["verdict"][key]:
                 rows.append((key.replace("_", " "), str(found["verdict"][key])))

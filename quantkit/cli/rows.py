@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,3 +222,14 @@ def error_json(message: str, kind: str, exit_code: int) -> dict[str, Any]:
     """An error as an object, its message on one line."""
     said = printable(" ".join(message.split()))
     return {"error": {"kind": kind, "message": said, "exit_code": exit_code}}
+
+
+def summary_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What an output says that it is."""
+    source = found["source"]
+    revision = f" at {source['revision']}" if source["revision"] else ""
+    yield "made from", f"{source['repo_id'] or source['name']}{revision}"
+    yield "recipe", str(found["recipe"])
+    yield "by", f"{found['tool']['name']} {found['tool']['version']}"
+    if found["published_as"]:
+        yield "published as", str(found["published_as"])

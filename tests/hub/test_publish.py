@@ -101,7 +101,9 @@ def test_a_folder_is_signed_as_it_is_published(hub: Loopback, folder: Path, tmp_
     again = quantkit.publish(folder, REPO, sign=private)
     assert (again["sent"], again["commit"]) == ([], head), "signed already, by this key"
     (folder / SIGNATURE).unlink()
-    assert quantkit.publish(folder, REPO)["removed"] == [SIGNATURE]
+    with pytest.raises(UsageError, match="what is there is signed, and this is not"):
+        quantkit.publish(folder, REPO)
+    assert quantkit.publish(folder, REPO, overwrite=True)["removed"] == [SIGNATURE]
     assert there(hub) == here(folder)
 
 
@@ -339,9 +341,45 @@ def test_what_was_changed_stays_said(hub: Loopback, folder: Path) -> None:
     (folder / "more.txt").write_text("x")
     said = quantkit.publish(folder, REPO, allow_changed=True)["overrides"]
     assert [each.count("--allow-changed") for each in said] == [1, 1]
-    assert quantkit.verify(folder)["notes"] == [f"published although {each}" for each in said]
+    notes = quantkit.verify(folder)["notes"]
+    assert notes[:-1] == [f"published although {each}" for each in said]
+    assert "by its manifest" in notes[-1]
     for words in (b"config.json has changed (--allow", b"more.txt is not in the manifest (--allow"):
         assert words in (there(hub)["README.md"] or b"")
+
+
+def test_another_model_is_not_put_under_a_models_name(hub: Loopback, folder: Path) -> None:
+    quantkit.publish(folder, REPO)
+    edit(folder, lambda manifest: manifest["recipe"]["method"].update(block_size=128))
+    said = refused(2, "publish", folder, REPO, "--yes")
+    assert "bnb-nf4 of demo-model is there" in said
+    assert "by another method" in said
+    quantkit.publish(folder, REPO, branch="blocks-128")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained(name, revision="blocks-128", device_map="auto")' in card
+    assert "/blob/blocks-128/report/report.html" in card
+    assert read_manifest(folder)["publication"]["branch"] == "blocks-128"
+    quantkit.publish(folder, REPO, overwrite=True)
+    assert "revision=" not in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_source_is_in_todays_standing_on_the_card(
+    hub: Loopback, folder: Path, tmp_path: Path
+) -> None:
+    """What the manifest says that a registry said counts for nothing where none says so today."""
+
+    def forge(manifest: dict) -> None:  # type: ignore[type-arg]
+        manifest["source"]["files"][0]["sha256"] = "0" * 64
+        parts = manifest["source"]["fingerprint"]
+        manifest["source"]["fingerprint"] = dict.fromkeys(parts, "0" * 64)
+        manifest["source"]["verdict"]["repository"] = "famous/model"
+
+    edit(folder, forge)
+    quantkit.publish(folder, REPO)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "**verified**" in card
+    assert "**unlisted** by the registry of whoever published it" in card
+    assert "base_model" not in card
 
 
 def claim_another(folder: Path, registry: Path) -> None:
