@@ -246,7 +246,8 @@ def test_the_sources_own_figures_stand_apart_and_attributed(demo_nf4: Converted)
 
 def cells(card: str) -> dict[str, list[str]]:
     """Rows of the tables by their first cell."""
-    rows = (line[2:-2].split(" | ") for line in card.splitlines() if line.startswith("|"))
+    lines = [line for line in card.splitlines() if line.startswith("|")]
+    rows = (re.split(r"(?<!\\)\|", line[1:-1]) for line in lines)
     return {row[0].strip(): [each.strip() for each in row[1:]] for row in rows}
 
 
