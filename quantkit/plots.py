@@ -146,5 +146,7 @@ def _shares(counts: Sequence[int]) -> list[float]:
 
 def _png(figure: Figure) -> bytes:
     held = io.BytesIO()
-    figure.savefig(held, format="png", transparent=True, metadata={"Software": None})
+    figure.savefig(
+        held, format="png", transparent=True, bbox_inches="tight", metadata={"Software": None}
+    )
     return held.getvalue()

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from quantkit.carddata import method_words
 from quantkit.gate import HISTOGRAM
 from quantkit.plots import depth_plot, divergence_plot, ratio_plot, size_plot
 
@@ -101,8 +102,8 @@ def _ratio_rows(gate: Mapping[str, Any]) -> list[tuple[str, float, list[float] |
 
 
 def _plain(name: str) -> str:
-    """A text's name in letters that the plots' font has."""
-    return name.encode("ascii", "replace").decode()[:24]
+    """A text's name on one line, in letters that the plots' font has."""
+    return " ".join(name.encode("ascii", "replace").decode().split())[:24]
 
 
 def _is_number(value: object) -> bool:
@@ -120,6 +121,7 @@ def render_report(manifest: Mapping[str, Any], plots: Mapping[str, bytes]) -> st
         autoescape=True,
     )
     environment.filters["figure"] = _figure
+    environment.filters["ratio"] = lambda value: f"{value:.4f}" if _is_number(value) else value
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     environment.filters["size"] = lambda count: f"{count / 1e6:,.1f} MB"
     images = [
@@ -128,7 +130,11 @@ def render_report(manifest: Mapping[str, Any], plots: Mapping[str, bytes]) -> st
     ]
     template = environment.get_template("report.html.jinja")
     worst = sorted(_calibrated(manifest), key=lambda each: -each["loss"])[:_WORST]
-    return template.render(manifest, images=images, examples=_examples(manifest), worst=worst)
+    # what `check` judged was made by others, and is called by what its folder says
+    made = method_words(manifest) if "plan" in manifest else manifest["recipe"]["summary"]
+    return template.render(
+        manifest, made=made, images=images, examples=_examples(manifest), worst=worst
+    )
 
 
 def _figure(value: float | str | None) -> str:

@@ -44,7 +44,11 @@ TOKENIZER_FILES = (
 )
 
 #: Other small files that a quantized repository carries on.
-COMPANION_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
+COMPANION_FILES = (
+    *(f"{name}{end}" for name in ("LICENSE", "LICENCE") for end in ("", ".txt", ".md")),
+    *("license", "license.txt", "license.md", "COPYING", "COPYING.txt"),
+    *("NOTICE", "NOTICE.txt", "NOTICE.md", "USE_POLICY.md"),
+)
 
 _CACHE = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")
 

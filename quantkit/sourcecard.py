@@ -26,6 +26,10 @@ _LINK = re.compile(
     rf"\(\s{{0,20}}{_TARGET}(?P<title>\s{{1,20}}(?:\"[^\"]{{0,500}}\"|'[^']{{0,500}}'))?\s{{0,20}}\)"
 )
 _REFERENCE = re.compile(r"(?m)^( {0,3}\[[^\]\n]{1,200}\]:[ \t]{0,20})(\S{1,2000})")
+_UNQUOTED = re.compile(
+    r"(?i)(<(?:img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})"
+    r"([^\"'<>\s]{1,2000})"
+)
 _ATTRIBUTE = re.compile(
     r"(?i)(<(img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})([\"'])"
     r"([^\"'<>]{0,2000})\3"
@@ -111,7 +115,8 @@ def _resolve_links(text: str, resolve: Callable[[str, bool], str | None]) -> str
     def reference(found: re.Match[str]) -> str:
         return f"{found[1]}{resolve(found[2], _looks_like_a_picture(found[2])) or '#'}"
 
-    return _ATTRIBUTE.sub(attribute, _REFERENCE.sub(reference, _LINK.sub(link, text)))
+    quoted = _UNQUOTED.sub(r'\1"\2"', text)
+    return _ATTRIBUTE.sub(attribute, _REFERENCE.sub(reference, _LINK.sub(link, quoted)))
 
 
 def _looks_like_a_picture(target: str) -> bool:

@@ -171,6 +171,7 @@ def test_carried_metadata(demo_nf4: Converted) -> None:
         ('<img src="b.png">', f'<img src="https://huggingface.co/{REPO}/resolve/{COMMIT}/b.png">'),
         ("<a href='b.md'>", f"<a href='https://huggingface.co/{REPO}/blob/{COMMIT}/b.md'>"),
         ('<a href="javascript:x">', '<a href="#">'),
+        ("<a href=javascript:x>", '<a href="#">'),
         ("[r]: b.png", f"[r]: https://huggingface.co/{REPO}/resolve/{COMMIT}/b.png"),
         ("`[a](b)` and\n```\n[a](b)\n```", "`[a](b)` and\n```\n[a](b)\n```"),
     ],
@@ -195,6 +196,20 @@ def test_metadata_of_many_keys_takes_no_time() -> None:
     begun = time.perf_counter()
     assert len(read_card(text).metadata) == 9000
     assert time.perf_counter() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("stated", "licence", "name"),
+    [
+        ("mit", "mit", ""),
+        ("[mit, MIT]", "mit", ""),
+        ("[apache-2.0, cc-by-nc-4.0]", "other", "apache-2.0, cc-by-nc-4.0"),
+        ("[mit, cc-by-nd-4.0]", "cc-by-nd-4.0", ""),
+    ],
+)
+def test_of_several_licences_none_is_left_out(stated: str, licence: str, name: str) -> None:
+    found = licence_of(read_card(f"---\nlicense: {stated}\n---\n").metadata)
+    assert (found.id, found.name) == (licence, name)
 
 
 def test_links_of_a_source_without_an_address_lose_their_target() -> None:
