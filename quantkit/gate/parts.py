@@ -8,7 +8,6 @@ before they read; so it is held to the tensors, part by part.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, prod
 from typing import Any
@@ -19,7 +18,7 @@ from quantkit.checkpoint import read_tensor
 from quantkit.gate.decoding import unpack
 from quantkit.gate.opened import Opened
 from quantkit.gate.report import Failure
-from quantkit.source import read_object
+from quantkit.gate.stated import failure, overridden, stated_failures
 from quantkit.types import TensorRecord
 
 _HALVES = ("float16", "bfloat16")
@@ -29,80 +28,14 @@ _MOST_STATE = 1 << 16
 _INT32 = ("int32",)
 
 
-def _pattern(key: str) -> str:
-    return key[2:] if key[:2] in ("+:", "-:") else key
-
-
-#: A stranger's pattern must not keep us: nothing that repeats may hold what repeats itself.
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-_LONGEST_PATTERN, _MOST_REPEATED = 300, 4
-
-
-def _is_dynamic(value: object) -> bool:
-    """GPTQModel's settings by pattern, "+:" for other ones and "-:" for none."""
-    return isinstance(value, dict) and all(
-        isinstance(own, dict) and _is_usual(_pattern(key)) and _are_settings(own)
-        for key, own in value.items()
-    )
-
-
-def _is_usual(pattern: str) -> bool:
-    repeated = len(re.findall(r"(?<!\\)[*+{]", pattern))
-    if len(pattern) > _LONGEST_PATTERN or repeated > _MOST_REPEATED:
-        return False
-    if _REPEATED_GROUP.search(pattern):
-        return False
-    try:
-        return bool(re.compile(pattern))
-    except re.error:
-        return False
-
-
-def _are_settings(own: Mapping[str, Any]) -> bool:
-    return all(_GPTQ_KEYS[key][1](own[key]) for key in ("bits", "group_size") if key in own)
-
-
-def _is_blocks(value: object) -> bool:
-    """Names of modules inside a layer, in lists."""
-    return isinstance(value, list) and all(
-        isinstance(each, str) or (isinstance(each, list) and all(isinstance(n, str) for n in each))
-        for each in value
-    )
-
-
-#: What each key of a GPTQ config may hold, where it is there.
-_GPTQ_KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "bits": ("2, 3, 4 or 8", lambda v: type(v) is int and v in (2, 3, 4, 8)),
-    "group_size": ("-1 or a positive number", lambda v: type(v) is int and (v == -1 or v > 0)),
-    "desc_act": ("true or false", lambda v: isinstance(v, bool)),
-    "sym": ("true or false", lambda v: isinstance(v, bool)),
-    "checkpoint_format": ("a name", lambda v: isinstance(v, str)),
-    "format": ("a name", lambda v: isinstance(v, str)),
-    "dynamic": ("usual patterns with settings", _is_dynamic),
-    "modules_in_block_to_quantize": ("lists of names", _is_blocks),
-}
-
-#: What quantize_config.json must say as config.json does.
-_SAID_TWICE = (
-    "quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "format",
-    "dynamic", "modules_in_block_to_quantize", "lm_head",
-)  # fmt: skip
-
-
 def check_parts(saved: Opened) -> Iterator[Failure]:
     """Every part that does not fit: its data type, its shape, or what the config says of it."""
-    if saved.method == "gptq":
-        failures = list(_gptq_config(saved))
-        yield from failures
-        if failures:
-            return
+    if failures := list(stated_failures(saved)):
+        yield from failures  # the parts are measured by what is stated
+        return
     for name in saved.parts:
         if saved.is_quantized(name):
             yield from _CHECKED[saved.method](saved, name)
-
-
-def _failure(what: str, got: object, expected: object, where: str) -> Failure:
-    return Failure("structure", what, str(got), str(expected), where)
 
 
 def _form(
@@ -113,10 +46,10 @@ def _form(
     shape: tuple[int, ...],
 ) -> Iterator[Failure]:
     if record is None:
-        yield _failure(what, "missing", "stored", name)
+        yield failure(what, "missing", "stored", name)
     elif record.dtype not in dtypes or tuple(record.shape) != shape:
         got = f"{record.dtype} {list(record.shape)}"
-        yield _failure(what, got, f"{' or '.join(dtypes)} {list(shape)}", record.name)
+        yield failure(what, got, f"{' or '.join(dtypes)} {list(shape)}", record.name)
 
 
 def _sides(saved: Opened, name: str) -> tuple[int, int]:
@@ -131,36 +64,18 @@ def _sides(saved: Opened, name: str) -> tuple[int, int]:
 # GPTQ and AWQ
 
 
-def _gptq_config(saved: Opened) -> Iterator[Failure]:
-    settings = saved.settings
-    if settings.get("bits") is None:
-        yield _failure("quantization_config", "missing", "2, 3, 4 or 8", "bits")
-    first, second = settings.get("checkpoint_format"), settings.get("format")
-    if first is not None and second is not None and first != second:
-        yield _failure("quantization_config", second, f"{first}, as checkpoint_format", "format")
-    for key, (expected, fits) in _GPTQ_KEYS.items():
-        value = settings.get(key)
-        if value is not None and not fits(value):
-            yield _failure("quantization_config", repr(value)[:80], expected, key)
-    beside = read_object(saved.folder / "quantize_config.json")
-    for key in _SAID_TWICE:
-        here, there = settings.get(key), beside.get(key)
-        if here is not None and there is not None and here != there:
-            yield _failure("quantization_config", here, f"{there}, as quantize_config.json", key)
-
-
 def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     parts, (rows, columns) = saved.parts[name], _sides(saved, name)
     settings, left_out = overridden(saved, name)
     if left_out:
-        yield _failure("quantization_config", "not quantized", "as it is stored", name)
+        yield failure("quantization_config", "not quantized", "as it is stored", name)
         return
     if (blocks := settings.get("modules_in_block_to_quantize")) is not None:
         yield from _listed(saved, name, blocks)
     bits, size = int(settings["bits"]), int(settings.get("group_size", 128))
     size = columns if size == -1 else size
     if columns % size:
-        yield _failure("quantization_config", size, f"a divisor of {columns}", f"{name} group_size")
+        yield failure("quantization_config", size, f"a divisor of {columns}", f"{name} group_size")
         return
     groups = columns // size
     packed = ceil(columns * bits / 32)
@@ -184,7 +99,7 @@ def _listed(saved: Opened, name: str, blocks: Sequence[Any]) -> Iterator[Failure
     stored = next(iter(saved.parts[name].values())).name.rpartition(".")[0]
     names = [each for block in blocks for each in ([block] if isinstance(block, str) else block)]
     if not any(stored == each or stored.endswith(f".{each}") for each in names):
-        yield _failure(
+        yield failure(
             "quantization_config", "not listed", "as it is stored", f"modules_in_block: {stored}"
         )
 
@@ -196,9 +111,9 @@ def _indices(
     found = read_tensor(saved.folder, record)
     low, high = int(found.min()), int(found.max())
     if low < 0 or high >= groups:
-        yield _failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
+        yield failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
     elif size and not torch.equal(found.long(), torch.arange(found.numel()) // size):
-        yield _failure("quantization_config", "false", "true, as g_idx", f"desc_act: {record.name}")
+        yield failure("quantization_config", "false", "true, as g_idx", f"desc_act: {record.name}")
 
 
 def _midpoints(saved: Opened, record: TensorRecord, bits: int) -> Iterator[Failure]:
@@ -206,19 +121,7 @@ def _midpoints(saved: Opened, record: TensorRecord, bits: int) -> Iterator[Failu
     stored = saved.settings.get("checkpoint_format") or saved.settings.get("format") or "gptq"
     zeros = unpack(read_tensor(saved.folder, record), bits) + (stored == "gptq")
     if not bool(((zeros & ((1 << bits) - 1)) == 1 << (bits - 1)).all()):
-        yield _failure("quantization_config", "true", "false, as qzeros", f"sym: {record.name}")
-
-
-def overridden(saved: Opened, name: str) -> tuple[dict[str, Any], bool]:
-    """A module's own settings by GPTQModel's ``dynamic``; whether it is left as it is.
-
-    ``name`` is its weight's in memory; the patterns are of stored names.
-    """
-    stored = next(iter(saved.parts[name].values())).name.rpartition(".")[0]
-    for key, own in (saved.settings.get("dynamic") or {}).items():
-        if re.match(_pattern(key), stored):
-            return {**saved.settings, **own}, key.startswith("-:")
-    return dict(saved.settings), False
+        yield failure("quantization_config", "true", "false, as qzeros", f"sym: {record.name}")
 
 
 def _awq(saved: Opened, name: str) -> Iterator[Failure]:
@@ -242,21 +145,21 @@ def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
         return
     stated = next((part for part in parts if part.startswith("quant_state.")), None)
     if stated is None:
-        yield _failure("quant_state", "missing", "stored", name)
+        yield failure("quant_state", "missing", "stored", name)
         return
     if parts[stated].nbytes > _MOST_STATE:
-        yield _failure("quant_state", f"{parts[stated].nbytes} bytes", "a few hundred", name)
+        yield failure("quant_state", f"{parts[stated].nbytes} bytes", "a few hundred", name)
         return
     try:
         state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).tolist()))
         size, shape = int(state["blocksize"]), [int(each) for each in state["shape"]]
         nested = "nested_blocksize" in state
     except (ValueError, KeyError, TypeError) as error:
-        yield _failure("quant_state", f"unreadable ({error})"[:120], "its JSON", name)
+        yield failure("quant_state", f"unreadable ({error})"[:120], "its JSON", name)
         return
     if sorted(shape) != sorted((rows, columns)) or size < 1:
         got = f"shape {shape}, blocks of {size}"
-        yield _failure("quant_state", got, f"shape {[rows, columns]}", name)
+        yield failure("quant_state", got, f"shape {[rows, columns]}", name)
         return
     yield from _bnb_stated(saved, name, state, nested)
     yield from _bnb_sizes(saved, name, size, nested)
@@ -273,7 +176,7 @@ def _bnb_stated(
     for key, own in stated.items():
         said = saved.settings.get(key)
         if said is not None and said != own:
-            yield _failure("quantization_config", said, f"{own}, as {name}", key)
+            yield failure("quantization_config", said, f"{own}, as {name}", key)
 
 
 def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Failure]:
@@ -282,12 +185,12 @@ def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Fa
     blocks = ceil(count / size)
     absmax, weight = parts.get("absmax"), parts.get("")
     if absmax is None or absmax.elements != blocks:
-        yield _failure("absmax", absmax.elements if absmax else "missing", blocks, name)
+        yield failure("absmax", absmax.elements if absmax else "missing", blocks, name)
     if nested and not {"nested_absmax", "nested_quant_map"} <= parts.keys():
-        yield _failure("nested absmax", "missing", "stored", name)
+        yield failure("nested absmax", "missing", "stored", name)
     if weight is None or weight.nbytes != ceil(count / 2):
         got = f"{weight.nbytes} bytes" if weight else "missing"
-        yield _failure("packed weight", got, f"{ceil(count / 2)} bytes", name)
+        yield failure("packed weight", got, f"{ceil(count / 2)} bytes", name)
 
 
 #: One for every method whose weights have parts.

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from quantkit.gate.decoding import DECODERS
 from quantkit.gate.models import LoadingReport
 from quantkit.gate.opened import Opened
-from quantkit.gate.parts import overridden
 from quantkit.gate.report import Failure, Level, judged
+from quantkit.gate.stated import overridden
 from quantkit.recipe import GateSection
 
 #: The furthest that a decoded element may lie from its source, in units of its block's (or

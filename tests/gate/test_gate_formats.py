@@ -149,6 +149,21 @@ def test_a_good_folder_passes_and_one_doubled_scale_does_not(
     assert "up_proj" in bad["failures"][0]
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("size", [None, "128x"])
+def test_a_group_size_that_is_no_number_is_a_finding(
+    tmp_path: Path, ids: Path, method: str, size: str | None
+) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    folder = quantized(tmp_path / "out", source, "mistral", method)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["group_size"] = size
+    (folder / "config.json").write_text(json.dumps(config))
+    found = quantkit.check(folder, source, text=ids, set=LAX)["gate"]
+    assert found["status"] == "failed"
+    assert "group_size" in found["failures"][0]
+
+
 def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     state = load_file(folder / "model.safetensors")
     edit(state)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import quantkit
 from quantkit.assessment import recipe_for
-from quantkit.gate import decoding, opened, parts
+from quantkit.gate import decoding, opened, parts, stated
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.opened import open_original, open_saved
 from quantkit.gate.reload import weight_errors
@@ -89,9 +89,13 @@ def test_a_sound_folder_has_no_failure(made: tuple[Path, Path]) -> None:
         (setting("checkpoint_format", [1]), "checkpoint_format"),
         (setting("format", "gptq_v2"), "as checkpoint_format"),
         (setting("bits", None), "bits"),
+        (setting("group_size", None), "group_size"),
+        (setting("desc_act", None), "desc_act"),
         (setting("dynamic", {"+:.*": {"bits": "x"}}), "dynamic"),
         (setting("dynamic", {"+:.*": {"group_size": 0}}), "dynamic"),
         (setting("dynamic", {"+:(([a-z0-9._])+)+~": {}}), "dynamic"),
+        (setting("dynamic", {".?" * 28 + "!": {}}), "dynamic"),
+        (setting("dynamic", {"(.|.)" * 28 + "!": {}}), "dynamic"),
         (setting("modules_in_block_to_quantize", [["attention.dense"]]), "not listed"),
         (setting("modules_in_block_to_quantize", 3), "modules_in_block"),
         (part("g_idx", lambda g: g.flip(0)), "desc_act"),
@@ -112,6 +116,33 @@ def test_gptq(made: tuple[Path, Path], tmp_path: Path, change: Change, said: str
     assert found
     assert all(each.startswith("structure:") for each in found)
     assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "usual"),
+    [
+        (r"(?:.*)\.(?:q|k|v)_proj", True),
+        (r".*?\.1\..*?(?=dense)", True),
+        (r"a\?\?\?\?\?\?", True),
+        (".?" * 5, False),
+        (r"\\*" * 5, False),
+        ("}?" * 5, False),
+    ],
+)
+def test_usual_patterns(pattern: str, usual: bool) -> None:
+    assert stated._is_usual(pattern) is usual
+
+
+def test_keys_that_mean_nothing_where_they_are_null(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    keys = ("format", "dynamic", "modules_in_block_to_quantize")
+    copy = changed(
+        made[1],
+        tmp_path / "copy",
+        lambda _, config: config["quantization_config"].update(dict.fromkeys(keys)),
+    )
+    assert failures(made[0], copy) == []
 
 
 def test_a_group_size_of_as_many_groups(made: tuple[Path, Path], tmp_path: Path) -> None:
