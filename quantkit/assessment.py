@@ -36,6 +36,9 @@ _LIMITS: Mapping[int, tuple[str, ...]] = {
         "max_weight_error=0.03", "min_generation_agreement=0.85"),
 }  # fmt: skip
 
+#: Beyond it nothing is said twice, and a number of hundreds of digits is no float.
+_MOST_PENALTY = 1e6
+
 
 def check(
     dir: str | Path,
@@ -166,7 +169,9 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
     """
     settings = quantization_settings(read_object(folder / "config.json"), folder / "config.json")
     penalty = source.generation.get("repetition_penalty")
-    more = [f"generation.repetition_penalty={float(penalty)}"] if penalty else []
+    more = []
+    if isinstance(penalty, int | float) and penalty is not True and 0 < penalty < _MOST_PENALTY:
+        more = [f"generation.repetition_penalty={float(penalty)}"]
     name = format_name(folder)
     known = "-".join(name.split())
     for each in (known, known.removesuffix("-double")):  # fp4 has no recipe of its own for it

@@ -25,13 +25,19 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path | None:
-    """``$QUANTKIT_CACHE``, else ``quantkit`` in the user's cache folder; ``None`` when off."""
+    """``$QUANTKIT_CACHE``, else ``quantkit`` in the user's cache folder.
+
+    ``None`` when off, or where the user has no home.
+    """
     chosen = os.environ.get("QUANTKIT_CACHE", "")
     if chosen == "off":
         return None
     if chosen:
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(base) / "quantkit"
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from quantkit.errors import UsageError
@@ -108,10 +109,16 @@ def _told_apart(
         )
     if len({each.name for each in read}) == len(read):
         return read
-    return tuple(
-        replace(each, name=f"{path.parent.name}/{each.name}")
-        for each, path in zip(read, paths, strict=True)
-    )
+    names: list[str] = []
+    for each, path in zip(read, paths, strict=True):
+        names.append(_unlike(str(Path(path.parent.name, each.name)), names))
+    return tuple(replace(each, name=name) for each, name in zip(read, names, strict=True))
+
+
+def _unlike(name: str, taken: Sequence[str]) -> str:
+    """``name``, numbered where it is taken."""
+    numbered = (f"{name} ({number})" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def _check_vocabulary(texts: Sequence[EvaluationText], vocabulary: object) -> None:
@@ -127,7 +134,8 @@ def _check_vocabulary(texts: Sequence[EvaluationText], vocabulary: object) -> No
 def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> EvaluationText | None:
     """Encode ``path``, or the text that ships with quantkit.
 
-    A ``.json`` file holds ids already: a list, a list of lists, or an object with such a one.
+    A ``.json`` file holds ids already: a list, a list of lists, or an object with either, as
+    ``input_ids`` where it holds more.
     ``None`` when there is text but no tokenizer.
 
     Raises:
@@ -179,21 +187,22 @@ def read_ids(what: str, path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
     """Sequences of token ids from JSON; ``what`` begins messages.
 
     Raises:
-        UsageError: neither a list of ids, nor a list of such lists, nor an object with one.
+        UsageError: neither a list of ids, nor a list of such lists, nor an object with either
+            as ``input_ids`` or as all that it holds.
     """
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path}: not JSON: {error}") from error
+    if isinstance(value, dict):  # a tokenizer's answer has a mask beside its ids
+        value = value.get("input_ids", next(iter(value.values())) if len(value) == 1 else None)
     if isinstance(value, list) and value and all(_is_id(each) for each in value):
         return (tuple(value),)
-    candidates = [value, *value.values()] if isinstance(value, dict) else [value]
-    for each in candidates:
-        if _is_id_lists(each):
-            return tuple(tuple(sequence) for sequence in each)
+    if _is_id_lists(value):
+        return tuple(tuple(sequence) for sequence in value)
     raise UsageError(
         f"{what} {path}: expected token ids, whole numbers from 0 on, as a list, a list of lists, "
-        f"or an object with one{_odd(value)}; give plain text as .txt"
+        f"or an object with either as input_ids or alone{_odd(value)}; give plain text as .txt"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,9 +116,8 @@ def differs(path: Path, listed: str) -> str:
 def large_file_route() -> Iterator[None]:
     """Uploads inside take the LFS route, the one that is tested.
 
-    The client reads ``HF_HUB_DISABLE_XET`` when it is imported, which may have happened.
+    The client asks its constant at every upload; the environment stays as the caller has it.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from huggingface_hub import constants
 
     before = constants.HF_HUB_DISABLE_XET

@@ -95,13 +95,13 @@ def _standing(job: Job, verified: VerifiedSource) -> dict[str, Any]:
         "withdrawn": [
             {
                 "repository": entry.repository,
-                "release": each.date,
+                "release": each.label,
                 "reason": each.reason,
                 "stated_at": each.stated_at,
             }
             for entry in entries
             for each in entry.releases
-            if each.status == "withdrawn" and each.date != verdict.release
+            if each.status == "withdrawn" and each.label != verdict.release
         ],
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,14 @@ def convert(
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
         StorageError: the disk is full, or will not hold the output.
     """
-    request, clock = _request(locals()), Clock()
+    clock = Clock()
     chosen = load_recipe(recipe, set)
     registry = read_checksums(checksums)
     policy = Policy(allow_withdrawn, require_verified)
+    request = _request(
+        source=source, recipe=recipe, out=out, revision=revision, device=device, text=text,
+        calibration=calibration, checksums=checksums, policy=policy, no_gate=no_gate, set=set,
+    )  # fmt: skip
     signer = open_signer(Path(sign)) if sign is not None else None
     where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener, chosen.source.wanted)
@@ -131,25 +136,40 @@ def _material(opened: Source, chosen: Recipe, text: Texts) -> Material:
     return read_material(opened.folder, chosen, paths_of(text), vocabulary)
 
 
-def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _request(
+    *,
+    source: str | Path,
+    recipe: str | Path,
+    out: str | Path,
+    revision: str | None,
+    device: Device,
+    text: Texts,
+    calibration: str | Path | None,
+    checksums: Sequence[str | Path],
+    policy: Policy,
+    no_gate: bool,
+    set: Sequence[str],
+) -> dict[str, Any]:
     """What was asked for, as one would type it elsewhere: names without this machine's folders."""
-
-    def name(given: object) -> str:
-        return str(given) if is_hub_id(str(given)) else Path(str(given)).expanduser().name
-
-    flags = ("require_verified", "allow_withdrawn", "no_gate")
     return {
-        "source": name(asked["source"]),
-        "revision": asked["revision"],
-        "recipe": name(asked["recipe"]),
-        "out": name(asked["out"]),
-        "set": [str(each) for each in asked["set"]],
-        "texts": [name(each) for each in paths_of(asked["text"])],
-        "calibration": name(asked["calibration"]) if asked["calibration"] is not None else None,
-        "checksums": [name(each) for each in paths_of(asked["checksums"])],
-        "device": asked["device"],
-        **{flag: bool(asked[flag]) for flag in flags},
+        "source": str(source) if is_hub_id(source) else _last_name(source),
+        "revision": revision,
+        "recipe": _last_name(recipe),
+        "out": _last_name(out),
+        "set": [str(each) for each in set],
+        "texts": [_last_name(each) for each in paths_of(text)],
+        "calibration": _last_name(calibration) if calibration is not None else None,
+        "checksums": [_last_name(each) for each in paths_of(checksums)],
+        "device": device,
+        "require_verified": policy.require_verified,
+        "allow_withdrawn": policy.allow_withdrawn,
+        "no_gate": no_gate,
     }
+
+
+def _last_name(given: str | Path) -> str:
+    """Also of ``.``; a link keeps the name that was typed."""
+    return Path(os.path.normpath(Path(given).expanduser().absolute())).name
 
 
 def _describe(manifest: dict[str, Any], folder: Path) -> None:

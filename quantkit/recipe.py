@@ -7,10 +7,10 @@ no value is inherited from a library's default.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -199,9 +199,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".toml":
-        if path.is_file():
-            return path
-        raise RecipeError(f"recipe {path}: no such file")
+        return path  # who reads it says what is wrong with it
     folder = shipped_folder("recipes")
     shipped = folder / f"{name_or_path}.toml"
     if path.name == str(name_or_path) and shipped.is_file():
@@ -217,6 +215,8 @@ def _override(data: dict[str, Any], text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise RecipeError(f"--set {printable(text)}: not UTF-8; type it anew") from None
+    if "\n" in text.strip():
+        raise RecipeError(f"--set {text!r}: expected one line; give each key a --set of its own")
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {text!r}: expected key=value, e.g. method.block_size=128")
@@ -253,7 +253,7 @@ def _explain(error: ValidationError) -> str:
     place = [str(part) for part in first["loc"] if part not in METHODS]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(place[-1], _known_keys(place[:-1], first["loc"]), n=1)
+        near = get_close_matches(place[-1], _known_keys(first["loc"][:-1]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown key {dotted!r}{hint}"
     if first["type"] == "missing":
@@ -262,16 +262,22 @@ def _explain(error: ValidationError) -> str:
     return f"key {dotted!r}: {first['msg']}; got {first.get('input')!r}{more}"
 
 
-def _known_keys(section: list[str], loc: tuple[Any, ...]) -> list[str]:
-    models: dict[str, type[Strict]] = {
-        "source": SourceSection,
-        "evaluation": Evaluation,
-        "gate": GateSection,
-        "tokenizer": TokenizerSection,
-        "prompt": Prompt,
-        "generation": Generation,
-        "calibration": CalibrationSection,
-        "method": next((METHODS[str(each)] for each in loc if each in METHODS), Recipe),
-    }
-    model = models.get(section[0], Recipe) if section else Recipe
-    return list(model.model_fields)
+def _known_keys(place: Sequence[int | str]) -> list[str]:
+    """The keys of the section at ``place``, as pydantic names it."""
+    models: tuple[type[Strict], ...] = (Recipe,)
+    for part in place:
+        if len(models) > 1 and str(part) in METHODS:
+            models = (METHODS[str(part)],)
+        elif isinstance(part, str):  # a number is a place in a list
+            fields = models[0].model_fields
+            models = _models(fields[part].annotation) if part in fields else ()
+        if not models:
+            return []
+    return list(models[0].model_fields)
+
+
+def _models(annotation: object) -> tuple[type[Strict], ...]:
+    """The sections that a field may hold, also in a list or beside ``None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return (annotation,)
+    return tuple(each for part in get_args(annotation) for each in _models(part))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 from typing import NoReturn
@@ -37,8 +38,10 @@ def misbehaviour(template: str) -> str:
         return "it does not come to an end"
     if done.returncode == _REFUSED:
         return done.stdout.decode("utf-8", "replace").strip()
-    if done.returncode < 0:  # the system's limit on its time
+    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):  # the system's limit on its time
         return f"it takes more than {SECONDS} seconds"
+    if done.returncode < 0:
+        return f"it ended by signal {-done.returncode}"
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         return f"it could not be rendered: {said}"

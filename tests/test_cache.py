@@ -90,3 +90,13 @@ def test_once_a_config_is_read_the_large_libraries_stay_out(folder: Path, tmp_pa
         assert imported(recipe) == [], recipe
     imported("bnb-nf4-double")
     assert imported("bnb-nf4-double") == ["torch"], "its mean is torch's"
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    for name in ("QUANTKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert remembered("k", ["a"], lambda: {"x": 1}, NUMBERS) == {"x": 1}

@@ -26,6 +26,7 @@ import quantkit
 from quantkit import benchmarking, subject
 from quantkit.amending import amend, staging_to_amend
 from quantkit.card import render_card
+from quantkit.cli import benchmarks
 from quantkit.errors import GateError, MismatchError, StorageError, UsageError
 from quantkit.frontmatter import read_card
 from quantkit.harness import Answers, Loaded, Manner, _loaded
@@ -624,3 +625,11 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="UTF-8"):
         read_tasks("jcommonsenseqa", [f"jcommonsenseqa={path}"])
+
+
+def test_a_group_has_no_shots_of_its_own() -> None:
+    group = {"task": "mmlu", "questions": 4, "of": 4, "shots": None, "metrics": []}
+    found = {"benchmarks": [group, {**group, "shots": 3}], "recorded": True}
+    assert [said for _, said in benchmarks._rows(found)] == [
+        "4 of 4 questions", "4 of 4 questions, 3 shots",
+    ]  # fmt: skip

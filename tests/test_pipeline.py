@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import write_source
 
 import quantkit
-from quantkit import execution
+from quantkit import execution, pipeline
 from quantkit.card import render_card
 from quantkit.errors import (
     GateError,
@@ -31,6 +31,7 @@ from quantkit.errors import (
     WithdrawnError,
 )
 from quantkit.types import Event
+from quantkit.verification import Policy
 
 #: Enough for a verdict, little enough for a test.
 QUICK = (
@@ -485,6 +486,30 @@ def test_withdrawn_wins_over_another_registrys_current(
     ]
     with pytest.raises(WithdrawnError):
         judged(source, tmp_path / "out", *both[::order])
+
+
+def test_a_release_without_a_date_is_not_listed_beside_itself(source: Path, tmp_path: Path) -> None:
+    mine = registry(tmp_path / "registry", source, status="withdrawn")
+    text = (mine / "entry.toml").read_text()
+    (mine / "entry.toml").write_text(
+        text.replace('date = "2023-07-31"', f'revision = "{"a" * 40}"')
+    )
+    found = judged(source, tmp_path / "out", mine, allow_withdrawn=True)
+    assert found["verdict"]["release"] == "a" * 7
+    assert found["withdrawn"] == []
+
+
+def test_what_was_asked_for_keeps_no_folder_of_this_machine(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source)
+    found = pipeline._request(
+        source=".", recipe="secret/mine.toml", out="secret/model", revision=None, device="cpu",
+        text=["secret/a.txt"], calibration="secret/c.txt", checksums=["secret/own"],
+        policy=Policy(), no_gate=True, set=(),
+    )  # fmt: skip
+    assert found["source"] == source.name
+    assert "secret" not in json.dumps(found)
 
 
 def test_an_allowed_withdrawn_release_is_stamped(source: Path, tmp_path: Path) -> None:

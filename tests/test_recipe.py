@@ -69,6 +69,8 @@ def test_no_value_is_inherited(tmp_path: Path, key: str) -> None:
         ("evaluation.max_window=1", "did you mean 'max_windows'"),
         ("gate.max_kl=1", "did you mean 'max_kl_mean'"),
         ("generation.temperatur=1.0", "did you mean 'temperature'"),
+        ("card.languges=['ja']", "did you mean 'languages'"),
+        ("card.evaluation=[{nam='x'}]", "did you mean 'name'"),
         ("gate.zzzzz=1", "unknown key 'gate.zzzzz'"),
     ],
 )
@@ -82,6 +84,15 @@ def test_an_unknown_key_names_the_nearest(override: str, words: str) -> None:
 def test_an_unknown_key_of_plain_names_plains_own() -> None:
     with pytest.raises(RecipeError, match="did you mean 'max_shard_bytes'"):
         load_recipe("fp16", ["method.max_shard_byte=1"])
+    with pytest.raises(RecipeError, match="did you mean 'pattern'"):
+        load_recipe("gptq-4bit-g128", ["method.override=[{patern='x'}]"])
+
+
+def test_a_set_is_one_line() -> None:
+    """The second would be dropped."""
+    with pytest.raises(RecipeError, match="expected one line"):
+        load_recipe("bnb-nf4", ['method.block_size=128\nmethod.quant_type="fp4"'])
+    assert load_recipe("bnb-nf4", ["method.block_size=128\n"]).method.block_size == 128
 
 
 @pytest.mark.parametrize(
@@ -173,6 +184,12 @@ def test_a_file_that_is_no_toml(tmp_path: Path, raw: bytes) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").mkdir()
+    with pytest.raises(RecipeError, match="a folder"):
         load_recipe(tmp_path / "mine.toml")
 
 

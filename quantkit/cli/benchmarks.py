@@ -82,7 +82,9 @@ def eval_(
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for task in found["benchmarks"]:
-        asked = f"{task['questions']:,} of {task['of']:,} questions, {task['shots']} shots"
+        asked = f"{task['questions']:,} of {task['of']:,} questions"
+        if task["shots"] is not None:  # a group's tasks have their own
+            asked += f", {task['shots']} shots"
         rows.append((task["task"], asked))
         for each in task["metrics"]:
             both = f"source {_figure(each['source'])}, quantized {_figure(each['quantized'])}"

@@ -173,15 +173,15 @@ class Display:
             if found["status"] == "passed":  # else its error prints it
                 self._json(found)
             return
-        wrong = found.get("different", 0) + found.get("decoded_otherwise", 0)
-        said = f"transformers {found['transformers']} gives sentencepiece's ids and text on "
+        said, *more = found["failures"] or [""]
         if "compared" in found:
+            wrong = found.get("different", 0) + found.get("decoded_otherwise", 0)
+            more = [*found.get("first", ()), *found["failures"]]
+            said = f"transformers {found['transformers']} gives sentencepiece's ids and text on "
             said += f"{found['compared'] - wrong:,} of {found['compared']:,} texts"
             said += f", {found['ties']} of them ties" if found["ties"] else ""
-        else:
-            said = f"transformers {found['transformers']} cannot load it"
         self._table(f"{found['path']}: {found['status']}", [("", said)])
-        for line in (*found.get("first", ()), *found["failures"]):
+        for line in more:
             print(f"  {printable(line)}")  # noqa: T201
 
     def recipes(self, recipes: Sequence[Recipe], text: str) -> None:

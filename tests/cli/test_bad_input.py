@@ -636,3 +636,11 @@ def test_what_no_model_is_made_of_names_its_file(
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | changes))
     assert f"{source}/config.json: " in refused_unwritten(1, source, out)
+
+
+def test_what_keeps_a_tokenizer_from_being_compared_is_said(tmp_path: Path) -> None:
+    """Here ids that clash, and not that transformers could not load it."""
+    folder = tokenizer_folder(tmp_path / "folder", added_tokens_json='{"<new>": 5}')
+    said = CliRunner().invoke(app, ["check-tokenizer", str(folder)])
+    first = said.stdout.splitlines()[1].strip()
+    assert "<new>" in first or "added_tokens" in first, said.stdout

@@ -18,7 +18,7 @@ from tiny import write_source
 
 import quantkit
 from quantkit.errors import GateError, QuantkitError, SourceError, UsageError
-from quantkit.evaluation import read_prompts
+from quantkit.evaluation import read_ids, read_material, read_prompts
 from quantkit.recipe import load_recipe
 from quantkit.tokenizer import Tokenizer
 
@@ -207,3 +207,36 @@ def test_an_override_that_meets_nothing_is_told_of(demo: Path) -> None:
 def test_a_group_that_fits_nothing_is_named_as_the_reason(stories260k: Path) -> None:
     with pytest.raises(SourceError, match="no multiple of group_size 128; 64 would fit"):
         quantkit.plan(stories260k, "gptq-4bit-g128")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ([1, 2, 3], [(1, 2, 3)]),
+        ({"input_ids": [1, 2, 3]}, [(1, 2, 3)]),
+        ({"attention_mask": [[1, 1, 1]], "input_ids": [[5, 6, 7]]}, [(5, 6, 7)]),
+        ({"ids": [[1, 2], [3, 4]]}, [(1, 2), (3, 4)]),
+        ({"attention_mask": [[1, 1]], "ids": [[5, 6]]}, None),
+        ({}, None),
+        ({"input_ids": [1, -2]}, None),
+    ],
+)
+def test_ids_are_not_taken_from_what_stands_beside_them(
+    given: object, read: list[tuple[int, ...]] | None
+) -> None:
+    raw = json.dumps(given).encode()
+    if read is None:
+        with pytest.raises(UsageError, match="expected token ids"):
+            read_ids("text", Path("ids.json"), raw)
+    else:
+        assert list(read_ids("text", Path("ids.json"), raw)) == read
+
+
+def test_texts_of_one_name_in_folders_of_one_name_are_numbered(demo: Path, tmp_path: Path) -> None:
+    paths = []
+    for at, folder in enumerate(("a/x", "b/x", "c")):
+        (tmp_path / folder).mkdir(parents=True)
+        paths.append(tmp_path / folder / "t.txt")
+        paths[-1].write_text(f"The value of the number {at}.")
+    material = read_material(demo, load_recipe("bnb-nf4"), paths)
+    assert [each.name for each in material.texts] == ["x/t.txt", "x/t.txt (2)", "c/t.txt"]

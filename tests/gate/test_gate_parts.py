@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,15 @@ def test_double_quantized_fp4_is_judged_as_fp4(demo: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     quantkit.convert(demo, "bnb-fp4", out, no_gate=True, set=["method.double_quant=true"])
     assert recipe_for(out, open_source(demo)).name == "bnb-fp4"
+
+
+@pytest.mark.parametrize(
+    ("stated", "used"),
+    [(1.25, 1.25), (2, 2.0), ("high", None), (True, None), (-1, None), (10**400, None), ([], None)],
+)
+def test_a_repetition_penalty_is_taken_where_it_is_one(
+    demo_nf4: Converted, stated: object, used: float | None
+) -> None:
+    source = replace(open_source(demo_nf4.source), generation={"repetition_penalty": stated})
+    settings = recipe_for(demo_nf4.folder, source).generation
+    assert (settings.repetition_penalty if settings else None) == used

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tiny import write_source
 
 import quantkit
 from quantkit.errors import CheckpointError, SourceError
+from quantkit.rendering import misbehaviour
 from quantkit.report import write_report
 from quantkit.scrutiny import MAX_SMALL_BYTES
 from quantkit.source import open_source
@@ -201,6 +204,19 @@ def test_a_hostile_template_is_refused(source: Path, template: object) -> None:
     if isinstance(template, str):
         with pytest.raises(SourceError, match=r"chat_template\.jinja"):
             open_source(source)
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [(signal.SIGKILL, "more than 2 seconds"), (signal.SIGXCPU, "more than 2 seconds"),
+     (signal.SIGSEGV, "it ended by signal 11")],
+)  # fmt: skip
+def test_what_ended_a_template_is_told(
+    monkeypatch: pytest.MonkeyPatch, by: signal.Signals, said: str
+) -> None:
+    died = subprocess.CompletedProcess([], -by, b"", b"")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: died)
+    assert said in misbehaviour("{{ 1 }}")
 
 
 def test_a_sound_template_passes(source: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -137,8 +138,9 @@ def test_the_published_card_is_valid_and_says_who_and_where(hub: Loopback, folde
 def test_large_files_take_the_tested_route(hub: Loopback, folder: Path) -> None:
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_DISABLE_XET
+    before, environment = constants.HF_HUB_DISABLE_XET, os.environ.get("HF_HUB_DISABLE_XET")
     quantkit.publish(folder, REPO)
+    assert os.environ.get("HF_HUB_DISABLE_XET") == environment
     large = [each for each in here(folder) if each.endswith((".safetensors", ".model", ".png"))]
     assert len(hub.lines("PUT /lfs/")) == len(large)
     assert hub.lines("POST /lfs-verify/")
