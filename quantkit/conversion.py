@@ -38,10 +38,10 @@ from quantkit.source import Source
 from quantkit.types import (
     ITEM_BYTES,
     Digested,
-    Event,
     FileDigest,
     Listener,
     TensorRecord,
+    counted,
     silent,
 )
 
@@ -67,7 +67,6 @@ class Converted:
 class _Tally:
     """Counts kept while the pass runs; read only when it is over."""
 
-    read: int = 0
     underflows: dict[str, int] = field(default_factory=dict)
 
 
@@ -107,8 +106,8 @@ def run(
         streamed = [each for each in plan.tensors if each.action != "drop" and each not in made]
         worker = _Worker(streamed, form, device, queue, tally)
         if proven is not None:
-            _stream_again(source, streamed, worker, tally, listener)
-        digested = proven or _stream(source, registry, worker, tally, listener)
+            _stream_again(source, streamed, worker, listener)
+        digested = proven or _stream(source, registry, worker, listener)
         _check_ties(plan, source)
         for item in made:
             for each in ready(item) if ready is not None else ():
@@ -121,15 +120,9 @@ def run(
     return Converted(digested, dict(tally.underflows), tokenizer)
 
 
-def _stream(
-    source: Source, registry: Registry, worker: _Worker, tally: _Tally, listener: Listener
-) -> Digested:
+def _stream(source: Source, registry: Registry, worker: _Worker, listener: Listener) -> Digested:
     """Read every weight file once, for its digests, its tensors' and the conversion."""
-
-    def tell(count: int) -> None:
-        tally.read += count
-        listener(Event("convert", tally.read, source.weight_bytes))
-
+    tell = counted(listener, "convert", source.weight_bytes)
     return stream_checkpoint(
         source.folder,
         source.checkpoint,
@@ -141,20 +134,11 @@ def _stream(
 
 
 def _stream_again(
-    source: Source,
-    streamed: Sequence[TensorPlan],
-    worker: _Worker,
-    tally: _Tally,
-    listener: Listener,
+    source: Source, streamed: Sequence[TensorPlan], worker: _Worker, listener: Listener
 ) -> None:
     """Read what is converted here of files that were digested before."""
     records = [each.source for each in streamed]
-    total = sum(each.nbytes for each in records)
-
-    def tell(count: int) -> None:
-        tally.read += count
-        listener(Event("convert", tally.read, total))
-
+    tell = counted(listener, "convert", sum(each.nbytes for each in records))
     stream_tensors(
         source.folder, source.checkpoint, records, unit=worker.unit, consume=worker, progress=tell
     )

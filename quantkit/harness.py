@@ -7,8 +7,9 @@ which prompt form, and who wants to hear how far it is. https://github.com/Eleut
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from typing import Any
 from quantkit.adapter import adapter
 from quantkit.errors import HubError, QuantkitError, UsageError, on_one_line
 from quantkit.hub import scrub
-from quantkit.quiet import quiet_libraries
+from quantkit.quiet import quiet_loading
 from quantkit.tasks import LocalTask, Wanted
 
 #: Its loggers, and those of what it stands on.
@@ -180,10 +181,16 @@ def ask(
     """
     from lm_eval import evaluate
 
+    out = sys.stdout
+
+    def aloud(done: int, total: int) -> None:
+        with redirect_stdout(out):  # only what the library prints goes elsewhere
+            told(done, total)
+
     with _quiet():
         for task in loaded.tasks.values():
             _set_shots(task, manner.shots)
-        adapted = adapter(model, tokenizer, manner.batch_size, told)
+        adapted = adapter(model, tokenizer, manner.batch_size, aloud)
         # not simple_evaluate, which asks git and the Hub about a model that is in memory
         try:
             found = evaluate(
@@ -242,7 +249,7 @@ def _quiet() -> Iterator[None]:
             each.setLevel(logging.CRITICAL)
         datasets.disable_progress_bars()
         task.tqdm = lambda rows, **kwargs: rows  # it can be told so of no other bar
-        with quiet_libraries():
+        with quiet_loading():
             yield
     finally:
         task.tqdm = bar

@@ -26,7 +26,7 @@ from quantkit.recipe import Recipe, load_recipe
 from quantkit.records import write_manifest
 from quantkit.registry import checksums as read_checksums
 from quantkit.report import write_report
-from quantkit.signing import open_signer
+from quantkit.signing import Signer, open_signer
 from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import Event, Listener, silent
@@ -104,12 +104,8 @@ def convert(
         report = _judge(job, staged, verified, material)
         manifest = build_manifest(job, verified, staged, report, clock.measured(), request)
         if material is not None:
-            manifest["report"] = write_report(manifest, place.partial)
-        if report.status == "failed":
-            mark_failed(place, staged, manifest)
-        _describe(manifest, place.partial)
-        if signer is not None:
-            signer.sign(place.partial)
+            _show(manifest, job, staged)
+        _describe(manifest, place.partial, signer)
         listener(Event("save", message=f"saving {place.out}"))
         opened.check_unchanged()
         check_free(place, opened.folder, overwrite=overwrite)
@@ -129,6 +125,13 @@ def _judge(
         return gate(
             job.place.partial, verified, job.plan, job.recipe, material, job.device, job.listener
         )
+
+
+def _show(manifest: dict[str, Any], job: Job, staged: Staged) -> None:
+    """The report's page; where the gate has failed, all ends here."""
+    manifest["report"] = write_report(manifest, job.place.partial)
+    if manifest["gate"]["status"] == "failed":
+        mark_failed(job.place, staged, manifest)
 
 
 def _material(opened: Source, chosen: Recipe, text: Texts) -> Material:
@@ -172,11 +175,13 @@ def _last_name(given: str | Path) -> str:
     return Path(os.path.normpath(Path(given).expanduser().absolute())).name
 
 
-def _describe(manifest: dict[str, Any], folder: Path) -> None:
-    """The card, the provenance, and the manifest that lists them and the report."""
+def _describe(manifest: dict[str, Any], folder: Path, signer: Signer | None) -> None:
+    """The card, the provenance, the manifest that lists them and the report, and a signature."""
     write_card(manifest, folder)
     files = manifest["output"]["files"]
     files += [asdict(digest_file(folder / name, name)) for name in (CARD, *manifest["report"])]
     write_provenance(manifest, folder)
     files.append(asdict(digest_file(folder / PROVENANCE)))
     write_manifest(manifest, folder)
+    if signer is not None:
+        signer.sign(folder)

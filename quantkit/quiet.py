@@ -10,11 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """transformers, bitsandbytes and accelerate say nothing below an error.
-
-    What others print (GPTQModel its banner) goes to standard error: standard output is for
-    the answer.
-    """
+    """transformers, bitsandbytes and accelerate say nothing below an error."""
     from transformers.utils import logging as chatter
 
     loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "accelerate")]
@@ -24,10 +20,20 @@ def quiet_libraries() -> Iterator[None]:
         for each in loggers:
             each.setLevel(logging.ERROR)
         chatter.disable_progress_bar()
-        with redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
         if had_bars:
             chatter.enable_progress_bar()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """The same, and what others print at loading (GPTQModel its banner) goes to standard error.
+
+    Standard output is for the answer. It is the whole process's, the caller's listener and
+    threads included, so this stands around a library's call and nothing else.
+    """
+    with quiet_libraries(), redirect_stdout(sys.stderr):
+        yield

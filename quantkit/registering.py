@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -18,7 +17,7 @@ from quantkit.given import read_given_text
 from quantkit.hub import HUB_ID
 from quantkit.releases import Entry, Release, parse_entry
 from quantkit.source import Source, open_source
-from quantkit.types import Event, FileDigest, Fingerprint, Listener, silent
+from quantkit.types import FileDigest, Fingerprint, Listener, counted, silent
 from quantkit.verification import small_files
 
 
@@ -45,13 +44,7 @@ def _stated(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[str, str]]:
     """Both digests of the weights, SHA-256 of the rest, and the fingerprint."""
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        listener(Event("verify", done, source.weight_bytes))
-
+    tell = counted(listener, "verify", source.weight_bytes)
     weights = stream_checkpoint(
         source.folder, source.checkpoint, md5=lambda name, size: True, progress=tell
     )
@@ -215,11 +208,6 @@ def _check_consistent(
                 f"{each.label}, and a release in good standing is found first: change the status "
                 "of that release in the file"
             )
-
-
-def as_entry(text: str) -> Entry:
-    """The entry that a text of :func:`entry_text` describes."""
-    return Entry.model_validate(tomllib.loads(text))
 
 
 def _head(repository: str, licence: str | None, aliases: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from quantkit.digests import digest_file
 from quantkit.errors import RemoteError
 from quantkit.hub import RemoteFile, blob_id, explained, list_files
-from quantkit.types import Event, Listener
+from quantkit.types import Listener, counted
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -81,17 +81,17 @@ def verify_remote(
     if wrong:
         raise RemoteError(f"{what}: not what was sent: {'; '.join(wrong)}")
     chosen = [each for each in files if not (quick and each.is_weight)]
-    total, done = sum(each.bytes for each in chosen), 0
+    total = sum(each.bytes for each in chosen)
+    tell = counted(listener, "read back", total)
     for each in chosen:
         if not _comes_back(client, repo_id, commit, each, room):
             wrong.append(each.name)
-        done += each.bytes
-        listener(Event("read back", done, total))
+        tell(each.bytes)
     if wrong:
         raise DamagedError(
             f"{what}: {', '.join(wrong)}: what the Hub gives is not what was sent", wrong
         )
-    return done
+    return total
 
 
 class DamagedError(RemoteError):

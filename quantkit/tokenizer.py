@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import SourceError, on_one_line
-from quantkit.quiet import quiet_libraries
+from quantkit.quiet import quiet_loading
 from quantkit.tokenization import AS_NUMBERED, make_files, read_extras
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
@@ -163,7 +163,7 @@ def library_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with quiet_libraries():
+        with quiet_loading():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except BaseException as error:  # transformers raises many kinds for files it cannot read
         # a panic in the Rust of tokenizers is no Exception, and has no class to import

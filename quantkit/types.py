@@ -1,4 +1,4 @@
-"""The values that flow between the stages. All frozen; none does any work.
+"""The values that flow between the stages, all frozen, and who hears how far they are.
 
 Data types are named as torch names them without the prefix (``"float16"``,
 ``"bfloat16"``, ``"uint8"``), so that plans and manifests are plain JSON.
@@ -140,3 +140,15 @@ Listener = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The listener of those who do not listen."""
+
+
+def counted(listener: Listener, stage: str, total: int) -> Callable[[int], None]:
+    """What is told of each part's bytes, and tells ``listener`` of all so far."""
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        listener(Event(stage, done, total))
+
+    return tell

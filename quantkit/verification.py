@@ -18,11 +18,11 @@ from quantkit.registry import Registry
 from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
 from quantkit.types import (
     Digested,
-    Event,
     FileDigest,
     Fingerprint,
     Listener,
     Verdict,
+    counted,
     silent,
 )
 
@@ -79,13 +79,7 @@ def small_files(source: Source) -> tuple[str, ...]:
 
 def digest_source(source: Source, registry: Registry, listener: Listener = silent) -> Digested:
     """Digests of the weight files and their tensors, read for nothing else."""
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        listener(Event("verify", done, source.weight_bytes))
-
+    tell = counted(listener, "verify", source.weight_bytes)
     return stream_checkpoint(
         source.folder, source.checkpoint, md5=registry.needs_md5, progress=tell
     )
@@ -111,12 +105,11 @@ def prove(source: Source, listener: Listener = silent) -> Source:
     Raises:
         MismatchError: one is damaged.
     """
-    done = 0
+    tell = counted(listener, "verify", source.weight_bytes)
     for name in source.checkpoint.files:
         if name in source.hub_sha256:
             _check_hub(source, [digest_file(source.folder / name, name, is_weight=True)])
-        done += source.checkpoint.file_bytes[name]
-        listener(Event("verify", done, source.weight_bytes))
+        tell(source.checkpoint.file_bytes[name])
     return source
 
 

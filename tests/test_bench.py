@@ -215,8 +215,10 @@ def test_a_process_that_fails_or_takes_too_long_is_said_so(tmp_path: Path) -> No
 def test_an_absent_peer_stands_in_the_table(tmp_path: Path) -> None:
     asked = argparse.Namespace(only=None, work=tmp_path)
     rows = peers.theirs(asked, tmp_path, tmp_path, "hqq", None)
+    assert rows
     assert all("no --peer hqq=PYTHON" in each for each in rows)
     rows = peers.theirs(asked, tmp_path, tmp_path, "hqq", sys.executable)
+    assert rows
     assert all("has no hqq" in each for each in rows)
 
 

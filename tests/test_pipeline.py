@@ -168,6 +168,19 @@ def test_the_card_changes_with_the_manifest(demo_nf4: Converted) -> None:
         render_card(changed)
 
 
+def test_who_listens_to_the_gate_prints_where_they_printed_before(
+    demo_nf4: Converted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What libraries print is held back, and nothing of the caller's."""
+    quantkit.check(
+        demo_nf4.folder, demo_nf4.source, recipe="bnb-nf4", set=QUICK,
+        listener=lambda event: print(event.stage),
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert {"perplexity", "generation"} <= set(captured.out.split())
+    assert "perplexity" not in captured.err
+
+
 def test_the_output_verifies_and_any_change_is_listed(demo_nf4: Converted, tmp_path: Path) -> None:
     copy = shutil.copytree(demo_nf4.folder, tmp_path / "copy")
     assert quantkit.verify(copy)["status"] == "verified"

@@ -206,27 +206,29 @@ def test_the_sft_models_prompt_is_its_cards() -> None:
     assert prompt.render("a\nb") == "ユーザー: a\nb\nシステム: "
 
 
-#: rinna's series: repository, line break in a conversation (None: a base model), languages.
+#: rinna's series: repository, line break in a conversation (None: a base model), languages,
+#: figures that its authors published.
 SERIES = {
-    "3.6b": ("japanese-gpt-neox-3.6b", None, ("ja",)),
-    "3.6b-sft": ("japanese-gpt-neox-3.6b-instruction-sft", "<NL>", ("ja",)),
-    "3.6b-sft-v2": ("japanese-gpt-neox-3.6b-instruction-sft-v2", "<NL>", ("ja",)),
-    "3.6b-ppo": ("japanese-gpt-neox-3.6b-instruction-ppo", "<NL>", ("ja",)),
-    "4b": ("bilingual-gpt-neox-4b", None, ("ja", "en")),
-    "4b-sft": ("bilingual-gpt-neox-4b-instruction-sft", "\n", ("ja", "en")),
-    "4b-ppo": ("bilingual-gpt-neox-4b-instruction-ppo", "\n", ("ja", "en")),
+    "3.6b": ("japanese-gpt-neox-3.6b", None, ("ja",), 2),
+    "3.6b-sft": ("japanese-gpt-neox-3.6b-instruction-sft", "<NL>", ("ja",), 0),
+    "3.6b-sft-v2": ("japanese-gpt-neox-3.6b-instruction-sft-v2", "<NL>", ("ja",), 1),
+    "3.6b-ppo": ("japanese-gpt-neox-3.6b-instruction-ppo", "<NL>", ("ja",), 4),
+    "4b": ("bilingual-gpt-neox-4b", None, ("ja", "en"), 3),
+    "4b-sft": ("bilingual-gpt-neox-4b-instruction-sft", "\n", ("ja", "en"), 9),
+    "4b-ppo": ("bilingual-gpt-neox-4b-instruction-ppo", "\n", ("ja", "en"), 2),
 }
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])
 @pytest.mark.parametrize("model", SERIES)
 def test_rinnas_series_in_four_and_eight_bits(model: str, bits: str) -> None:
-    repo, newline, languages = SERIES[model]
+    repo, newline, languages, published = SERIES[model]
     recipe = load_recipe(f"rinna-{model}-{bits}")
     plain = load_recipe(f"bnb-{bits}")
     assert (recipe.method, recipe.gate) == (plain.method, plain.gate)
     assert recipe.source.repo == f"rinna/{repo}"
     assert recipe.card.languages == languages
+    assert len(recipe.card.evaluation) == published
     assert all(each.stated_at.startswith("https://") for each in recipe.card.evaluation)
     if newline is None:
         assert recipe.prompt is None

@@ -19,25 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.checkpoint.safetensors_header import read_safetensors_header
+from quantkit.checkpoint.safetensors_header import DTYPES, read_safetensors_header
 from quantkit.elements import Array
 from quantkit.types import ITEM_BYTES, OutputTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

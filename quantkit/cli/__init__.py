@@ -3,6 +3,7 @@
     app.py        the verbs
     listing.py    checksums list|show|add
     publication.py  the verb publish
+    benchmarks.py   the verb eval
     session.py    errors -> text and an exit code, in one place
     options.py    the options that several verbs share
     display.py    progress, tables and JSON; the only place that prints

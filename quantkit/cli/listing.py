@@ -108,7 +108,8 @@ def _add(
 ) -> None:
     """Digest a checkpoint and print its entry as TOML, ready for a pull request."""
     from quantkit.checkpoint.shards import put_whole
-    from quantkit.registering import as_entry, check_request, describe_release, entry_text
+    from quantkit.registering import check_request, describe_release, entry_text
+    from quantkit.releases import parse_entry
 
     facts = {
         "date": date, "revision": revision, "status": status.value,
@@ -122,4 +123,4 @@ def _add(
         text = entry_text(asked, release)
         if into is not None:
             put_whole(into, text)
-        display.entry(text, as_entry(text), into)
+        display.entry(text, parse_entry(text, "the new entry"), into)

@@ -30,9 +30,6 @@ from quantkit.kernels.casting import cast
 from quantkit.methods import BnbMethod
 from quantkit.types import ITEM_BYTES, OutputTensor
 
-#: bitsandbytes fixes the block of the nested absmax.
-NESTED_BLOCK = 256
-
 #: The longest text of a float32 printed as a Python float, e.g. -1.1754943508222875e-38.
 _LONGEST_FLOAT = 24
 
@@ -107,7 +104,7 @@ def _four_bit_outputs(
         ),
     ]
     if method.double_quant:
-        nested_blocks = ceil(blocks / NESTED_BLOCK)
+        nested_blocks = ceil(blocks / nested.NESTED_BLOCK_SIZE)
         found += [
             OutputTensor(f"{weight}.absmax", "uint8", (blocks,), blocks),
             OutputTensor(f"{weight}.nested_absmax", "float32", (nested_blocks,), 4 * nested_blocks),
@@ -134,7 +131,7 @@ def _quant_state(
     }
     if method.double_quant:
         state |= {
-            "nested_blocksize": NESTED_BLOCK,
+            "nested_blocksize": nested.NESTED_BLOCK_SIZE,
             "nested_dtype": "float32",
             "nested_offset": offset,
         }

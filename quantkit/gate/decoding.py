@@ -118,7 +118,7 @@ DECODERS: dict[str, Decoder] = {
 
 
 def has_library(method: str) -> bool:
-    """Whether transformers opens folders of ``method`` here, or the gate decodes them."""
+    """Whether transformers opens folders of ``method`` here; where not, the gate decodes them."""
     if method not in DECODERS:
         return True
     libraries = DECODERS[method].libraries

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.quiet import quiet_libraries
+from quantkit.quiet import quiet_loading
 
 
 def install(model: Any, settings: Any, device: str) -> None:
     """Replace the modules of an empty ``model`` as transformers does before it loads."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    with quiet_libraries():
+    with quiet_loading():
         quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
         quantizer.preprocess_model(model, device_map={"": device})
     model.eval()  # the new modules begin in training, where Linear8bitLt computes otherwise

@@ -17,7 +17,7 @@ from quantkit.gate.decoding import has_library
 from quantkit.gate.library import keep_stored_layout
 from quantkit.gate.opened import Opened
 from quantkit.gate.settings import GENERATION
-from quantkit.quiet import quiet_libraries
+from quantkit.quiet import quiet_loading
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load_saved(opened: Opened, device: str) -> Reloaded:
         if (opened.folder / GENERATION).is_file():  # from_pretrained reads it, and may refuse it
             GenerationConfig.from_pretrained(opened.folder)
         return Reloaded(load_plain(opened, opened.dtype, device), names_report(opened))
-    with quiet_libraries():
+    with quiet_loading():
         import bitsandbytes  # noqa: F401 - here, so that its advice at import is held back
 
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -92,7 +92,7 @@ def load_plain(opened: Opened, dtype: str, device: str) -> Any:
     config = copy.deepcopy(opened.parsed)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with quiet_libraries():
+    with quiet_loading():
         model_class = getattr(transformers, opened.architecture.class_name)
         model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
     return model.to(device).eval()

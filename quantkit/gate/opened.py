@@ -8,8 +8,9 @@ the parameter of its module.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from quantkit.architecture import Architecture, read_architecture
+from quantkit.cautions import stored_dtype
 from quantkit.checkpoint import CheckpointIndex, open_checkpoint, read_tensor
 from quantkit.errors import CheckpointError, UnsupportedModelError
 from quantkit.gate.decoding import DECODERS, decode
 from quantkit.gate.library import install
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source, quantization_settings, read_object
-from quantkit.types import FLOAT_DTYPES, ITEM_BYTES, TensorRecord
+from quantkit.types import ITEM_BYTES, TensorRecord
 
 #: How the parts of a quantized weight are named, by quantization method: the module and the
 #: part; ``weight`` itself is bitsandbytes' packed tensor.
@@ -73,7 +75,7 @@ class Opened:
 
     @property
     def parameters(self) -> int:
-        return sum(_elements(shape) for shape, _ in self.architecture.parameters.values())
+        return sum(prod(shape) for shape, _ in self.architecture.parameters.values())
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -114,7 +116,7 @@ class Opened:
         wanted = getattr(torch, dtype or self.architecture.parameters[name][1])
         if self.is_quantized(own) and self.method in DECODERS:
             weight = decode(self.method, parts, self.settings)
-            if self._is_transposed(own):
+            if self.is_transposed(own):
                 weight = weight.T.contiguous()
             return {name: weight.to(wanted)}
         if "" not in parts:
@@ -123,7 +125,8 @@ class Opened:
             parts[""] = parts[""].to(wanted)
         return {f"{name}.{part}" if part else name: value for part, value in parts.items()}
 
-    def _is_transposed(self, name: str) -> bool:
+    def is_transposed(self, name: str) -> bool:
+        """Whether the parameter's module is a Conv1D, which holds its weight (in, out)."""
         linear = self.architecture.linears.get(name.rpartition(".")[0])
         return linear is not None and linear.kind == "Conv1D"
 
@@ -159,7 +162,7 @@ def _open(folder: Path, config: Mapping[str, Any], index: CheckpointIndex, dtype
     method = str(settings.get("quant_method", "plain"))
     placed = {each.name: _placed(each.name, method) for each in index.tensors}
     names = list(dict.fromkeys(name for name, _ in placed.values()))
-    architecture = read_architecture(folder, config, names, dtype, _stored(index.tensors))
+    architecture = read_architecture(folder, config, names, dtype, stored_dtype(index.tensors))
     parts: dict[str, dict[str, TensorRecord]] = {}
     twice: dict[str, tuple[TensorRecord, ...]] = {}
     unknown = []
@@ -184,17 +187,6 @@ def _placed(stored: str, method: str) -> tuple[str, str]:
         return stored, ""
     groups = found.groupdict()
     return f"{groups['module']}.weight", groups["part"] or groups.get("row") or ""
-
-
-def _stored(records: Iterable[TensorRecord]) -> str:
-    return next((each.dtype for each in records if each.dtype in FLOAT_DTYPES), "float32")
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def empty_model(opened: Opened, device: str) -> Any:

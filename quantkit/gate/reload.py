@@ -148,7 +148,7 @@ def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Deco
     """``None`` for a parameter that is not quantized."""
     if not name.endswith(".weight") or not opened.is_quantized(name):
         return None
-    transposed = _is_conv1d(name, opened)
+    transposed = opened.is_transposed(name)
     if opened.method == "bitsandbytes":
         found = _decode_library(module)
         return None if found is None else _Decoded(*found, transposed=transposed)
@@ -190,11 +190,6 @@ def _decode_library(module: Any) -> tuple[Tensor, int, float, bool] | None:
         weight = functional.int8_vectorwise_dequant(module.weight.data, scales)
         return weight, weight.shape[1], _MAX_BLOCK_ERROR["int8"], True
     return None
-
-
-def _is_conv1d(name: str, opened: Opened) -> bool:
-    linear = opened.architecture.linears.get(name.rpartition(".")[0])
-    return linear is not None and linear.kind == "Conv1D"
 
 
 def _error(name: str, decoded: _Decoded, wanted: Tensor) -> WeightError:

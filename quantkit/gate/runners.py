@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.gate.library import place
-from quantkit.gate.models import load_plain, load_saved
+from quantkit.gate.models import load_plain
 from quantkit.gate.opened import Opened, empty_model
 from quantkit.skeleton import build_empty, layer_names
 from quantkit.sweep import Sweep
@@ -112,8 +112,3 @@ def walk(
 def hold(opened: Opened, windows: Windows, device: str, dtype: str) -> Whole:
     """An unquantized checkpoint whole, as ``dtype``."""
     return Whole(load_plain(opened, dtype, device), windows)
-
-
-def reopen(opened: Opened, windows: Windows, device: str) -> Whole:
-    """A saved folder whole, as users open it."""
-    return Whole(load_saved(opened, device).model, windows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from quantkit.elements import Array, from_torch, to_torch
 from quantkit.kernels.fourbit import FourBit, QuantType
 from quantkit.kernels.int8 import Int8Rows
-from quantkit.kernels.nested import NestedAbsmax
+from quantkit.kernels.nested import NESTED_BLOCK_SIZE, NestedAbsmax
 
 
 def quantize_4bit(weight: Array, quant_type: QuantType, block_size: int) -> FourBit:
@@ -41,7 +41,7 @@ def quantize_absmax(absmax: Array) -> NestedAbsmax:
 
     there = _on_device(absmax)
     offset = there.mean()
-    codes, state = functional.quantize_blockwise(there - offset, blocksize=256)
+    codes, state = functional.quantize_blockwise(there - offset, blocksize=NESTED_BLOCK_SIZE)
     return NestedAbsmax(from_torch(codes), from_torch(state.absmax), np.float32(offset.item()))
 
 

@@ -76,28 +76,15 @@ class FourBit:
     nonfinite: int
 
 
-def quantize_4bit(
-    weight: Array,
-    quant_type: QuantType,
-    block_size: int,
-    *,
-    packed: Array | None = None,
-    absmax: Array | None = None,
-) -> FourBit:
-    """Quantize ``weight``, 1-D and contiguous float16, bfloat16 or float32 of any length.
-
-    ``packed`` and ``absmax``, if given, are written into and returned; they must have
-    the dtype and shape that :class:`FourBit` names.
-    """
+def quantize_4bit(weight: Array, quant_type: QuantType, block_size: int) -> FourBit:
+    """Quantize ``weight``, 1-D and contiguous float16, bfloat16 or float32 of any length."""
     _check_quant(quant_type, block_size)
     kind = _KINDS.get(weight.dtype.name) if weight.dtype.isnative else None
     if kind is None or weight.ndim != 1 or not weight.flags.c_contiguous:
         raise ValueError(f"weight must be 1-D contiguous floats, got {_describe(weight)}")
     count = weight.size
-    packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
-    absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
-    if not (packed.flags.writeable and absmax.flags.writeable):
-        raise ValueError("packed and absmax are written into: neither may be read-only")
+    packed = np.empty(-(-count // 2), np.uint8)
+    absmax = np.empty(-(-count // block_size), np.float32)
     tables = _decision_tables(quant_type)
     scratch = np.empty(_TILE, np.float32), np.empty(_TILE, np.int32)
     nonfinite = _QUANTIZE(bits(weight), kind, block_size, tables, scratch, (packed, absmax))
@@ -112,8 +99,8 @@ def dequantize_4bit(
     ``packed`` and ``absmax`` are as :class:`FourBit` describes them.
     """
     _check_quant(quant_type, block_size)
-    packed = _buffer(packed, -(-count // 2), np.uint8, "packed")
-    absmax = _buffer(absmax, -(-count // block_size), np.float32, "absmax")
+    _check_part(packed, -(-count // 2), np.uint8, "packed")
+    _check_part(absmax, -(-count // block_size), np.float32, "absmax")
     values = np.empty(count, np.float32)
     _DEQUANTIZE(packed, absmax, _CODES[quant_type], block_size, values)
     return values
@@ -126,16 +113,12 @@ def _check_quant(quant_type: str, block_size: int) -> None:
         raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}")
 
 
-def _buffer(given: Array | None, count: int, dtype: type[np.generic], name: str) -> Array:
-    """``given`` if it is a contiguous (count,) of ``dtype``, or a new one if there is none."""
-    if given is None:
-        return np.empty(count, dtype)
+def _check_part(given: Array, count: int, dtype: type[np.generic], name: str) -> None:
     if given.dtype != dtype or given.shape != (count,) or not given.flags.c_contiguous:
         raise ValueError(
             f"{name} must be contiguous {dtype.__name__} of shape ({count},), "
             f"got {_describe(given)}"
         )
-    return given
 
 
 def _describe(values: Array) -> str:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from quantkit.compiled import Loop
 from quantkit.elements import Array
 
-#: Absmax values that share a nested absmax.
+#: Absmax values that share a nested absmax; bitsandbytes fixes it.
 NESTED_BLOCK_SIZE = 256
 
 _QUANTIZE_BLOCKS = Loop("nested", "quantize_blocks")

@@ -19,12 +19,12 @@ from quantkit.kernels.grid import Grid
 class Block:
     """``n`` columns rounded together, in visiting order.
 
-    ``weights`` (rows, n), which are overwritten; ``passing`` (n, n) is how much of each
-    column's error the later ones take, and ``cost`` (n,) as in
-    :class:`~quantkit.kernels.hessian.Factor`. ``groups`` int64 (n,) names each column's column
-    in ``scales`` and ``zero_points`` (rows, groups). ``known`` says that those are found
-    already; otherwise a group of the grid's size begins wherever ``groups`` changes, and its
-    scale is found there.
+    ``weights`` (rows, n), which :func:`round_block` of this module overwrites and the compiled
+    ones leave; ``passing`` (n, n) is how much of each column's error the later ones take, and
+    ``cost`` (n,) as in :class:`~quantkit.kernels.hessian.Factor`. ``groups`` int64 (n,) names
+    each column's column in ``scales`` and ``zero_points`` (rows, groups). ``known`` says that
+    those are found already; otherwise a group of the grid's size begins wherever ``groups``
+    changes, and its scale is found there.
     """
 
     weights: Tensor

@@ -77,12 +77,10 @@ class TokenizerFiles:
     adds: str
     keeps: tuple[str, ...]
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: Path) -> None:
         """Write both into ``folder``; ``spiece.model`` itself is the caller's to copy."""
-        written = [folder / TOKENIZER_JSON, folder / TOKENIZER_CONFIG]
-        for path, text in zip(written, (self.tokenizer_json, self.tokenizer_config), strict=True):
-            path.write_text(text, encoding="utf-8")
-        return written
+        (folder / TOKENIZER_JSON).write_text(self.tokenizer_json, encoding="utf-8")
+        (folder / TOKENIZER_CONFIG).write_text(self.tokenizer_config, encoding="utf-8")
 
 
 def make_files(

@@ -57,7 +57,6 @@ class TrainerSpec:
     model_type: ModelType
     byte_fallback: bool
     treat_whitespace_as_suffix: bool
-    unk_piece: str
     bos_piece: str
     eos_piece: str
     pad_piece: str
@@ -146,7 +145,6 @@ def _trainer(data: bytes) -> TrainerSpec:
         model_type=ModelType(_number(fields, 3, ModelType.UNIGRAM)),
         byte_fallback=bool(_number(fields, 35, 0)),
         treat_whitespace_as_suffix=bool(_number(fields, 24, 0)),
-        unk_piece=_text(fields, 45, "<unk>"),
         bos_piece=_text(fields, 46, "<s>"),
         eos_piece=_text(fields, 47, "</s>"),
         pad_piece=_text(fields, 48, "<pad>"),

@@ -135,12 +135,15 @@ def test_the_published_card_is_valid_and_says_who_and_where(hub: Loopback, folde
     }
 
 
-def test_large_files_take_the_tested_route(hub: Loopback, folder: Path) -> None:
+def test_large_files_take_the_tested_route(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
-    before, environment = constants.HF_HUB_DISABLE_XET, os.environ.get("HF_HUB_DISABLE_XET")
+    monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)
+    before = constants.HF_HUB_DISABLE_XET
     quantkit.publish(folder, REPO)
-    assert os.environ.get("HF_HUB_DISABLE_XET") == environment
+    assert "HF_HUB_DISABLE_XET" not in os.environ
     large = [each for each in here(folder) if each.endswith((".safetensors", ".model", ".png"))]
     assert len(hub.lines("PUT /lfs/")) == len(large)
     assert hub.lines("POST /lfs-verify/")

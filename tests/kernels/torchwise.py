@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from quantkit.elements import Array, from_torch, to_torch
+from quantkit.elements import from_torch, to_torch
 from quantkit.kernels import fourbit, int8, nested
 from quantkit.kernels.fourbit import FourBit, QuantType
 from quantkit.kernels.int8 import Int8Rows
@@ -23,19 +23,8 @@ def _tensors(made: Any, kind: Any) -> Any:
     )
 
 
-def quantize_4bit(
-    weight: Tensor,
-    quant_type: QuantType,
-    block_size: int,
-    packed: Tensor | None = None,
-    absmax: Tensor | None = None,
-) -> Any:
-    """:func:`fourbit.quantize_4bit`, into the tensors that are given."""
-    into: dict[str, Array] = {}
-    if packed is not None and absmax is not None:
-        into = {"packed": packed.numpy(), "absmax": absmax.numpy()}
-    made = fourbit.quantize_4bit(from_torch(weight), quant_type, block_size, **into)
-    return _tensors(made, FourBit)
+def quantize_4bit(weight: Tensor, quant_type: QuantType, block_size: int) -> Any:
+    return _tensors(fourbit.quantize_4bit(from_torch(weight), quant_type, block_size), FourBit)
 
 
 def dequantize_4bit(

@@ -35,7 +35,7 @@ def test_every_field_is_what_protobuf_reads(data: bytes) -> None:
     assert [(each.text, each.score, int(each.type)) for each in ours.pieces] == [
         (each.piece, each.score, each.type) for each in theirs.pieces
     ]
-    for name in ("model_type", "byte_fallback", "unk_piece", "pad_piece", "unk_surface"):
+    for name in ("model_type", "byte_fallback", "pad_piece", "unk_surface"):
         assert getattr(ours.trainer, name) == getattr(theirs.trainer_spec, name)
     for name in ("name", "precompiled_charsmap", "add_dummy_prefix", "escape_whitespaces"):
         assert getattr(ours.normalizer, name) == getattr(theirs.normalizer_spec, name)
