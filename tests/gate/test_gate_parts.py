@@ -254,6 +254,7 @@ def test_double_quantized_fp4_is_judged_as_fp4(demo: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("stated", "used"),
     [(1.25, 1.25), (2, 2.0), ("high", None), (True, None), (-1, None), (10**400, None), ([], None)],
+    ids=range(7),
 )
 def test_a_repetition_penalty_is_taken_where_it_is_one(
     demo_nf4: Converted, stated: object, used: float | None
