@@ -430,3 +430,20 @@ def test_neighbours_of_one_length_go_side_by_side(monkeypatch: pytest.MonkeyPatc
     sizes = [len(batch) for batch in observing.side_by_side(windows)]
     assert sizes == [3, 1, 2, 1, 1, 1]
     assert [each for batch in observing.side_by_side(windows) for each in batch] == windows
+
+
+@pytest.mark.parametrize("recipe", ["gptq-4bit-g128", "bnb-nf4"])
+def test_a_tied_model_of_which_the_head_alone_is_stored(
+    tmp_path: Path, ids: Path, recipe: str
+) -> None:
+    source = write_source(tmp_path / "source", "llama", torch.float16)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    lax = ["max_perplexity_ratio=9", "max_kl_mean=9", "min_top1_agreement=0", "max_weight_error=1"]
+    more = SMALL if recipe.startswith("gptq") else ()
+    made = quantkit.convert(
+        source, recipe, tmp_path / "out", calibration=ids if more else None, text=ids,
+        set=[*more, *(f"gate.{each}" for each in lax), "evaluation.new_tokens=2"],
+    )  # fmt: skip
+    assert made["gate"]["status"] == "passed"

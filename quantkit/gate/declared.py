@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quantkit.gate.opened import Opened
-from quantkit.gate.parts import overridden
 from quantkit.gate.report import Failure
+from quantkit.gate.stated import overridden
 
 _METHODS = ("gptq", "awq")
 _LISTED = "modules_in_block_to_quantize"

@@ -80,12 +80,8 @@ class Opened:
     @property
     def missing(self) -> tuple[str, ...]:
         """Parameters of the model that no stored tensor fills, by name in memory."""
-        ties = self.architecture.ties
-        return tuple(
-            name
-            for name in sorted(self.architecture.parameters)
-            if name not in self.parts and ties.get(name, name) not in self.parts
-        )
+        names = sorted(self.architecture.parameters)
+        return tuple(name for name in names if self._stored_as(name) not in self.parts)
 
     def is_quantized(self, name: str) -> bool:
         """Whether the parameter is stored quantized."""
@@ -100,12 +96,18 @@ class Opened:
         """
         found: dict[str, Tensor] = {}
         for name in names:
-            own = name if name in self.parts else self.architecture.ties.get(name, name)
+            own = self._stored_as(name)
             if own in found:  # a tied pair shares its memory
                 found[name] = found[own]
             else:
                 found |= self._read(name, own, dtype)
         return found
+
+    def _stored_as(self, name: str) -> str:
+        """Of a tied pair either may be what is stored."""
+        ties = self.architecture.ties
+        other = {own: tied for tied, own in ties.items()} | dict(ties)
+        return name if name in self.parts else other.get(name, name)
 
     def _read(self, name: str, own: str, dtype: str | None) -> dict[str, Tensor]:
         if own not in self.parts:
