@@ -135,7 +135,13 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "errors"})
+
+
 def __getattr__(name: str) -> Any:
+    if name == "errors":  # what the verbs raise: `except quantkit.errors.GateError`
+        return import_module("quantkit.errors")
     if name not in _HOME:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
     return getattr(import_module(f"quantkit.{_HOME[name]}"), name)

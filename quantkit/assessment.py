@@ -15,7 +15,7 @@ from quantkit.errors import CheckpointError, SourceError, UsageError
 from quantkit.evaluation import Texts, read_material
 from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
-from quantkit.given import paths_of
+from quantkit.given import expanded, paths_of
 from quantkit.recipe import Recipe, load_recipe
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
@@ -59,12 +59,12 @@ def check(
     ``report`` if one is named, ``report/report.html``, its plots, and all of this as JSON.
 
     Raises:
-        UsageError: no such folder, or it is no quantized checkpoint.
+        UsageError: no such folder.
         SourceError: the source or the folder cannot be read.
     """
     folder = quantized_folder(dir, listener)
     if report is not None:
-        _make_room(Path(report), folder, Path(against))
+        _make_room(expanded(report), folder, Path(against))
     source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
     material = read_material(source.folder, chosen, paths_of(text), source.config.get("vocab_size"))
@@ -83,7 +83,7 @@ def check(
         "gate": report_json(judged),
     }
     if report is not None:
-        _write_report(found, source, chosen, Path(report))
+        _write_report(found, source, chosen, expanded(report))
     return found
 
 
@@ -130,7 +130,7 @@ def quantized_folder(given: str | Path, listener: Listener = silent) -> Path:
     """
     if is_hub_id(given):
         given = fetch_folder(str(given), None, listener).folder
-    folder = Path(given).expanduser()
+    folder = expanded(given)
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder}: no config.json there; give a folder with a checkpoint")
     return folder

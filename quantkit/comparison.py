@@ -11,7 +11,7 @@ from quantkit.devices import Device, choose_device
 from quantkit.errors import UsageError
 from quantkit.evaluation import Texts, read_material
 from quantkit.gate import measure_folders
-from quantkit.given import paths_of
+from quantkit.given import expanded, paths_of
 from quantkit.plots import trade_plot
 from quantkit.recipe import load_recipe
 from quantkit.records import finite
@@ -51,7 +51,7 @@ def compare(
         raise UsageError("compare: a folder is given twice; name each once")
     source = prove(open_source(against, revision, listener), listener)
     if plot is not None:
-        _check_plot(Path(plot), [*paths, source.folder])
+        _check_plot(expanded(plot), [*paths, source.folder])
     chosen = load_recipe(recipe, set)
     material = read_material(source.folder, chosen, paths_of(text), source.config.get("vocab_size"))
     found = measure_folders(paths, source, chosen, material, choose_device(device), listener)
@@ -67,7 +67,7 @@ def compare(
     ]
     floor = found.floor
     if plot is not None:
-        _write_plot(Path(plot), rows, floor["kl_divergence"]["mean"] if floor else None)
+        _write_plot(expanded(plot), rows, floor["kl_divergence"]["mean"] if floor else None)
     return {
         "kind": "compare",
         "against": source.given,

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.digests import digest_file
 from quantkit.errors import WithdrawnError
+from quantkit.given import expanded
 from quantkit.inspection import verify
 from quantkit.pipeline import convert
 from quantkit.resources import demo_model
@@ -36,7 +37,7 @@ def demo(out: str | Path = "demo-output", *, listener: Listener = silent) -> dic
     The second run reads the same model against a registry in which its digest is
     withdrawn; it stops before anything is written.
     """
-    folder = Path(out)
+    folder = expanded(out)
     model = demo_model()
     held_out = model / "heldout.txt"
     listener(Event("demo", message="1. convert, verify, judge, save"))

@@ -188,21 +188,23 @@ def read_ids(what: str, path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
 
     Raises:
         UsageError: neither a list of ids, nor a list of such lists, nor an object with either
-            as ``input_ids`` or as all that it holds.
+            as ``input_ids``, or with one of them alone.
     """
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path}: not JSON: {error}") from error
     if isinstance(value, dict):  # a tokenizer's answer has a mask beside its ids
-        value = value.get("input_ids", next(iter(value.values())) if len(value) == 1 else None)
+        fitting = [each for each in value.values() if _is_id_lists(each)] or [*value.values()]
+        value = value.get("input_ids", fitting[0] if len(fitting) == 1 else None)
     if isinstance(value, list) and value and all(_is_id(each) for each in value):
         return (tuple(value),)
     if _is_id_lists(value):
         return tuple(tuple(sequence) for sequence in value)
     raise UsageError(
         f"{what} {path}: expected token ids, whole numbers from 0 on, as a list, a list of lists, "
-        f"or an object with either as input_ids or alone{_odd(value)}; give plain text as .txt"
+        f"or an object with either as input_ids, or with one alone{_odd(value)}; give plain text "
+        "as .txt"
     )
 
 

@@ -19,6 +19,10 @@ _KINDS = (
 )
 
 
+#: Bytes of a name, on every file system that is in use.
+_LONGEST_NAME = 255
+
+
 def kind_of(mode: int) -> str:
     """What a file of this ``st_mode`` is, in words; empty for a regular one."""
     return next((said for is_kind, said in _KINDS if is_kind(mode)), "")
@@ -29,17 +33,28 @@ def paths_of(given: str | Path | Iterable[str | Path] | None) -> tuple[Path, ...
     if given is None:
         return ()
     several = [given] if isinstance(given, str | Path) else given
-    return tuple(Path(each) for each in several)
+    return tuple(map(expanded, several))
+
+
+def expanded(given: str | Path) -> Path:
+    """With ``~`` as the user's own folder; where there is no such user, it is a name's letter."""
+    path = Path(given)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def refuse_name(path: Path, what: str) -> None:
-    """Refuse a path whose bytes are no UTF-8; ``what`` begins messages.
+    """Refuse a path whose bytes are no UTF-8, or that none can have; ``what`` begins messages.
 
     Manifests and cards name it, and libraries are given it: both take Unicode alone.
 
     Raises:
         UsageError: it is refused.
     """
+    if "\0" in str(path) or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise UsageError(f"{what[:200]}: no file can be called that; give another name")
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -12,7 +12,7 @@ from typing import Any
 from quantkit.errors import MismatchError, SourceError, UsageError, printable
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import Ways, check_tokenizer_level
-from quantkit.given import read_given_text
+from quantkit.given import expanded, read_given_text
 from quantkit.lineage import verify_output, verify_small
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
@@ -55,7 +55,7 @@ def verify(
     registry = read_checksums(checksums)
     policy = Policy(allow_withdrawn, require_verified)
     key = open_expected(Path(public_key)) if public_key is not None else None
-    folder = Path(path_or_repo).expanduser()
+    folder = expanded(path_or_repo)
 
     def look(at: Path) -> None:
         """What was fetched so far of a repository may be refused before its weights are."""
@@ -137,11 +137,11 @@ def check_tokenizer(
         UsageError: no such folder, or ``text`` cannot be read.
     """
 
-    folder = Path(path)
+    folder = expanded(path)
     _with_model(folder)
     config = read_object(folder / "config.json")
     check_config(config, f"{folder}/config.json")
-    chosen = Path(text) if text is not None else evaluation_text()
+    chosen = expanded(text) if text is not None else evaluation_text()
     whole = read_given_text(chosen, f"text {chosen}")
     if not whole:
         raise UsageError(f"text {chosen}: empty; give some text, or leave it out")

@@ -17,12 +17,12 @@ from quantkit.digests import digest_file
 from quantkit.evaluation import Material, Texts, read_material
 from quantkit.execution import Job, Staged, mark_failed, stage
 from quantkit.gate import GateReport, gate_not_run
-from quantkit.given import paths_of
+from quantkit.given import expanded, paths_of
 from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
 from quantkit.provenance import PROVENANCE, write_provenance
-from quantkit.recipe import Recipe, load_recipe
+from quantkit.recipe import Recipe, load_recipe, overrides_of
 from quantkit.records import write_manifest
 from quantkit.registry import checksums as read_checksums
 from quantkit.report import write_report
@@ -79,22 +79,22 @@ def convert(
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
         StorageError: the disk is full, or will not hold the output.
     """
-    clock = Clock()
+    clock, set = Clock(), overrides_of(set)  # each may be given as what runs once
+    text, checksums = paths_of(text), paths_of(checksums)
     chosen = load_recipe(recipe, set)
-    registry = read_checksums(checksums)
-    policy = Policy(allow_withdrawn, require_verified)
+    registry, policy = read_checksums(checksums), Policy(allow_withdrawn, require_verified)
     request = _request(
         source=source, recipe=recipe, out=out, revision=revision, device=device, text=text,
         calibration=calibration, checksums=checksums, policy=policy, no_gate=no_gate, set=set,
     )  # fmt: skip
-    signer = open_signer(Path(sign)) if sign is not None else None
+    signer = open_signer(expanded(sign)) if sign is not None else None
     where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener, chosen.source.wanted)
     check_free(place, opened.folder, overwrite=overwrite)
     material = None if no_gate else _material(opened, chosen, text)
     planned = make_plan(opened, chosen)
     listener(Event("plan", message=summary(planned)))
-    own = Path(calibration) if calibration is not None else None
+    own = expanded(calibration) if calibration is not None else None
     calibrating = read_calibration(chosen, own, opened, planned, material, listener)
     job = Job(planned, opened, chosen, registry, policy, calibrating, place, where, listener, clock)
     with held(place), cleaned(place):
@@ -172,7 +172,7 @@ def _request(
 
 def _last_name(given: str | Path) -> str:
     """Also of ``.``; a link keeps the name that was typed."""
-    return Path(os.path.normpath(Path(given).expanduser().absolute())).name
+    return Path(os.path.normpath(expanded(given).absolute())).name
 
 
 def _describe(manifest: dict[str, Any], folder: Path, signer: Signer | None) -> None:

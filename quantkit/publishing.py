@@ -21,6 +21,7 @@ from quantkit.carddata import identity
 from quantkit.destination import Destination, Push, check_names, look, model_of
 from quantkit.digests import digest_bytes, digest_file
 from quantkit.errors import HubError, MismatchError, SourceError, UsageError
+from quantkit.given import expanded
 from quantkit.hub import api, explained, large_file_route
 from quantkit.licences import Licence
 from quantkit.lineage import judge_source
@@ -193,7 +194,7 @@ def _opened(
 
     One that will be ``written`` must be one that can be replaced: seen here, before the work.
     """
-    folder = Path(dir).expanduser()
+    folder = expanded(dir)
     if not (folder / MANIFEST).is_file():
         raise UsageError(
             f"{folder}: no {MANIFEST} there; give a folder that 'quantkit convert' made"

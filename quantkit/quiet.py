@@ -6,11 +6,22 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from threading import RLock
+
+#: What is held back is held back in the whole process; and while transformers loads a model, the
+#: process has another default data type. So one thread at a time: a gate, whole.
+_ALONE = RLock()
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """transformers, bitsandbytes and accelerate say nothing below an error."""
+    with _ALONE, _quiet():
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     from transformers.utils import logging as chatter
 
     loggers = [logging.getLogger(name) for name in ("transformers", "bitsandbytes", "accelerate")]

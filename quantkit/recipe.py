@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from quantkit.errors import RecipeError, UsageError, printable
-from quantkit.given import read_given_text
+from quantkit.given import expanded, read_given_text
 from quantkit.methods import METHODS, CalibrationSection, Method, Pattern, Strict
 from quantkit.resources import shipped_folder
 
@@ -181,14 +181,13 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         RecipeError: unknown recipe, unreadable file, unknown key or bad value.
     """
     path = _find(name_or_path)
-    overrides = [overrides] if isinstance(overrides, str) else overrides
     try:
         data = tomllib.loads(read_given_text(path, f"recipe {path}", most=_LONGEST))
     except UsageError as error:
         raise RecipeError(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"recipe {path}: cannot be read as TOML: {error}") from error
-    for text in overrides:
+    for text in overrides_of(overrides):
         _override(data, text)
     try:
         return Recipe.model_validate(_tuples(data))
@@ -196,8 +195,13 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         raise RecipeError(f"recipe {path.name}: {_explain(error)}") from None
 
 
+def overrides_of(given: str | Iterable[str]) -> tuple[str, ...]:
+    """One override or several: a text alone is one, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def _find(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
+    path = expanded(name_or_path)
     if path.suffix == ".toml":
         return path  # who reads it says what is wrong with it
     folder = shipped_folder("recipes")

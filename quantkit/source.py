@@ -18,7 +18,7 @@ from quantkit.checkpoint.reading import Stamp, stamp_of
 from quantkit.checkpoint.strict_json import too_many
 from quantkit.errors import CheckpointError, SourceError, UsageError, printable
 from quantkit.fetching import cached_digests, fetch, refuse_damaged, sha256_only
-from quantkit.given import refuse_name
+from quantkit.given import expanded, refuse_name
 from quantkit.hub import HUB_ID
 from quantkit.scrutiny import (
     MAX_CARD_BYTES,
@@ -112,10 +112,15 @@ def open_source(
         UsageError: no such folder.
         SourceError: no config, no weights, a broken header, or the Hub says no.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     refuse_name(path, f"source {printable(str(given))}")
     if path.is_dir():
         repo_id, cached = _cache_identity(path.resolve())
+        if revision is not None and revision != cached:
+            raise UsageError(
+                f"source {given}: --revision {revision} is of a Hub id, and this is a folder; drop "
+                "it, or give the id (owner/name)"
+            )
         listed = sha256_only(cached_digests(path)) if repo_id else {}
         return _open_folder(str(given), path, repo_id, revision or cached, listed, container)
     if not is_hub_id(given):
@@ -137,7 +142,7 @@ def is_hub_id(given: str | Path) -> bool:
     """Whether ``given`` names a repository, and nothing here."""
     if isinstance(given, Path) or not HUB_ID.match(given):
         return False
-    return not Path(given).expanduser().exists()
+    return not expanded(given).exists()
 
 
 def _open_folder(

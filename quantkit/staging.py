@@ -29,7 +29,7 @@ from quantkit.errors import (
     VerificationError,
     printable,
 )
-from quantkit.given import refuse_name
+from quantkit.given import expanded, refuse_name
 
 NOTE = "quantkit-staging.json"
 _NEW_NOTE = f".{NOTE}.new"
@@ -58,15 +58,12 @@ class Staging:
 def staging_for(out: Path) -> Staging:
     """The places that belong to ``out``."""
     named = bool(out.name)
-    out = Path(os.path.normpath(out.expanduser().absolute()))
+    out = Path(os.path.normpath(expanded(out).absolute()))
     if not (named and out.name):
         raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
-    refuse_name(out, f"output {printable(str(out))}")
-    return Staging(
-        out,
-        partial=out.with_name(f"{out.name}.partial"),
-        replaced=out.with_name(f".{out.name}.quantkit-replaced"),
-    )
+    longest = out.with_name(f".{out.name}.quantkit-replaced")
+    refuse_name(longest, f"output {printable(str(out))}")
+    return Staging(out, partial=out.with_name(f"{out.name}.partial"), replaced=longest)
 
 
 def amendment_of(usual: Staging) -> Staging:

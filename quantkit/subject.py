@@ -15,6 +15,7 @@ from quantkit.amending import staging_to_amend
 from quantkit.card import render_card
 from quantkit.digests import digest_file
 from quantkit.errors import GateError, MismatchError, SourceError, UsageError
+from quantkit.given import expanded
 from quantkit.lineage import differing
 from quantkit.listed import source_files, weights_of
 from quantkit.records import read_manifest, read_raw
@@ -58,7 +59,7 @@ def read_subject(given: str | Path, key: str | Path | None, listener: Listener) 
         MismatchError: it has changed since, or its signature is another's.
         SourceError: its manifest cannot be read.
     """
-    folder = Path(given).expanduser()
+    folder = expanded(given)
     place = staging_to_amend(folder.resolve())
     if not (folder / MANIFEST).is_file():
         raise UsageError(

@@ -16,7 +16,7 @@ from typing import Any
 from unicodedata import category
 
 from quantkit.errors import UsageError
-from quantkit.given import as_text, read_given
+from quantkit.given import as_text, expanded, read_given
 from quantkit.resources import tasks_folder
 
 #: What stands in a line in place of a text.
@@ -101,7 +101,7 @@ def _named_file(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not equals or not name.strip() or not path.strip():
         raise UsageError(f"--data {text}: expected TASK=FILE, e.g. jcommonsenseqa=valid-v1.3.json")
-    return name.strip(), Path(path.strip()).expanduser()
+    return name.strip(), expanded(path.strip())
 
 
 def _read(name: str, path: Path | None) -> LocalTask:

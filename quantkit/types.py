@@ -6,7 +6,8 @@ Data types are named as torch names them without the prefix (``"float16"``,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, get_args
@@ -140,6 +141,28 @@ Listener = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The listener of those who do not listen."""
+
+
+class _ListenerRaised(BaseException):  # no error: no judge of models may catch it
+    """What a listener raised, on its way out."""
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[Listener]:
+    """``listener`` for where errors are verdicts: what it raises is its caller's own."""
+
+    def tell(event: Event) -> None:
+        try:
+            listener(event)
+        except Exception as error:
+            raise _ListenerRaised from error
+
+    try:
+        yield tell
+    except _ListenerRaised as raised:
+        cause = raised.__cause__
+        assert cause is not None
+        raise cause from None
 
 
 def counted(listener: Listener, stage: str, total: int) -> Callable[[int], None]:

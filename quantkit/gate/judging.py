@@ -31,7 +31,7 @@ from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
 from quantkit.source import Source
-from quantkit.types import Event, Listener, silent
+from quantkit.types import Event, Listener, listening, silent
 from quantkit.verification import VerifiedSource
 
 #: Fewer predicted tokens than this show nothing.
@@ -60,8 +60,8 @@ def gate(
         saved = open_saved(folder)
     except QuantkitError as error:
         return _only("the saved folder cannot be opened", structure, _unopened(error))
-    case = make_case(original, saved, recipe, material, device, listener)
-    with quiet_libraries():
+    with listening(listener) as tell, quiet_libraries():
+        case = make_case(original, saved, recipe, material, device, tell)
         return GateReport((structure, *_judge(case)))
 
 
@@ -88,8 +88,8 @@ def gate_folder(
         failure = Failure("structure", "checkpoint", str(error), "readable")
         return _only("the structure level failed", judged("structure", {}, [failure]))
     structure = check_accounts(saved, original, source.generation, recipe)
-    case = make_case(original, saved, recipe, material, device, listener)
-    with quiet_libraries():
+    with listening(listener) as tell, quiet_libraries():
+        case = make_case(original, saved, recipe, material, device, tell)
         tokens = _tokenizer(case)
         if not goes_on(structure):
             return _only("the structure level failed", structure, tokens)

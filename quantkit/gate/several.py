@@ -20,7 +20,7 @@ from quantkit.gate.scoring import Candidate, score
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
 from quantkit.source import Source
-from quantkit.types import Event, Listener, silent
+from quantkit.types import Event, Listener, listening, silent
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def measure_folders(
     whole = not recipe.evaluation.by_layer and fits(original, saved, device)
     total = len(case.windows)
     with (
+        listening(listener) as tell,
         quiet_libraries(),
         explained(_unopened),
         opened_field(original, saved, case.windows, device, whole=whole) as field,
@@ -74,7 +75,7 @@ def measure_folders(
             field.reference,
             candidates,
             case.windows,
-            lambda done: listener(Event("perplexity", done, total, "windows")),
+            lambda done: tell(Event("perplexity", done, total, "windows")),
         )
         words = tuple(
             protocol(material.texts, total, case.length, each, field, device) for each in saved
