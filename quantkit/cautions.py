@@ -13,9 +13,6 @@ from quantkit.recipe import Recipe
 from quantkit.source import Source
 from quantkit.types import FLOAT_DTYPES, TensorRecord
 
-#: Begins the reason of a module whose shape the loaders cannot take.
-UNFIT = "does not fit the format"
-
 
 def stored_dtype(records: Sequence[TensorRecord]) -> str:
     """The data type of the checkpoint's weights: that of its first floating-point tensor."""
@@ -32,7 +29,7 @@ def cautions(
             f"the weights are stored as {stored}; {architecture.dtype} is written "
             f"({'the recipe' if method.dtype != 'auto' else 'config.json'} says so)"
         )
-    if odd := [each for each in tensors if UNFIT in each.reason]:
+    if odd := [each for each in tensors if each.unfit]:
         yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
     quantized = [each for each in tensors if each.action == "quantize"]
     if not isinstance(method, PlainMethod):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from quantkit.architecture import Architecture, Linear, read_architecture
-from quantkit.cautions import UNFIT, cautions, stored_dtype
+from quantkit.cautions import cautions, stored_dtype
 from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
@@ -123,11 +124,15 @@ def _fate(
         )
     module, _, leaf = memory.rpartition(".")
     linear = architecture.linears.get(module) if leaf == "weight" else None
-    reason = _why_kept(record.name, module, linear, architecture, form, recipe)
+    reason, unfit = _why_kept(module, linear, architecture, form, recipe), None
     if linear is not None and reason is None:
-        return _quantized(record, linear, architecture.dtype, form, memory)
+        out_in = linear.out_features, linear.in_features
+        unfit = form.unfit(record.name, out_in, linear.kind)
+        if unfit is None:
+            return _quantized(record, linear, architecture.dtype, form, memory)
+        reason = f"does not fit the format: {unfit}"
     names = {record.name, *_head_names(memory, module, architecture, recipe)}
-    return _kept(record, dtype, reason or "", memory, sorted(names))
+    return replace(_kept(record, dtype, reason or "", memory, sorted(names)), unfit=unfit)
 
 
 def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recipe) -> str | None:
@@ -145,14 +150,13 @@ def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recip
 
 
 def _why_kept(
-    name: str,
     module: str,
     linear: Linear | None,
     architecture: Architecture,
     form: Format,
     recipe: Recipe,
 ) -> str | None:
-    """Why a tensor is not quantized; ``None`` when it is."""
+    """Why a tensor is not to be quantized; ``None`` when it is, if it fits the format."""
     if linear is None:
         return "not the weight of a Linear module"
     if not form.quantizes():
@@ -162,8 +166,7 @@ def _why_kept(
         return "left as it is: output head, tied, or ignored"
     if form.calibrated and not architecture.in_layer(module):
         return "left as it is: outside the decoder layers"
-    unfit = form.unfit(name, (linear.out_features, linear.in_features), linear.kind)
-    return f"{UNFIT}: {unfit}" if unfit else None
+    return None
 
 
 def _head_names(
@@ -210,10 +213,6 @@ def _quantized(
     )
 
 
-def _unfit(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
-    return [each for each in tensors if UNFIT in each.reason]
-
-
 def _refuse_mostly_skipped(
     tensors: Sequence[TensorPlan], architecture: Architecture, recipe: Recipe
 ) -> None:
@@ -221,14 +220,15 @@ def _refuse_mostly_skipped(
     method = recipe.method
     if not isinstance(method, GptqMethod):
         return
-    unfit = _unfit(tensors)
+    unfit = [(each.source.name, each.unfit) for each in tensors if each.unfit]
     meant = len(unfit) + sum(each.action == "quantize" for each in tensors)
     if len(unfit) > method.max_skipped_share * meant:
-        first = next((each for each in unfit if "would fit" in each.reason), unfit[0])
+        # of all, one that tells what to do
+        name, why = next((each for each in unfit if "would fit" in each[1]), unfit[0])
         raise SourceError(
             f"{architecture.class_name}: {len(unfit)} of {meant} modules cannot be quantized, more "
             f"than the {method.max_skipped_share:.0%} that the recipe lets pass; among them "
-            f"{first.source.name}, which {first.reason} (--set method.group_size=N or "
+            f"{name}, which does not fit the format: {why} (--set method.group_size=N or "
             "method.max_skipped_share=SHARE)"
         )
 

@@ -31,7 +31,8 @@ class TensorPlan:
 
     ``shape`` is the weight as (out, in) when it is quantized; ``transposed`` says that
     the source stores it as (in, out). ``tied_to`` names the source tensor that a
-    dropped tied copy must equal. ``memory`` is its name in transformers' model.
+    dropped tied copy must equal. ``memory`` is its name in transformers' model. ``unfit`` says
+    why no loader would take it quantized, where that is what keeps it.
     """
 
     source: TensorRecord
@@ -43,6 +44,7 @@ class TensorPlan:
     transposed: bool = False
     tied_to: str | None = None
     memory: str | None = None
+    unfit: str | None = None
 
 
 @dataclass(frozen=True)
