@@ -78,9 +78,9 @@ def publish(
 
     ``licence`` states what the source's card does not. The ``allow_`` options override one
     refusal each, and the card says so. ``overwrite`` removes what others put there, and replaces
-    what they changed, or another model. With ``quick`` weights are not read back, only compared with what the Hub
-    lists. ``sign`` is the private key (PEM) to sign the published files with; a signature that
-    is there is replaced where it is this key's, or with ``allow_changed``.
+    what they changed, or another model. With ``quick`` weights are not read back, only compared
+    with what the Hub lists. ``sign`` is the private key (PEM) to sign the published files with; a
+    signature that is there is replaced where it is this key's, or with ``allow_changed``.
 
     Raises:
         UsageError: no folder that quantkit made, or one with links; no name of a repository or

@@ -41,8 +41,7 @@ AgainstLicence = Annotated[
     bool, typer.Option("--allow-licence", help="Against its licence; the card says so.")
 ]
 Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace another model there, and what others put there."),
+    bool, typer.Option("--overwrite", help="Replace another model, and what others put there.")
 ]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Do not read weights back; compare what is listed.")
