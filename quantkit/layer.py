@@ -60,7 +60,7 @@ class Layer:
         return self._open.enter_context(self._lend(width))
 
     def keep(self, final: Collection[str], changing: Collection[str]) -> None:
-        """From now on compute once a window what modules give whose weights are ``final``.
+        """From now on compute what modules with ``final`` weights give once a window, no more.
 
         Where no module inside a parent is still ``changing``, that is what the parent gives:
         an attention block is run once more, and then never. On a CUDA device nothing less is

@@ -28,7 +28,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 import quantkit
 from quantkit import execution
 from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
-from quantkit.staging import amendment_of, held, staging_for
+from quantkit.staging import NOTE, amendment_of, held, staging_for
 from quantkit.types import Event
 
 WIDTH, LAYERS, VOCABULARY = 512, 8, 12_000
@@ -440,7 +440,7 @@ def test_a_second_process_is_refused_too(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = subprocess.Popen(convert(source, out), stderr=subprocess.DEVNULL)
     try:
-        wait_for(partial(out), first)
+        wait_for(partial(out) / NOTE, first)  # written under the lock
         first.send_signal(signal.SIGSTOP)
         with pytest.raises(UsageError, match="another quantkit is writing"):
             quantkit.convert(source, "bnb-nf4", out, no_gate=True)
