@@ -93,7 +93,9 @@ def read_calibration(
     raw = read_given(path, f"calibration {path}")
     documents, route = _encoded(path, raw, recipe.prompt, tokenizer)
     length = min(section.length, plan.max_positions or section.length)
-    end = source.config.get("eos_token_id")
+    end, known = source.config.get("eos_token_id"), source.config.get("vocab_size")
+    if isinstance(end, int) and isinstance(known, int) and end >= known:
+        end = None  # a model without such a token cannot be told where a text ends
     windows = _windows(documents, length, section.packing, end if isinstance(end, int) else None)
     if not windows:
         raise UsageError(f"calibration {path}: fewer than two tokens; give a longer text")

@@ -19,6 +19,7 @@ import numpy as np
 from quantkit.checkpoint.reading import same_values
 from quantkit.checkpoint.shards import ShardWriter, WriteQueue, flush, write_index
 from quantkit.checkpoint.stream import (
+    Consumer,
     Segment,
     element_or_whole,
     stream_checkpoint,
@@ -248,6 +249,21 @@ class _Copy:
 
     def finish(self) -> Iterator[Write]:
         return iter(())
+
+
+def refuse_damaged(plan: Plan) -> Consumer:
+    """Stops (NonFiniteError) at a value that its data type in ``plan`` cannot hold: for those who
+    convert later, after hours of work."""
+    items = {each.source.name: each for each in plan.tensors if each.action != "drop"}
+
+    def look(segment: Segment, data: memoryview) -> None:
+        item = items.get(segment.tensor or "")
+        if item is not None:
+            values = _elements(item, data)
+            kept = item.dtype == item.source.dtype
+            _refuse_nonfinite(item, values if kept else cast(values, item.dtype))
+
+    return look
 
 
 def _refuse_nonfinite(item: TensorPlan, piece: Array) -> None:

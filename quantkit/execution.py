@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.calibration import Calibration
 from quantkit.checkpoint.reading import stamp_of
 from quantkit.clock import Clock
-from quantkit.conversion import Converted, digest_output, run, settle_output
+from quantkit.conversion import Converted, digest_output, refuse_damaged, run, settle_output
 from quantkit.devices import count_threads
 from quantkit.digests import digest_file
 from quantkit.errors import CheckpointError, GateError
@@ -169,7 +169,7 @@ def _calibrate(job: Job) -> Calibrated | None:
     with ThreadPoolExecutor(1, "import") as side, job.clock.measure("verify"):
         # seconds; no more than torch, as what both threads import may reach one of them half done
         side.submit(import_module, "torch")
-        digests = digest_source(job.source, job.registry, job.listener)
+        digests = digest_source(job.source, job.registry, job.listener, refuse_damaged(job.plan))
         settle(job.source, digests, job.recipe, job.registry, job.policy)
     from quantkit.layerwise import calibrate
 

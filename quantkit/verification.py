@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.checkpoint.stream import stream_checkpoint
+from quantkit.checkpoint.stream import Consumer, stream_checkpoint
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, UnlistedError, WithdrawnError
 from quantkit.fetching import discard
@@ -77,11 +77,16 @@ def small_files(source: Source) -> tuple[str, ...]:
     return source.present((*configs, *TOKENIZER_FILES, *indexes, *COMPANION_FILES))
 
 
-def digest_source(source: Source, registry: Registry, listener: Listener = silent) -> Digested:
-    """Digests of the weight files and their tensors, read for nothing else."""
+def digest_source(
+    source: Source,
+    registry: Registry,
+    listener: Listener = silent,
+    look: Consumer | None = None,
+) -> Digested:
+    """Digests of the weight files and their tensors; ``look`` sees the pieces too."""
     tell = counted(listener, "verify", source.weight_bytes)
     return stream_checkpoint(
-        source.folder, source.checkpoint, md5=registry.needs_md5, progress=tell
+        source.folder, source.checkpoint, md5=registry.needs_md5, consume=look, progress=tell
     )
 
 

@@ -192,15 +192,22 @@ def test_the_report_shows_what_each_module_lost(tmp_path: Path, ids: Path) -> No
     assert all(f"{each['loss']:.4g}" in shown for each in modules[:5])
 
 
-def test_a_source_with_nan_is_refused_by_name(tmp_path: Path, ids: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["layers.1.mlp.dense_h_to_4h.weight", "final_layer_norm.weight", "embed_in.weight"]
+)
+def test_a_source_with_nan_is_refused_by_name_before_any_layer(
+    tmp_path: Path, ids: Path, name: str
+) -> None:
     source = write_source(tmp_path / "source", "gpt_neox", torch.float32)
     state = load_file(source / "model.safetensors")
-    name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
-    state[name][3, 3] = torch.nan
+    state[f"gpt_neox.{name}"].view(-1)[3] = torch.nan
     save_file(state, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NonFiniteError, match=f"{name}: 1 values"):
-        convert(source, tmp_path / "out", ids)
+    heard = []
+    options = {"calibration": ids, "no_gate": True, "set": SMALL, "listener": heard.append}
+    with pytest.raises(NonFiniteError, match=f"gpt_neox.{name}: 1 values"):
+        quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+    assert "calibrate" not in {each.stage for each in heard if not each.message}
 
 
 def test_true_sequential_and_desc_act(tmp_path: Path, ids: Path) -> None:
