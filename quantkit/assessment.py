@@ -64,7 +64,7 @@ def check(
     """
     folder = quantized_folder(dir, listener)
     if report is not None:
-        _make_room(expanded(report), folder, Path(against))
+        _make_room(expanded(report), folder, expanded(against))
     source = prove(open_source(against, revision, listener), listener)
     chosen = load_recipe(recipe, set) if recipe is not None else recipe_for(folder, source, set)
     material = read_material(source.folder, chosen, paths_of(text), source.config.get("vocab_size"))

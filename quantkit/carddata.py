@@ -12,6 +12,9 @@ from quantkit.statedresults import stated_results
 #: What is carried on from the source's own metadata.
 _CARRIED = ("language", "datasets")
 
+#: bitsandbytes' own, which goes without saying.
+_USUAL_BLOCK = 64
+
 #: Measures of the gate as a model-index names them: type, name, where in the gate.
 _METRICS = (
     ("perplexity", "perplexity, quantized", ("perplexity", "quantized")),
@@ -43,24 +46,22 @@ def method_words(manifest: Mapping[str, Any]) -> str:
     method = manifest["recipe"]["method"]
     if method["format"] == "gptq":
         size = method["group_size"]
-        groups = "one group a row" if size == -1 else f"groups of {size}"
-        more = [", act-order"] if method["desc_act"] else []
-        more += [] if method["sym"] else [", asymmetric"]
-        return f"{method['bits']}-bit GPTQ, {groups}{''.join(more)}{_left(method)}"
-    if method["format"] == "bnb":
-        if method["quant_type"] == "int8":
-            return f"8-bit LLM.int8 (bitsandbytes){_left(method)}"
+        words = [f"{method['bits']}-bit GPTQ"]
+        words.append("one group a row" if size == -1 else f"groups of {size}")
+        words += ["act-order"] * method["desc_act"] + ["asymmetric"] * (not method["sym"])
+    elif method["format"] == "bnb" and method["quant_type"] == "int8":
+        words = ["8-bit LLM.int8 (bitsandbytes)"]
+    elif method["format"] == "bnb":
         size = method["block_size"]
-        more = [] if size == 64 else [f", blocks of {size}"]
-        more += [", double quantization"] if method["double_quant"] else []
-        kind = method["quant_type"].upper()
-        return f"4-bit {kind} (bitsandbytes){''.join(more)}{_left(method)}"
-    return str(manifest["plan"]["dtype"] if method["format"] == "plain" else method["format"])
-
-
-def _left(method: Mapping[str, Any]) -> str:
-    """Modules that the recipe leaves out: else two repositories would look alike."""
-    return f", without {', '.join(method['ignore'])}" if method["ignore"] else ""
+        words = [f"4-bit {method['quant_type'].upper()} (bitsandbytes)"]
+        words += [f"blocks of {size}"] * (size != _USUAL_BLOCK)
+        words += ["double quantization"] * method["double_quant"]
+    else:
+        plain = method["format"] == "plain"
+        return str(manifest["plan"]["dtype"] if plain else method["format"])
+    if method["ignore"]:  # else two repositories would look alike
+        words.append(f"without {', '.join(method['ignore'])}")
+    return ", ".join(words)
 
 
 def needs(manifest: Mapping[str, Any]) -> str:
@@ -108,8 +109,10 @@ def _absolute(link: str, source: Mapping[str, Any]) -> str:
         return ""
     if link.startswith(("https://", "http://")):
         return link
-    if ":" in link or not source["repo_id"]:  # another scheme runs something, or leads nowhere
+    if ":" in link:  # another scheme runs something
         return ""
+    if not source["repo_id"]:  # the file itself is carried on
+        return link
     at = f"blob/{source['revision'] or 'main'}"
     return f"{SITE}/{source['repo_id']}/{at}/{link.removeprefix('./')}"
 

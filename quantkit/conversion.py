@@ -252,16 +252,16 @@ class _Copy:
 
 
 def refuse_damaged(plan: Plan) -> Consumer:
-    """Stops (NonFiniteError) at a value that its data type in ``plan`` cannot hold: for those who
-    convert later, after hours of work."""
+    """Stops (NonFiniteError) at what its data type in ``plan`` cannot hold, before long work."""
     items = {each.source.name: each for each in plan.tensors if each.action != "drop"}
 
     def look(segment: Segment, data: memoryview) -> None:
         item = items.get(segment.tensor or "")
         if item is not None:
-            values = _elements(item, data)
-            kept = item.dtype == item.source.dtype
-            _refuse_nonfinite(item, values if kept else cast(values, item.dtype))
+            stored = item.source  # pieces of it as it lies there: only a whole one is turned round
+            values = row_major(data, stored.dtype, stored.shape, stored.stride)
+            same = item.dtype == stored.dtype
+            _refuse_nonfinite(item, values if same else cast(values, item.dtype))
 
     return look
 

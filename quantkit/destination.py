@@ -75,7 +75,8 @@ class Model:
 def model_of(manifest: Mapping[str, Any]) -> Model:
     source, recipe = manifest["source"], manifest["recipe"]
     name = f"{recipe['name']} of {source['repo_id'] or source['name']}"
-    return Model(name, str(source["fingerprint"]["values"]), recipe["method"])
+    known = source.get("fingerprint") or {}  # an earlier quantkit took none
+    return Model(name, str(known.get("values")), recipe["method"])
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def verify(
     """
     registry = read_checksums(checksums)
     policy = Policy(allow_withdrawn, require_verified)
-    key = open_expected(Path(public_key)) if public_key is not None else None
+    key = open_expected(expanded(public_key)) if public_key is not None else None
     folder = expanded(path_or_repo)
 
     def look(at: Path) -> None:

@@ -21,7 +21,7 @@ from quantkit.records import contradictions, is_sealed, read_manifest, read_raw,
 from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, Expected, check_signature
 from quantkit.staging import MANIFEST
-from quantkit.types import Event, FileDigest, Listener, Verdict, silent
+from quantkit.types import Event, FileDigest, Listener, Verdict, counted, silent
 from quantkit.verification import Policy, enforce
 
 #: What version control and the hub client put into a folder.
@@ -217,13 +217,7 @@ def _is_as_listed(folder: Path, file: FileDigest) -> bool:
 def _changed_weights(
     folder: Path, weights: Sequence[FileDigest], listener: Listener
 ) -> Iterator[str]:
-    total, done = sum(each.bytes for each in weights), 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        listener(Event("verify", done, total))
-
+    tell = counted(listener, "verify", sum(each.bytes for each in weights))
     for each in sorted(weights, key=lambda file: file.bytes):
         path = folder / each.name
         if path.stat().st_size != each.bytes:

@@ -80,18 +80,18 @@ def convert(
         StorageError: the disk is full, or will not hold the output.
     """
     clock, set = Clock(), overrides_of(set)  # each may be given as what runs once
-    text, checksums = paths_of(text), paths_of(checksums)
+    texts, checksums = paths_of(text), paths_of(checksums)
     chosen = load_recipe(recipe, set)
     registry, policy = read_checksums(checksums), Policy(allow_withdrawn, require_verified)
     request = _request(
-        source=source, recipe=recipe, out=out, revision=revision, device=device, text=text,
+        source=source, recipe=recipe, out=out, revision=revision, device=device, texts=texts,
         calibration=calibration, checksums=checksums, policy=policy, no_gate=no_gate, set=set,
     )  # fmt: skip
     signer = open_signer(expanded(sign)) if sign is not None else None
     where, place = choose_device(device), staging_for(Path(out))
     opened = open_source(source, revision, listener, chosen.source.wanted)
     check_free(place, opened.folder, overwrite=overwrite)
-    material = None if no_gate else _material(opened, chosen, text)
+    material = None if no_gate else _material(opened, chosen, texts)
     planned = make_plan(opened, chosen)
     listener(Event("plan", message=summary(planned)))
     own = expanded(calibration) if calibration is not None else None
@@ -104,7 +104,7 @@ def convert(
         report = _judge(job, staged, verified, material)
         manifest = build_manifest(job, verified, staged, report, clock.measured(), request)
         if material is not None:
-            _show(manifest, job, staged)
+            _report_or_stop(manifest, job, staged)
         _describe(manifest, place.partial, signer)
         listener(Event("save", message=f"saving {place.out}"))
         opened.check_unchanged()
@@ -127,16 +127,15 @@ def _judge(
         )
 
 
-def _show(manifest: dict[str, Any], job: Job, staged: Staged) -> None:
+def _report_or_stop(manifest: dict[str, Any], job: Job, staged: Staged) -> None:
     """The report's page; where the gate has failed, all ends here."""
     manifest["report"] = write_report(manifest, job.place.partial)
     if manifest["gate"]["status"] == "failed":
         mark_failed(job.place, staged, manifest)
 
 
-def _material(opened: Source, chosen: Recipe, text: Texts) -> Material:
-    vocabulary = opened.config.get("vocab_size")
-    return read_material(opened.folder, chosen, paths_of(text), vocabulary)
+def _material(opened: Source, chosen: Recipe, texts: Sequence[Path]) -> Material:
+    return read_material(opened.folder, chosen, texts, opened.config.get("vocab_size"))
 
 
 def _request(
@@ -146,7 +145,7 @@ def _request(
     out: str | Path,
     revision: str | None,
     device: Device,
-    text: Texts,
+    texts: Sequence[Path],
     calibration: str | Path | None,
     checksums: Sequence[str | Path],
     policy: Policy,
@@ -160,9 +159,9 @@ def _request(
         "recipe": _last_name(recipe),
         "out": _last_name(out),
         "set": [str(each) for each in set],
-        "texts": [_last_name(each) for each in paths_of(text)],
+        "texts": [_last_name(each) for each in texts],
         "calibration": _last_name(calibration) if calibration is not None else None,
-        "checksums": [_last_name(each) for each in paths_of(checksums)],
+        "checksums": [_last_name(each) for each in checksums],
         "device": device,
         "require_verified": policy.require_verified,
         "allow_withdrawn": policy.allow_withdrawn,

@@ -154,9 +154,9 @@ def _ready(
             instead = f"remove {SIGNATURE}, or --allow-changed"
             signer.refuse_anothers(folder, weights_of(manifest), instead)
         stated = _licence(manifest, licence)
-        against = refusals(folder, manifest, registry, stated, listener)
-        refuse(folder, against, allowed)
         verdict = judge_source(manifest["source"], registry)
+        against = refusals(folder, manifest, verdict, stated, listener)
+        refuse(folder, against, allowed)
         made = described(folder, manifest, where, verdict, stated, against)
         return _Ready(*made, tuple(map(str, against)))
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
@@ -208,7 +208,7 @@ def _opened(
             f"{folder}: signed ({SIGNATURE}), and publishing changes the signed card, which must "
             "name the repository; give the key (--sign), or remove the signature"
         )
-    return folder, open_signer(Path(sign)) if sign is not None else None
+    return folder, open_signer(expanded(sign)) if sign is not None else None
 
 
 def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:

@@ -20,9 +20,8 @@ from quantkit.errors import (
     printable,
 )
 from quantkit.licences import Licence, licence_json
-from quantkit.lineage import differing, judge_source
+from quantkit.lineage import differing
 from quantkit.records import contradictions
-from quantkit.registry import Registry
 from quantkit.signatures import SIGNATURE, visible
 from quantkit.staging import MANIFEST
 from quantkit.types import Listener, Verdict
@@ -71,11 +70,13 @@ def _override(kind: Kind) -> str:
 def refusals(
     folder: Path,
     manifest: Mapping[str, Any],
-    registry: Registry,
+    verdict: Verdict,
     licence: Licence,
     listener: Listener,
 ) -> tuple[Refusal, ...]:
     """Everything that speaks against it, not the first. All files are digested.
+
+    ``verdict`` is today's of the source.
 
     Raises:
         MismatchError: the source is not what it says that it is, which nothing overrides.
@@ -87,7 +88,6 @@ def refusals(
     if changed := [*contradictions(manifest), *differing(folder, manifest, listener)]:
         found.append(Refusal("changed", f"it is not as it was judged: {'; '.join(changed)}"))
     source = manifest["source"]
-    verdict = judge_source(source, registry)
     enforce(f"{folder}: its source", verdict, Policy(allow_withdrawn=True))
     if "withdrawn" in (verdict.status, source["status"]):
         today = verdict.status == "withdrawn"

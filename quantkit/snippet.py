@@ -22,20 +22,20 @@ def snippet(manifest: Mapping[str, Any], languages: list[str]) -> str:
     publication = manifest["publication"] or {}
     where = json.dumps(publication.get("repo_id", manifest["request"]["out"]), ensure_ascii=False)
     branch = publication.get("branch", "main")
-    place = "name" if branch == "main" else f"name, revision={json.dumps(branch)}"
+    revision = "" if branch == "main" else f", revision={json.dumps(branch)}"
     names = {each["name"] for each in manifest["output"]["files"]}
     prompt = manifest["recipe"]["prompt"]
     settings = _settings(manifest["recipe"]["generation"])
     if not names & set(_TOKENIZERS):
-        return _without_tokenizer(place.replace("name", where, 1))
+        return _without_tokenizer(f"{where}{revision}")
     chat = prompt is not None or "chat_template.jinja" in names
     said = _SAID[(chat, "ja" in languages)]
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f"name = {where}",
-        f"tokenizer = AutoTokenizer.from_pretrained({place})",
-        f'model = AutoModelForCausalLM.from_pretrained({place}, device_map="auto")',
+        f"tokenizer = AutoTokenizer.from_pretrained(name{revision})",
+        f'model = AutoModelForCausalLM.from_pretrained(name{revision}, device_map="auto")',
         "",
     ]
     if chat:

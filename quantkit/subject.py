@@ -25,7 +25,7 @@ from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import MANIFEST, Staging
 from quantkit.tokenization import compare
 from quantkit.tokenizer import open_tokenizer, sentencepiece_file
-from quantkit.types import Event, Listener
+from quantkit.types import Listener, counted
 
 #: What is read of a manifest while its folder is evaluated.
 _READ = (
@@ -70,7 +70,7 @@ def read_subject(given: str | Path, key: str | Path | None, listener: Listener) 
             f"{folder}: signed ({SIGNATURE}), and new figures change the signed card; give the key "
             "(--sign KEY) to sign it anew"
         )
-    signer = open_signer(Path(key)) if key is not None else None
+    signer = open_signer(expanded(key)) if key is not None else None
     before, manifest = read_raw(place.out), read_manifest(place.out)
     try:
         # what could not be read, or written on the card, in the end is found before the work
@@ -133,13 +133,7 @@ def _place_of(subject: Subject) -> str | Path:
 
 def _unlike(opened: Source, recorded: Mapping[str, Any], listener: Listener) -> Iterator[str]:
     """Each file of the recorded source that is not there, or is another."""
-    total, done = sum(each["bytes"] for each in recorded["files"]), 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        listener(Event("source", done, total))
-
+    tell = counted(listener, "source", sum(each["bytes"] for each in recorded["files"]))
     for each in recorded["files"]:
         path = opened.folder / each["name"]
         if not path.is_file():

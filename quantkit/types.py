@@ -157,12 +157,13 @@ def listening(listener: Listener) -> Iterator[Listener]:
         except Exception as error:
             raise _ListenerRaised from error
 
+    cause: BaseException | None = None
     try:
         yield tell
     except _ListenerRaised as raised:
         cause = raised.__cause__
-        assert cause is not None
-        raise cause from None
+    if cause is not None:  # as it was raised, whatever it came from
+        raise cause
 
 
 def counted(listener: Listener, stage: str, total: int) -> Callable[[int], None]:

@@ -59,14 +59,15 @@ def test_what_a_listener_raises_is_its_callers(demo: Path, demo_nf4: Converted, 
     def stop(event: Event) -> None:
         heard.append(event.stage)
         if event.stage == stage:
-            raise Cancelled(stage)
+            raise Cancelled(stage) from KeyError("why")
 
     more = ["evaluation.by_layer=true"] if stage == "walk" else []
-    with pytest.raises(Cancelled, match=stage):
+    with pytest.raises(Cancelled, match=stage) as raised:
         quantkit.check(
             demo_nf4.folder, demo, text=demo_nf4.text, set=[*QUICK, *more], listener=stop
         )
     assert stage in heard
+    assert isinstance(raised.value.__cause__, KeyError)
     if stage == "perplexity":
         with pytest.raises(Cancelled):
             quantkit.compare(demo_nf4.folder, demo, text=demo_nf4.text, set=QUICK, listener=stop)

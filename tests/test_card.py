@@ -286,7 +286,7 @@ def test_every_row_of_the_card_is_the_manifests(demo_nf4: Converted) -> None:
          limit=limits["max_perplexity_ratio"])  # fmt: skip
     same("KL divergence, mean (nats)", gate["kl_divergence"]["mean"], limit=limits["max_kl_mean"])
     same("KL divergence, 99th percentile", gate["kl_divergence"]["p99"])
-    same("of it, what the data type alone costs the source",
+    same("noise floor of it: the source in the quantized model's data type",
          gate["noise_floor"]["kl_divergence"]["mean"])  # fmt: skip
     same("top-1 agreement", gate["top1_agreement"], limit=limits["min_top1_agreement"])
     same("greedy tokens agreeing, free-running, 8 prompts", gate["generation"]["token_agreement"])

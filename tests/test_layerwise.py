@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 import quantkit
 from quantkit import observing
+from quantkit.checkpoint import stream
 from quantkit.digests import StreamDigest, digest_file
 from quantkit.errors import CheckpointError, NonFiniteError
 from quantkit.gate.decoding import decode_gptq
@@ -208,6 +209,16 @@ def test_a_source_with_nan_is_refused_by_name_before_any_layer(
         quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
     assert "calibrate" not in {each.stage for each in heard if not each.message}
+
+
+def test_a_weight_in_pieces_that_is_stored_the_other_way_round(
+    tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-2's: it is looked through piece by piece before the calibration, as it lies there."""
+    monkeypatch.setattr(stream, "SEGMENT_BYTES", 1000)
+    source = write_source(tmp_path / "source", "gpt2", torch.float16)
+    made = convert(source, tmp_path / "out", ids)
+    assert made["conversion"]["modules"]
 
 
 def test_true_sequential_and_desc_act(tmp_path: Path, ids: Path) -> None:

@@ -117,17 +117,22 @@ def test_a_missing_template_fails_and_an_added_one_is_named(pair: tuple[Path, Pa
     assert "chat template: missing at default" in said(structure(pair))
 
 
+def known_by_the_recipe(pair: tuple[Path, Path]) -> str:
+    """What fails by itself passes by the recipe, and with a remark by a manifest that names it."""
+    assert structure(pair).outcome == "failed"
+    assert structure(pair, TALKS).outcome == "passed"
+    write(pair[1], MANIFEST, {"schema": 1, "recipe": TALKS.model_dump(mode="json")})
+    found = structure(pair)
+    assert found.outcome == "passed"
+    return remarks(found)
+
+
 def test_a_recipes_prompt_form_is_known(pair: tuple[Path, Path]) -> None:
     source, out = pair
     in_a_file(source, FORM)
     assert TALKS.prompt is not None
     in_a_file(out, chat_template(TALKS.prompt))
-    assert structure(pair).outcome == "failed"
-    assert structure(pair, TALKS).outcome == "passed"
-    write(out, MANIFEST, {"schema": 1, "recipe": TALKS.model_dump(mode="json")})
-    found = structure(pair)
-    assert found.outcome == "passed"
-    assert "of the recipe that its quantkit-manifest.json names" in remarks(found)
+    assert "of the recipe that its quantkit-manifest.json names" in known_by_the_recipe(pair)
 
 
 # generation defaults
@@ -170,12 +175,7 @@ def test_a_recipes_settings_are_known(pair: tuple[Path, Path]) -> None:
     assert TALKS.generation is not None
     asked = TALKS.generation.model_dump(exclude_none=True)
     write(out, "generation_config.json", {"eos_token_id": 2, **asked})
-    assert structure(pair).outcome == "failed"
-    assert structure(pair, TALKS).outcome == "passed"
-    write(out, MANIFEST, {"schema": 1, "recipe": TALKS.model_dump(mode="json")})
-    found = structure(pair)
-    assert found.outcome == "passed"
-    assert "'temperature' 0.7, of the recipe that its" in remarks(found)
+    assert "'temperature' 0.7, of the recipe that its" in known_by_the_recipe(pair)
 
 
 # other files, and a setting of no tensor
