@@ -518,7 +518,7 @@ def test_what_was_asked_for_keeps_no_folder_of_this_machine(
     monkeypatch.chdir(source)
     found = pipeline._request(
         source=".", recipe="secret/mine.toml", out="secret/model", revision=None, device="cpu",
-        text=["secret/a.txt"], calibration="secret/c.txt", checksums=["secret/own"],
+        texts=[Path("secret/a.txt")], calibration="secret/c.txt", checksums=["secret/own"],
         policy=Policy(), no_gate=True, set=(),
     )  # fmt: skip
     assert found["source"] == source.name
