@@ -1,9 +1,9 @@
 """The parts of bnb.py's floor, each measured alone: python floor.py RECIPE WRITTEN FILE ...
 
 Prints one JSON object of seconds: reading the files, writing ``WRITTEN`` bytes and
-flushing them, the digests of all of it, and the kernel over the files' bytes, each on one
-core. MD5 counts where the conversion takes it too: of files that the registry knows by MD5
-alone, by what their size allows.
+flushing them, the digests of all of it (BLAKE3: of the files), and the kernel over the files'
+bytes, each on one core. MD5 counts where the conversion takes it too: of files that the registry
+knows by MD5 alone, by what their size allows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from blake3 import blake3
 
 from quantkit.registry import checksums
 
@@ -34,6 +36,7 @@ def main() -> None:
                 "write": timed(lambda: produce(files[0].with_name("floor.tmp"), sample, out)),
                 "sha256": timed(lambda: hashlib.sha256(sample)) * (size + out) / len(sample),
                 "md5": timed(lambda: hashlib.md5(sample)) * for_md5 / len(sample),
+                "blake3": timed(lambda: blake3(sample)) * size / len(sample),
                 "kernel": kernel_seconds(recipe) * size,
             }
         )

@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import bnb
-from bnb import SIZES
+from models import SIZES, make_source
 
 LAX = (
     "gate.max_perplexity_ratio=1e9",
@@ -69,7 +69,7 @@ def measure(place: Path, asked: argparse.Namespace) -> dict[str, dict[str, float
 
 def converted(place: Path, asked: argparse.Namespace) -> list[str]:
     """The whole of ``convert`` in NF4 with its gate, after one that fills the caches."""
-    source = bnb.make_source(place / "source-0", SIZES[asked.model], "safetensors")
+    source = make_source(place / "source-0", SIZES[asked.model], "safetensors")
     write_ids(place, SIZES[asked.model]["vocab_size"], asked)
     out, spent = place / "out", child("one_pass", place, 0)
     words = [sys.executable, "-m", "quantkit", "convert", source, "--recipe", "bnb-nf4"]

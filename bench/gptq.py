@@ -27,9 +27,10 @@ import time
 from pathlib import Path
 
 import torch
-from bnb import SIZES, Run, machine, make_model, process, record
+from bnb import Run, machine, process, record
 from gptq_quality import draws, keys, quality
 from gptq_sides import VARIANTS, ours, theirs, versions
+from models import SIZES, make_model
 from random_neox import write
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import bnb
 import gpu_bits
 import gpu_times
-from bnb import HERE, SIZES, machine, record
+from bnb import HERE, machine, record
 from gpu_bits import Row
 from gpu_times import LONGEST
+from models import SIZES
 from scale_parts import WINDOWS
 
 

@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bnb import SIZES, Run, attempt, machine, make_model, median, record
+from bnb import Run, attempt, machine, median, record
+from models import SIZES, make_model
 from peer_routes import OURS, ROUTES, Route
 
 #: Which package's version says what a peer is.

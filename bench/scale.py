@@ -39,7 +39,8 @@ from typing import Any
 
 import bnb
 import scale_parts
-from bnb import HERE, SIZES, Run, machine, median, process, record
+from bnb import HERE, Run, machine, median, process, record
+from models import SIZES
 from scale_report import FORECAST, Record, parameters, read_records, section, summary
 from scale_sources import record_of, source_folder, source_of, weight_bytes
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bnb import HERE, SIZES, Run, make_model, process
+from bnb import HERE, Run, process
+from models import SIZES, make_model
 from scale_report import Record, parameters
 from scale_sources import record_of, total_layers, truncated, weight_bytes, whole_bytes, write_ids
 

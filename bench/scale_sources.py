@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-import bnb
-from bnb import SIZES, Run, make_model
+from bnb import Run
+from models import SIZES, make_model, make_source, model_folder
 from scale_report import Record, parameters
 
 #: The container that a size is published in.
@@ -21,7 +21,7 @@ def container_of(args: argparse.Namespace) -> str:
 
 
 def source_folder(args: argparse.Namespace) -> Path:
-    return bnb.model_folder(args.work, args.model, container_of(args))
+    return model_folder(args.work, args.model, container_of(args))
 
 
 def source_of(args: argparse.Namespace) -> Path:
@@ -32,7 +32,7 @@ def truncated(args: argparse.Namespace, layers: int) -> Path:
     """The model's first layers alone, all else as in the whole model."""
     folder = args.work / f"{args.model}-{layers}-layers-{container_of(args)}"
     size = SIZES[args.model] | {"num_hidden_layers": layers}
-    return bnb.make_source(folder, size, container_of(args))
+    return make_source(folder, size, container_of(args))
 
 
 def weight_bytes(folder: Path) -> int:

@@ -26,7 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bnb import HERE, SIZES, machine, make_model, process, record
+from bnb import HERE, machine, process, record
+from models import SIZES, make_model
 
 DOCS = HERE.parent / "docs"
 

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import bnb
+from models import SIZES, make_model
 
 #: The conversion as it would be if nobody asked what the bytes are.
 BARE = """
@@ -79,7 +80,7 @@ print(json.dumps({name: sorted(times)[2] for name, times in found.items()}))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=bnb.SIZES, default="1.1B")
+    parser.add_argument("--model", choices=SIZES, default="1.1B")
     parser.add_argument("--container", choices=["safetensors", "torch"], default="safetensors")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/quantkit-bench"))
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    source = bnb.make_model(args.work, args.model, args.container)
+    source = make_model(args.work, args.model, args.container)
     if args.make_only:
         return
     text = report(args, source)

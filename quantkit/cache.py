@@ -42,21 +42,34 @@ def cache_folder() -> Path | None:
 
 
 def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: TypeAdapter[T]) -> T:
-    """``make()``'s value, from disk if it was made before from the same things.
+    """``make()``'s value, which is not ``None``, from disk if it was made before from the same
+    things.
 
     ``adapter`` turns it into JSON and back; what it refuses is made again.
     """
+    value = recall(kind, depends_on, adapter)
+    if value is None:
+        value = make()
+        keep(kind, depends_on, value, adapter)
+    return value
+
+
+def recall(kind: str, depends_on: object, adapter: TypeAdapter[T]) -> T | None:
+    """What was kept, if anything was."""
     folder = cache_folder()
     if folder is None:
-        return make()
-    path = folder / f"{_name(kind, depends_on)}.json"
+        return None
     try:
-        return adapter.validate_json(_own(path))
+        return adapter.validate_json(_own(folder / f"{_name(kind, depends_on)}.json"))
     except (OSError, ValueError):  # pydantic's refusal is a ValueError
-        value = make()
-    with suppress(OSError):
-        _write(path, adapter.dump_json(value))
-    return value
+        return None
+
+
+def keep(kind: str, depends_on: object, value: T, adapter: TypeAdapter[T]) -> None:
+    """Keep ``value`` for later runs, where there is a folder for it."""
+    if (folder := cache_folder()) is not None:
+        with suppress(OSError):
+            _write(folder / f"{_name(kind, depends_on)}.json", adapter.dump_json(value))
 
 
 def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -> bytes:

@@ -123,14 +123,14 @@ def run(
 
 def _stream(source: Source, registry: Registry, worker: _Worker, listener: Listener) -> Digested:
     """Read every weight file once, for its digests, its tensors' and the conversion."""
-    tell = counted(listener, "convert", source.weight_bytes)
     return stream_checkpoint(
         source.folder,
         source.checkpoint,
         md5=registry.needs_md5,
         unit=worker.unit,
         consume=worker,
-        progress=tell,
+        recall=True,
+        progress=counted(listener, "convert", source.weight_bytes),
     )
 
 

@@ -135,7 +135,7 @@ def _convert(job: Job, why: str) -> Staged:
     note = {
         "state": "staged",
         "identity": job.identity,
-        "source": asdict(converted.source),
+        "source": _found(converted.source),
         "companions": _companions(job.source),
         "underflows": dict(converted.underflows),
         "tokenizer": converted.tokenizer,
@@ -169,7 +169,8 @@ def _calibrate(job: Job) -> Calibrated | None:
     with ThreadPoolExecutor(1, "import") as side, job.clock.measure("verify"):
         # seconds; no more than torch, as what both threads import may reach one of them half done
         side.submit(import_module, "torch")
-        digests = digest_source(job.source, job.registry, job.listener, refuse_damaged(job.plan))
+        look = refuse_damaged(job.plan)
+        digests = digest_source(job.source, job.registry, job.listener, look, recall=True)
         settle(job.source, digests, job.recipe, job.registry, job.policy)
     from quantkit.layerwise import calibrate
 
@@ -221,11 +222,18 @@ def _reuse(job: Job) -> Staged | str:
         if [asdict(each) for each in outputs] != note["outputs"]:
             return "its files changed since"
         job.listener(Event("resume", message="judging the staged files again; not quantizing"))
-        digests = digest_source(job.source, job.registry, job.listener)
-    if json.loads(json.dumps(asdict(digests))) != note.get("source"):
+        digests = digest_source(job.source, job.registry, job.listener, recall=True)
+    if _found(digests) != note.get("source"):
         return "the source changed since"
     empty(job.place, keep=note["files"])  # not what an earlier gate said of them
     return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)
+
+
+def _found(digests: Digested) -> dict[str, Any]:
+    """What a source is, in JSON; not whether its digests were recalled."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(digests)))
+    del found["recalled"]
+    return found
 
 
 def _companions(source: Source) -> dict[str, str]:

@@ -45,12 +45,11 @@ def build_manifest(
             "name": source.repo_id or source.folder.resolve().name,
             "repo_id": source.repo_id,
             "revision": source.revision,
-            "status": verified.verdict.status,
-            "verdict": asdict(verified.verdict),
             "config": dict(source.config),
             "files": [asdict(each) for each in verified.files],
             "fingerprint": asdict(verified.fingerprint),
             "fingerprint_form": FORM,
+            "recalled": list(verified.recalled),
             **_standing(job, verified),
         },
         "request": {**request, "revision": source.revision or request["revision"]},
@@ -81,7 +80,8 @@ def build_manifest(
 
 
 def _standing(job: Job, verified: VerifiedSource) -> dict[str, Any]:
-    """The source's own card, its licence, and which of its releases were withdrawn."""
+    """What the registry and the source's own card say of it, and which of its releases were
+    withdrawn."""
     source, verdict = verified.source, verified.verdict
     card = read_text(source.folder / "README.md")
     proven = verdict.status in ("verified", "superseded", "withdrawn")
@@ -90,6 +90,8 @@ def _standing(job: Job, verified: VerifiedSource) -> dict[str, Any]:
     ]
     registered = next((each.licence for each in entries if each.licence), None)
     return {
+        "status": verdict.status,
+        "verdict": asdict(verdict),
         "card": card,
         "licence": licence_json(licence_of(read_card(card).metadata, registered)),
         "withdrawn": [

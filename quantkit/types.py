@@ -88,10 +88,14 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Digested:
-    """What one read of the weight files found: each file's digests, and the tensors'."""
+    """What one read of the weight files found: each file's digests, and the tensors'.
+
+    ``recalled`` names the files whose SHA-256 and MD5 an earlier run took, of the same bytes.
+    """
 
     files: tuple[FileDigest, ...]
     fingerprint: Fingerprint
+    recalled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

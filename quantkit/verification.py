@@ -43,6 +43,8 @@ class VerifiedSource:
     files: tuple[FileDigest, ...]
     fingerprint: Fingerprint
     verdict: Verdict
+    recalled: tuple[str, ...] = ()
+    """Files whose SHA-256 and MD5 an earlier run on this machine took, of the same bytes."""
 
 
 def settle(
@@ -67,7 +69,7 @@ def settle(
         files, [each for each in named if each], digested.fingerprint, source.revision
     )
     enforce(f"source {source.given}", verdict, policy)
-    return VerifiedSource(source, files, digested.fingerprint, verdict)
+    return VerifiedSource(source, files, digested.fingerprint, verdict, digested.recalled)
 
 
 def small_files(source: Source) -> tuple[str, ...]:
@@ -82,11 +84,21 @@ def digest_source(
     registry: Registry,
     listener: Listener = silent,
     look: Consumer | None = None,
+    *,
+    recall: bool = False,
 ) -> Digested:
-    """Digests of the weight files and their tensors; ``look`` sees the pieces too."""
+    """Digests of the weight files and their tensors; ``look`` sees the pieces too.
+
+    ``recall`` is for who has more to do than to verify (:mod:`quantkit.checkpoint.known`).
+    """
     tell = counted(listener, "verify", source.weight_bytes)
     return stream_checkpoint(
-        source.folder, source.checkpoint, md5=registry.needs_md5, consume=look, progress=tell
+        source.folder,
+        source.checkpoint,
+        md5=registry.needs_md5,
+        consume=look,
+        recall=recall,
+        progress=tell,
     )
 
 

@@ -31,6 +31,9 @@ from quantkit.types import Fingerprint, TensorRecord
 #: Digested with the rest: what one form says, another does not. Manifests name it.
 FORM = "quantkit fingerprint 2"
 
+#: The same of a file's content, which leaves this machine never.
+CONTENT = "quantkit content 1"
+
 #: What may hold a floating tensor's values exactly in fewer bytes, or instead: by what is stored.
 _NARROWER: dict[str, tuple[str, ...]] = {
     "float16": (),
@@ -72,9 +75,14 @@ class TensorDigests:
     def __init__(self, records: Iterable[TensorRecord]) -> None:
         self._records = {each.name: each for each in records}
         self._open: dict[str, _Open] = {}
+        self._between = blake3()
 
-    def feed(self, name: str, data: memoryview) -> None:
-        """Take the next bytes of the tensor ``name``; runs on one thread."""
+    def feed(self, name: str | None, data: memoryview) -> None:
+        """Take the next bytes of the tensor ``name``, or of what is no tensor's; runs on one
+        thread."""
+        if name is None:
+            self._between.update(data)
+            return
         record = self._records[name]
         state = self._open.get(name) or self._start(record)
         if record.stride is None and not state.narrower:
@@ -97,6 +105,20 @@ class TensorDigests:
     def result(self) -> tuple[TensorDigest, ...]:
         """Each tensor's digests; those without any bytes were never fed."""
         return tuple(self._finish(each) for each in self._records.values())
+
+    def content(self, nbytes: int) -> str | None:
+        """One digest of every byte of the file, ``nbytes`` long, once all were fed: the tensors'
+        own, where they lie, and what is between them. ``None`` where a strided tensor may leave
+        bytes out."""
+        records = sorted(self._records.values(), key=lambda each: (each.offset, each.name))
+        if any(each.stride is not None for each in records):
+            return None
+        rows = [(r.offset, r.nbytes, self._stored(r).hexdigest()) for r in records]
+        told = [CONTENT, nbytes, self._between.hexdigest(), rows]
+        return blake3(json.dumps(told, separators=(",", ":")).encode()).hexdigest()
+
+    def _stored(self, record: TensorRecord) -> blake3:
+        return (self._open.get(record.name) or self._start(record)).stored
 
     def _finish(self, record: TensorRecord) -> TensorDigest:
         state = self._open.get(record.name) or self._start(record)

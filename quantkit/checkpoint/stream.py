@@ -8,7 +8,7 @@ the tensors' and of the consumer work on it side by side while the next one is r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.fingerprint import TensorDigest, TensorDigests, fingerprint
 from quantkit.checkpoint.folder import CheckpointIndex
+from quantkit.checkpoint.known import KnownDigest, find_known, keep_known
 from quantkit.checkpoint.reading import (
     Stamp,
     check_unchanged,
@@ -24,6 +25,7 @@ from quantkit.checkpoint.reading import (
     stamp_of,
 )
 from quantkit.digests import StreamDigest
+from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, Digested, FileDigest, TensorRecord
 
 #: The size that segments aim at, in bytes: what is read, digested, quantized and written
@@ -91,8 +93,8 @@ def _gaps(start: int, end: int) -> Iterator[Segment]:
 def stream_file(
     path: Path,
     segments: Iterable[Segment],
+    digest: StreamDigest | KnownDigest,
     *,
-    md5: bool,
     stamp: Stamp | None = None,
     tensors: TensorDigests | None = None,
     consume: Consumer | None = None,
@@ -100,10 +102,10 @@ def stream_file(
 ) -> FileDigest:
     """Read ``segments`` of ``path`` in order, digesting and consuming them.
 
-    ``stamp`` is the file's from when its header was read: it must hold to the end.
-    ``tensors`` is fed each tensor's bytes; ask it for their digests afterwards. ``consume``
-    is called on a thread of its own, in order; the view it gets is valid until it returns.
-    ``progress`` is told of bytes that everyone is done with.
+    ``digest`` is the file's, and closed at the end. ``stamp`` is of when the header was read: it
+    must hold to the end. ``tensors`` is fed all bytes; ask it for their digests afterwards.
+    ``consume`` is called on a thread of its own, in order; the view it gets is valid until it
+    returns. ``progress`` is told of bytes that everyone is done with.
 
     Raises:
         CheckpointError: the file ended early, or cannot be read.
@@ -111,7 +113,7 @@ def stream_file(
     """
     with (
         open_weights(path) as file,
-        closing(StreamDigest(md5=md5)) as digest,
+        closing(digest),
         ThreadPoolExecutor(1, "consume") as worker,
         ThreadPoolExecutor(1, "tensors") as second,
     ):
@@ -127,7 +129,7 @@ def stream_file(
                 view = memoryview(buffer)[: segment.length]
                 read_range(file.fileno(), segment.offset, view, str(path))
                 waits = digest.feed(view) if segment.hashed else []
-                if tensors is not None and segment.tensor is not None:
+                if tensors is not None:
                     waits.append(second.submit(tensors.feed, segment.tensor, view))
                 if consume is not None and segment.tensor is not None:
                     waits.append(worker.submit(consume, segment, view))
@@ -149,35 +151,60 @@ def stream_checkpoint(
     md5: Callable[[str, int], bool],
     unit: Unit = element_or_whole,
     consume: Consumer | None = None,
+    recall: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Digested:
     """Read every weight file of a checkpoint once, whole and in order.
 
     ``md5`` says of a file's name and size whether its MD5 is wanted; ``unit`` and
-    ``consume`` serve a conversion.
+    ``consume`` serve a conversion. ``recall`` spares a file's digests where an earlier run took
+    them and its content is the same; one that turns out to be another is read a second time.
 
     Raises:
         As :func:`stream_file`.
     """
     files: list[FileDigest] = []
     tensors: list[TensorDigest] = []
+    recalled: list[str] = []
     for name in index.files:
-        size = index.file_bytes[name]
+        path, size = folder / name, index.file_bytes[name]
+        stamp, wanted = index.stamps.get(name) or stamp_of(path), md5(name, size)
         records = [each for each in index.tensors if each.file == name]
+        known = find_known(stamp, md5=wanted) if recall else None
         digests = TensorDigests(records)
-        files.append(
-            stream_file(
-                folder / name,
-                segments(records, size, unit),
-                md5=md5(name, size),
-                stamp=index.stamps.get(name),
-                tensors=digests,
-                consume=consume,
-                progress=progress,
-            )
+        file = stream_file(
+            path,
+            segments(records, size, unit),
+            StreamDigest(md5=wanted) if known is None else KnownDigest(known, md5=wanted),
+            stamp=stamp,
+            tensors=digests,
+            consume=consume,
+            progress=progress,
         )
+        content = digests.content(size)
+        if known is not None and content == known.content:
+            recalled.append(name)
+        elif content is not None:
+            if known is not None:
+                file = _digest_again(path, records, content, md5=wanted, stamp=stamp)
+            keep_known(stamp, content, file)
+        files.append(file)
         tensors += digests.result()
-    return Digested(tuple(files), fingerprint(tensors))
+    return Digested(tuple(files), fingerprint(tensors), tuple(recalled))
+
+
+def _digest_again(
+    path: Path, records: Sequence[TensorRecord], content: str, *, md5: bool, stamp: Stamp
+) -> FileDigest:
+    """Of a file whose stamp was that of another content, and which still has ``content``."""
+    digests, size = TensorDigests(records), stamp.nbytes
+    whole = segments(records, size)
+    file = stream_file(path, whole, StreamDigest(md5=md5), stamp=stamp, tensors=digests)
+    if digests.content(size) != content:
+        raise CheckpointError(
+            f"{path}: two reads gave other bytes; check the disk and the memory, and run again"
+        )
+    return file
 
 
 def stream_tensors(

@@ -1,0 +1,217 @@
+"""Digests of an earlier run: taken over only where every byte is the same, else taken anew."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_source, write_state
+
+import quantkit
+from quantkit.checkpoint import open_checkpoint, stream
+from quantkit.checkpoint.known import Known, find_known, keep_known
+from quantkit.checkpoint.reading import stamp_of
+from quantkit.digests import digest_file
+from quantkit.errors import CheckpointError, WithdrawnError
+from quantkit.types import Digested, FileDigest
+
+CONTAINERS = ("safetensors", "torch")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=CONTAINERS)
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """One weight file: two tensors and what its container puts around them."""
+    made = tmp_path / "source"
+    made.mkdir()
+    numbers = torch.arange(96, dtype=torch.float16)
+    write_state(made, {"a": numbers.reshape(8, 12), "b": numbers[40:45].clone()}, request.param)
+    return made
+
+
+def weights(folder: Path) -> Path:
+    return next(each for each in folder.iterdir() if each.suffix in (".safetensors", ".bin"))
+
+
+def digested(folder: Path, *, md5: bool = True, recall: bool = True) -> Digested:
+    index = open_checkpoint(folder)
+    return stream.stream_checkpoint(folder, index, md5=lambda *_: md5, recall=recall)
+
+
+def held_to_hashlib(folder: Path, found: Digested) -> None:
+    data = weights(folder).read_bytes()
+    (file,) = found.files
+    assert file.bytes == len(data)
+    assert file.sha256 == hashlib.sha256(data).hexdigest()
+    assert file.md5 == hashlib.md5(data).hexdigest()
+
+
+def forge(folder: Path, known: Known) -> None:
+    """What the cache would say if a file's stamp were that of another content."""
+    path = weights(folder)
+    keep_known(stamp_of(path), known.content, replace_digests(path, known))
+
+
+def replace_digests(path: Path, known: Known) -> FileDigest:
+    return replace(digest_file(path), sha256=known.sha256, md5=known.md5)
+
+
+def kept(folder: Path) -> Known:
+    found = find_known(stamp_of(weights(folder)), md5=True)
+    assert found is not None
+    return found
+
+
+def test_the_second_time_they_are_recalled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = digested(folder)
+    assert first.recalled == ()
+    monkeypatch.setattr(stream, "StreamDigest", None)
+    second = digested(folder)
+    assert second.recalled == (weights(folder).name,)
+    assert (second.files, second.fingerprint) == (first.files, first.fingerprint)
+    held_to_hashlib(folder, second)
+
+
+def test_any_other_byte_is_seen(folder: Path) -> None:
+    """Of header, tensors, padding and what follows them, with a cache that says the old digests
+    for the new stamp."""
+    digested(folder)
+    known, path = kept(folder), weights(folder)
+    whole, changed = path.read_bytes(), 0
+    for at in range(0, len(whole), 7 if path.suffix == ".bin" else 3):
+        data = bytearray(whole)
+        data[at] ^= 1
+        path.write_bytes(data)
+        forge(folder, known)
+        try:
+            index = open_checkpoint(folder)
+        except CheckpointError:  # it is none any more
+            continue
+        found = stream.stream_checkpoint(folder, index, md5=lambda *_: True, recall=True)
+        assert found.recalled == (), at
+        held_to_hashlib(folder, found)
+        changed += 1
+    assert changed > 20, "of the tensors' bytes at least"
+    path.write_bytes(whole)
+    digested(folder)
+    assert digested(folder).recalled != (), "and what was found is kept in its place"
+
+
+def test_bytes_that_changed_places_are_seen(folder: Path) -> None:
+    """Two tensors swapped, and their first numbers."""
+    digested(folder)
+    known, path = kept(folder), weights(folder)
+    one, other = sorted(open_checkpoint(folder).tensors, key=lambda each: each.offset)
+    whole = path.read_bytes()
+    for cut in (2, other.nbytes):
+        data = bytearray(whole)
+        data[one.offset : one.offset + cut] = whole[other.offset : other.offset + cut]
+        data[other.offset : other.offset + cut] = whole[one.offset : one.offset + cut]
+        path.write_bytes(data)
+        forge(folder, known)
+        found = digested(folder)
+        assert found.recalled == ()
+        held_to_hashlib(folder, found)
+
+
+def test_a_file_written_to_is_digested_again(folder: Path) -> None:
+    """Even where its time is set back."""
+    digested(folder)
+    path = weights(folder)
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digested(folder).recalled == ()
+    assert digested(folder).recalled == (path.name,)
+
+
+def test_an_md5_that_nobody_took_is_taken(folder: Path) -> None:
+    (file,) = digested(folder, md5=False).files
+    assert file.md5 is None
+    found = digested(folder)
+    assert found.recalled == ()
+    held_to_hashlib(folder, found)
+    assert digested(folder, md5=False).files[0].md5 is None, "where nothing asks for it"
+
+
+def test_without_a_cache_they_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTKIT_CACHE", "off")
+    for _ in range(2):
+        found = digested(folder)
+        assert found.recalled == ()
+        held_to_hashlib(folder, found)
+
+
+def test_a_strided_tensor_may_leave_bytes_out(tmp_path: Path) -> None:
+    write_state(tmp_path, {"a": torch.arange(96.0).reshape(8, 12).T}, "torch")
+    for _ in range(2):
+        found = digested(tmp_path)
+        assert found.recalled == ()
+        held_to_hashlib(tmp_path, found)
+
+
+def test_other_bytes_at_the_second_read_are_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested(folder)
+    forge(folder, Known("of something else", "0" * 64, "0" * 32))
+    numbers = itertools.count()
+    content = stream.TensorDigests.content
+    monkeypatch.setattr(
+        stream.TensorDigests, "content", lambda *given: f"{content(*given)}{next(numbers)}"
+    )
+    with pytest.raises(CheckpointError, match="two reads gave other bytes"):
+        digested(folder)
+
+
+def test_verify_believes_no_earlier_run(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    true = quantkit.verify(source)["files"][0]["sha256"]
+    path = weights(source)
+    known = find_known(stamp_of(path), md5=False)
+    assert known is not None
+    assert known.sha256 == true
+    keep_known(stamp_of(path), known.content, replace_digests(path, Known("", "0" * 64, None)))
+    assert quantkit.verify(source)["files"][0]["sha256"] == true
+
+
+def test_a_conversion_says_what_it_recalled(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", shards=2)
+    made = [
+        quantkit.convert(source, "bnb-nf4", tmp_path / each, no_gate=True)
+        for each in ("one", "other")
+    ]
+    names = [each.name for each in sorted(source.glob("*.safetensors"))]
+    assert [each["source"]["recalled"] for each in made] == [[], names]
+    for key in ("files", "fingerprint", "status"):
+        assert made[0]["source"][key] == made[1]["source"][key]
+    for path in (tmp_path / "one").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("by", ["sha256", "md5"])
+def test_what_was_withdrawn_since_is_recognized(tmp_path: Path, by: str) -> None:
+    source = write_source(tmp_path / "source", container="torch")
+    quantkit.convert(source, "bnb-nf4", tmp_path / "out", no_gate=True)
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    digest = hashlib.new(by, weights(source).read_bytes()).hexdigest()
+    (registry / "own.toml").write_text(
+        'repository = "own/model"\n[[releases]]\ndate = "2023-07-31"\nstatus = "withdrawn"\n'
+        'stated_at = "https://example.org/notice"\nreason = "licence"\nadvice = "the next"\n'
+        f'[[releases.files]]\nname = "pytorch_model.bin"\n{by} = "{digest}"\n'
+    )
+    for _ in range(2):
+        with pytest.raises(WithdrawnError):
+            quantkit.convert(
+                source, "bnb-nf4", tmp_path / "more", no_gate=True, checksums=[registry]
+            )
