@@ -419,3 +419,13 @@ def test_widths_that_bitsandbytes_decodes_wrong_on_a_cpu(tmp_path: Path) -> None
     wide = quantkit.plan(source, "bnb-nf4", set=["method.block_size=128"]).warnings
     assert any("decoder is wrong" in each for each in wide), "64 columns, blocks of 128"
     assert not any("decoder is wrong" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
+
+
+def test_templates_that_stay_behind_are_named(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    further = source / "additional_chat_templates"
+    further.mkdir()
+    (further / "tool_use.jinja").write_text("{{ messages }}")
+    assert any("tool_use.jinja" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
+    (further / "tool_use.jinja").unlink()
+    assert not any("jinja" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
