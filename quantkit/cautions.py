@@ -33,8 +33,8 @@ def cautions(
         yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
     if further := sorted(source.folder.glob("additional_chat_templates/*.jinja")):
         yield (
-            f"{', '.join(each.name for each in further)} of additional_chat_templates/ stay behind: "
-            "a published folder has one chat template"
+            f"{', '.join(each.name for each in further)} of additional_chat_templates/ stay "
+            "behind: a published folder has one chat template"
         )
     quantized = [each for each in tensors if each.action == "quantize"]
     if not isinstance(method, PlainMethod):
