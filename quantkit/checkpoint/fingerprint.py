@@ -106,13 +106,17 @@ class TensorDigests:
         """Each tensor's digests; those without any bytes were never fed."""
         return tuple(self._finish(each) for each in self._records.values())
 
+    @property
+    def see_all(self) -> bool:
+        """Whether every byte goes into a digest: a strided tensor may leave some out."""
+        return all(each.stride is None for each in self._records.values())
+
     def content(self, nbytes: int) -> str | None:
         """One digest of every byte of the file, ``nbytes`` long, once all were fed: the tensors'
-        own, where they lie, and what is between them. ``None`` where a strided tensor may leave
-        bytes out."""
-        records = sorted(self._records.values(), key=lambda each: (each.offset, each.name))
-        if any(each.stride is not None for each in records):
+        own, where they lie, and what is between them. ``None`` where they do not see all."""
+        if not self.see_all:
             return None
+        records = sorted(self._records.values(), key=lambda each: (each.offset, each.name))
         rows = [(r.offset, r.nbytes, self._stored(r).hexdigest()) for r in records]
         told = [CONTENT, nbytes, self._between.hexdigest(), rows]
         return blake3(json.dumps(told, separators=(",", ":")).encode()).hexdigest()

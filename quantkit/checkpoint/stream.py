@@ -170,8 +170,9 @@ def stream_checkpoint(
         path, size = folder / name, index.file_bytes[name]
         stamp, wanted = index.stamps.get(name) or stamp_of(path), md5(name, size)
         records = [each for each in index.tensors if each.file == name]
-        known = find_known(stamp, md5=wanted) if recall else None
         digests = TensorDigests(records)
+        # without a content of its own a file cannot be held to what is known, whatever its stamp
+        known = find_known(stamp, md5=wanted) if recall and digests.see_all else None
         file = stream_file(
             path,
             segments(records, size, unit),

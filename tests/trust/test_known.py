@@ -159,6 +159,15 @@ def test_a_strided_tensor_may_leave_bytes_out(tmp_path: Path) -> None:
         held_to_hashlib(tmp_path, found)
 
 
+def test_a_strided_tensor_is_no_known_file(tmp_path: Path) -> None:
+    """Even where its stamp is that of a file that was known."""
+    write_state(tmp_path, {"a": torch.arange(96.0).reshape(8, 12).T}, "torch")
+    forge(tmp_path, Known("of something else", "0" * 64, "0" * 32))
+    found = digested(tmp_path)
+    assert found.recalled == ()
+    held_to_hashlib(tmp_path, found)
+
+
 def test_other_bytes_at_the_second_read_are_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
