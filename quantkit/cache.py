@@ -1,7 +1,7 @@
 """A small cache of pure results on disk: files named by the digest of all they depend on.
 
-It holds nothing that cannot be made again, so a file that cannot be read, or is another
-user's, is a miss, and a folder that cannot be written costs only time.
+It holds nothing that cannot be made again, so a file that cannot be read, is damaged, or is
+another user's, is a miss, and a folder that cannot be written costs only time.
 ``QUANTKIT_CACHE=off`` turns it off.
 """
 
@@ -57,39 +57,45 @@ def remembered(kind: str, depends_on: object, make: Callable[[], T], adapter: Ty
 def recall(kind: str, depends_on: object, adapter: TypeAdapter[T]) -> T | None:
     """What was kept, if anything was."""
     folder = cache_folder()
-    if folder is None:
+    if folder is None or (kept := _read(_path(folder, kind, depends_on))) is None:
         return None
     try:
-        return adapter.validate_json(_own(folder / f"{_name(kind, depends_on)}.json"))
-    except (OSError, ValueError):  # pydantic's refusal is a ValueError
+        return adapter.validate_json(kept)
+    except ValueError:  # pydantic's refusal is one
         return None
 
 
 def keep(kind: str, depends_on: object, value: T, adapter: TypeAdapter[T]) -> None:
     """Keep ``value`` for later runs, where there is a folder for it."""
     if (folder := cache_folder()) is not None:
-        with suppress(OSError):
-            _write(folder / f"{_name(kind, depends_on)}.json", adapter.dump_json(value))
+        _write(_path(folder, kind, depends_on), adapter.dump_json(value))
 
 
 def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -> bytes:
-    """The same for bytes, which may be code: only whole ones.
-
-    Their digest, in front of them, tells a damaged file.
-    """
+    """The same for bytes, which may be code."""
     folder = cache_folder()
     if folder is None:
         return make()
-    path = folder / f"{_name(kind, depends_on)}.bin"
-    with suppress(OSError):
-        kept = _own(path)
-        digest, value = kept[:_DIGEST], kept[_DIGEST:]
-        if hashlib.sha256(value).digest() == digest:
-            return value
-    value = make()
-    with suppress(OSError):
-        _write(path, hashlib.sha256(value).digest() + value)
+    path = _path(folder, kind, depends_on)
+    value = _read(path)
+    if value is None:
+        value = make()
+        _write(path, value)
     return value
+
+
+def _read(path: Path) -> bytes | None:
+    """What :func:`_write` wrote there, whole; else nothing.
+
+    The digest in front tells a damaged file: one bit of another digest's text, or of code, would
+    be a text, or code, like any.
+    """
+    try:
+        kept = _own(path)
+    except OSError:
+        return None
+    digest, value = kept[:_DIGEST], kept[_DIGEST:]
+    return value if hashlib.sha256(value).digest() == digest else None
 
 
 def _own(path: Path) -> bytes:
@@ -103,19 +109,21 @@ def _own(path: Path) -> bytes:
         return file.read() if ours and stat.S_ISREG(found.st_mode) else b""
 
 
-def _name(kind: str, depends_on: object) -> str:
+def _path(folder: Path, kind: str, depends_on: object) -> Path:
     text = json.dumps([kind, depends_on], sort_keys=True)
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}"
+    return folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.bin"
 
 
 def _write(path: Path, value: bytes) -> None:
-    """Whole or not at all, as several processes may write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(value)
-            file.close()
-            Path(file.name).replace(path)
-        except OSError:
-            Path(file.name).unlink()
-            raise
+    """Its digest and ``value``, where there is a place for them: whole or not at all, as several
+    processes may write it at once."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(hashlib.sha256(value).digest() + value)
+                file.close()
+                Path(file.name).replace(path)
+            except OSError:
+                Path(file.name).unlink()
+                raise

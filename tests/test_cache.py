@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 from tiny import write_source
 
-from quantkit.cache import remembered
+from quantkit.cache import recall, remembered
 from quantkit.resources import demo_model
 
 NUMBERS: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, int])
@@ -37,21 +38,42 @@ def test_other_things_are_made_anew(folder: Path) -> None:
     assert remembered("k", ["b"], lambda: {"x": 2}, NUMBERS) == {"x": 2}
 
 
+def sealed(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest() + value
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"x": "one"}', b"\xff"])
 def test_a_damaged_file_is_made_again(folder: Path, damage: bytes) -> None:
+    for made, data in enumerate((damage, sealed(damage))):
+        remembered("k", [made], lambda: {"x": 1}, NUMBERS)
+        (path,) = folder.iterdir()
+        path.write_bytes(data)
+        assert remembered("k", [made], lambda: {"x": 3}, NUMBERS) == {"x": 3}
+        path.unlink()
+
+
+def test_no_bit_of_a_file_may_be_another(folder: Path) -> None:
+    """Also where it then says something else that it might have said."""
     remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
-    next(folder.glob("*.json")).write_bytes(damage)
-    assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    for at in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[at // 8] ^= 1 << at % 8
+        path.write_bytes(data)
+        assert recall("k", ["a"], NUMBERS) is None, at
+    path.write_bytes(whole)
+    assert recall("k", ["a"], NUMBERS) == {"x": 1}
 
 
 def test_what_another_may_have_written_is_made_again(folder: Path) -> None:
     remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
-    path = next(folder.glob("*.json"))
-    path.write_text('{"x": 2}')
+    (path,) = folder.iterdir()
+    path.write_bytes(sealed(b'{"x": 2}'))
     assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 2}, "this user's own"
     path.chmod(0o666)
     assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
-    next(folder.glob("*.json")).unlink()
+    path.unlink()
     os.mkfifo(path)
     assert remembered("k", ["a"], lambda: {"x": 4}, NUMBERS) == {"x": 4}, "and it does not wait"
 
