@@ -68,7 +68,8 @@ def segments(
 ) -> Iterator[Segment]:
     """A file of ``size`` bytes, once and in order: pieces of its tensors, and what is between."""
     at = 0
-    for record in sorted(records, key=lambda each: each.offset):
+    # by name where they begin alike: the order in a header must not say what is between them
+    for record in sorted(records, key=lambda each: (each.offset, each.name)):
         yield from _gaps(at, record.offset)
         yield from _pieces(record, unit(record), hashed=record.offset >= at)
         if record.offset >= at:

@@ -18,7 +18,7 @@ from quantkit.checkpoint.known import Known, find_known, keep_known
 from quantkit.checkpoint.reading import stamp_of
 from quantkit.digests import digest_file
 from quantkit.errors import CheckpointError, WithdrawnError
-from quantkit.types import Digested, FileDigest
+from quantkit.types import Digested, FileDigest, TensorRecord
 
 CONTAINERS = ("safetensors", "torch")
 
@@ -121,6 +121,29 @@ def test_bytes_that_changed_places_are_seen(folder: Path) -> None:
         found = digested(folder)
         assert found.recalled == ()
         held_to_hashlib(folder, found)
+
+
+def content_of(data: bytes, tensors: dict[str, tuple[int, int]]) -> str | None:
+    """Of a file that holds ``data``, and by its header these tensors (offset, bytes)."""
+    records = [
+        TensorRecord(name, "uint8", (length,), "file", offset, length)
+        for name, (offset, length) in tensors.items()
+    ]
+    digests = stream.TensorDigests(records)
+    for each in stream.segments(records, len(data)):
+        digests.feed(each.tensor, memoryview(data)[each.offset : each.offset + each.length])
+    return digests.content(len(data))
+
+
+def test_the_order_of_tensors_that_begin_alike_hides_no_byte() -> None:
+    """What one order takes to be between tensors is a tensor's by the other."""
+    tensors = {"a": (0, 10), "b": (0, 20), "c": (100, 10), "d": (100, 20)}
+    same, middle = bytes(20), bytes(range(1, 71))
+    one = same + middle + bytes(10) + same
+    other = same + bytes(10) + middle + same
+    orders = [{name: tensors[name] for name in order} for order in ("abdc", "bacd")]
+    assert content_of(one, orders[0]) != content_of(other, orders[1])
+    assert content_of(one, orders[0]) == content_of(one, orders[1])
 
 
 def test_a_file_written_to_is_digested_again(folder: Path) -> None:
