@@ -100,8 +100,10 @@ def _read(path: Path) -> bytes | None:
 
 def _own(path: Path) -> bytes:
     """What this user has written there, in whatever folder it lies; nothing of anybody else's,
-    and nothing out of a pipe, which might never end."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    nothing out of a pipe, which might never end, and nothing that a link leads to, which may be
+    this user's and still say what others wrote: a file that was downloaded."""
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    fd = os.open(path, os.O_RDONLY | flags)
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(file.fileno())
         others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -78,6 +78,16 @@ def test_what_another_may_have_written_is_made_again(folder: Path) -> None:
     assert remembered("k", ["a"], lambda: {"x": 4}, NUMBERS) == {"x": 4}, "and it does not wait"
 
 
+def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    """Whoever may write to the folder could lead it to a file of this user's with any text."""
+    remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
+    (path,) = folder.iterdir()
+    downloaded = path.rename(tmp_path / "README.md")
+    path.symlink_to(downloaded)
+    assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
+    assert not path.is_symlink(), "and what was made is kept in its place"
+
+
 def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", "off")
     monkeypatch.chdir(tmp_path)
