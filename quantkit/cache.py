@@ -95,7 +95,12 @@ def _read(path: Path) -> bytes | None:
     except OSError:
         return None
     digest, value = kept[:_DIGEST], kept[_DIGEST:]
-    return value if hashlib.sha256(value).digest() == digest else None
+    return value if _seal(path, value) == digest else None
+
+
+def _seal(path: Path, value: bytes) -> bytes:
+    """Of the name too: a whole file in another's place is a damaged one."""
+    return hashlib.sha256(path.name.encode() + value).digest()
 
 
 def _own(path: Path) -> bytes:
@@ -123,7 +128,7 @@ def _write(path: Path, value: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
-                file.write(hashlib.sha256(value).digest() + value)
+                file.write(_seal(path, value) + value)
                 file.close()
                 Path(file.name).replace(path)
             except OSError:

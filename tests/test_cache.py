@@ -38,16 +38,16 @@ def test_other_things_are_made_anew(folder: Path) -> None:
     assert remembered("k", ["b"], lambda: {"x": 2}, NUMBERS) == {"x": 2}
 
 
-def sealed(value: bytes) -> bytes:
-    return hashlib.sha256(value).digest() + value
+def sealed(path: Path, value: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + value).digest() + value
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"x": "one"}', b"\xff"])
 def test_a_damaged_file_is_made_again(folder: Path, damage: bytes) -> None:
-    for made, data in enumerate((damage, sealed(damage))):
+    for made in ("as it is", "whole"):
         remembered("k", [made], lambda: {"x": 1}, NUMBERS)
         (path,) = folder.iterdir()
-        path.write_bytes(data)
+        path.write_bytes(sealed(path, damage) if made == "whole" else damage)
         assert remembered("k", [made], lambda: {"x": 3}, NUMBERS) == {"x": 3}
         path.unlink()
 
@@ -66,10 +66,19 @@ def test_no_bit_of_a_file_may_be_another(folder: Path) -> None:
     assert recall("k", ["a"], NUMBERS) == {"x": 1}
 
 
+def test_a_file_in_the_place_of_another_is_made_again(folder: Path) -> None:
+    remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
+    (path,) = folder.iterdir()
+    remembered("k", ["b"], lambda: {"x": 2}, NUMBERS)
+    (other,) = set(folder.iterdir()) - {path}
+    path.replace(other)
+    assert remembered("k", ["b"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
+
+
 def test_what_another_may_have_written_is_made_again(folder: Path) -> None:
     remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
     (path,) = folder.iterdir()
-    path.write_bytes(sealed(b'{"x": 2}'))
+    path.write_bytes(sealed(path, b'{"x": 2}'))
     assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 2}, "this user's own"
     path.chmod(0o666)
     assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}

@@ -74,7 +74,8 @@ def test_damaged_code_is_never_run(
     bad = {"flip": flipped, "cut": whole[:-1], "empty": b"", "nothing but a digest": whole[:32]}
     kept.write_bytes(bad[damage])
     assert np.array_equal(widened(), WANTED)
-    assert hashlib.sha256(kept.read_bytes()[32:]).digest() == kept.read_bytes()[:32]
+    seal, code = kept.read_bytes()[:32], kept.read_bytes()[32:]
+    assert hashlib.sha256(kept.name.encode() + code).digest() == seal
     kept.write_bytes(bad[damage])
     monkeypatch.setattr(compiled, "_compile", refuse)
     with pytest.raises(AssertionError, match="compiled again"):
