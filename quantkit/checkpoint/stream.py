@@ -204,7 +204,8 @@ def _digest_again(
     file = stream_file(path, whole, StreamDigest(md5=md5), stamp=stamp, tensors=digests)
     if digests.content(size) != content:
         raise CheckpointError(
-            f"{path}: two reads gave other bytes; check the disk and the memory, and run again"
+            f"{path}: two reads gave other bytes; see that nothing writes to it, check disk and "
+            "memory, and run again"
         )
     return file
 
