@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +31,78 @@ _DPI = 170
 #: ``layers.12.`` or ``h.12.`` in a module's name.
 _DEPTH = re.compile(r"(?:^|\.)(\d+)\.(.+?)(?:\.weight)?$")
 
+#: matplotlib's settings are the whole process's.
+_ALONE = Lock()
 
+P = ParamSpec("P")
+
+
+@contextmanager
+def importable(room: Path) -> Iterator[None]:
+    """matplotlib imported, also where it has no folder of its own that it could write.
+
+    It would make one beside other temporary files, complain, and leave it there, as quantkit ends
+    without ``atexit``; or give up where there is no such place. So ``room`` lends it one.
+    """
+    if "matplotlib" in sys.modules or _has_folders():
+        yield
+        return
+    with TemporaryDirectory(dir=room, prefix=".quantkit-") as lent:
+        before = os.environ.get("MPLCONFIGDIR")
+        os.environ["MPLCONFIGDIR"] = lent
+        try:
+            import matplotlib.font_manager  # noqa: F401  # what it writes is a list of fonts
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+            if before is not None:
+                os.environ["MPLCONFIGDIR"] = before
+    yield
+
+
+def _has_folders() -> bool:
+    """Whether matplotlib can write where it keeps its settings and its list of fonts."""
+    if chosen := os.environ.get("MPLCONFIGDIR"):
+        return _writable(Path(chosen))
+    places = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+    try:
+        bases = [Path(os.environ.get(name) or Path.home() / usual) for name, usual in places]
+    except RuntimeError:  # no home
+        return False
+    return all(_writable(base / "matplotlib") for base in bases)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _as_shipped(draw: Callable[P, bytes]) -> Callable[P, bytes]:
+    """Drawn with the settings that matplotlib ships.
+
+    A user's ``matplotlibrc``, also one in the current folder, may ask for LaTeX.
+    """
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        from matplotlib.style import context
+
+        with _ALONE, context("default"):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def _label(name: str) -> str:
+    """A name that others chose, in letters that the font has: no formula, and not left out of a
+    legend for its underscore."""
+    shown = " ".join(name.encode("ascii", "replace").decode().split()).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+@_as_shipped
 def ratio_plot(rows: Sequence[tuple[str, float, Sequence[float] | None]], limit: float) -> bytes:
     """Perplexity ratios with their intervals, a row each, and the most that is allowed."""
     figure, axes = _figure((4.8, 1.2 + 0.36 * len(rows)))
@@ -37,12 +115,13 @@ def ratio_plot(rows: Sequence[tuple[str, float, Sequence[float] | None]], limit:
     known = [each for _, ratio, inside in rows for each in (ratio, *(inside or ()))]
     if limit <= 1 + 4 * max(abs(each - 1) for each in known):
         axes.axvline(limit, color=_LIMIT, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_label(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("perplexity, quantized / source (95 % interval)")
     return _png(figure)
 
 
+@_as_shipped
 def divergence_plot(
     counts: Sequence[int], floor: Sequence[int] | None, lowest: int, per_decade: int
 ) -> bytes:
@@ -60,6 +139,7 @@ def divergence_plot(
     return _png(figure)
 
 
+@_as_shipped
 def depth_plot(values: Sequence[tuple[str, float]], label: str, *, log: bool = False) -> bytes:
     """A value of every module by its name along depth, a line a kind of module."""
     figure, axes = _figure(_SIZE)
@@ -72,7 +152,7 @@ def depth_plot(values: Sequence[tuple[str, float]], label: str, *, log: bool = F
         points.sort()
         depths, heights = zip(*points, strict=True)
         color = _PALETTE[at % len(_PALETTE)]
-        axes.plot(depths, heights, "o-", color=color, markersize=3, linewidth=1, label=kind)
+        axes.plot(depths, heights, "o-", color=color, markersize=3, linewidth=1, label=_label(kind))
     if log:
         axes.set_yscale("log")
     else:
@@ -84,6 +164,7 @@ def depth_plot(values: Sequence[tuple[str, float]], label: str, *, log: bool = F
     return _png(figure)
 
 
+@_as_shipped
 def size_plot(rows: Sequence[tuple[str, int]]) -> bytes:
     """Bytes of the weights, a bar each."""
     figure, axes = _figure((4.8, 1.0 + 0.36 * len(rows)))
@@ -102,12 +183,13 @@ def size_plot(rows: Sequence[tuple[str, int]]) -> bytes:
     return _png(figure)
 
 
+@_as_shipped
 def trade_plot(rows: Sequence[tuple[str, int, float]], floor: float | None) -> bytes:
     """Size of the weights against the mean KL divergence, a point a folder."""
     figure, axes = _figure((4.8, 3.4))
     for at, (name, size, divergence) in enumerate(rows):
         color = _PALETTE[at % len(_PALETTE)]
-        axes.plot([size / 1e6], [divergence], "o", color=color, label=name)
+        axes.plot([size / 1e6], [divergence], "o", color=color, label=_label(name))
     if floor is not None and floor > 0:
         axes.axhline(floor, color=_INK, linewidth=1, linestyle="--", label="noise floor")
     if all(divergence > 0 and math.isfinite(divergence) for *_, divergence in rows):

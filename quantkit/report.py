@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from quantkit.carddata import method_words
 from quantkit.gate import HISTOGRAM
-from quantkit.plots import depth_plot, divergence_plot, ratio_plot, size_plot
+from quantkit.plots import depth_plot, divergence_plot, importable, ratio_plot, size_plot
 
 FOLDER = "report"
 PAGE = "report.html"
@@ -43,7 +43,8 @@ def write_report(
     """
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
-    plots = make_plots(manifest)
+    with importable(place):
+        plots = make_plots(manifest)
     page = render_report(manifest, plots)
     files = {PAGE: page.encode("utf-8"), **plots, **(more or {})}
     for stale in CAPTIONS.keys() - files.keys():
@@ -102,8 +103,8 @@ def _ratio_rows(gate: Mapping[str, Any]) -> list[tuple[str, float, list[float] |
 
 
 def _plain(name: str) -> str:
-    """A text's name on one line, in letters that the plots' font has."""
-    return " ".join(name.encode("ascii", "replace").decode().split())[:24]
+    """A text's name on one line, and short."""
+    return " ".join(name.split())[:24]
 
 
 def _is_number(value: object) -> bool:
