@@ -13,6 +13,7 @@ Nothing heavy is imported before a verb needs it, so that ``--help`` is quick.
 """
 
 import gc
+import io
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ def main() -> None:
     # a stream that was closed is nothing to Python, and libraries do not expect that
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    _take_every_letter()
     # Imports make objects by the hundred thousand that all stay: looking for garbage among
     # them, again and again, is a tenth of the start-up.
     gc.set_threshold(100_000)
@@ -53,6 +55,14 @@ def main() -> None:
     except KeyboardInterrupt:  # a verb's handler was at work, and its session had ended
         code = INTERRUPTED
     _leave(code)
+
+
+def _take_every_letter() -> None:
+    """A locale without Unicode gets escapes: a name or a recipe's text must not end a run whose
+    work is done. JSON is UTF-8 in every locale."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = "utf-8" if "--json" in sys.argv else None
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _usage_as_json(stop: SystemExit) -> None:

@@ -53,6 +53,8 @@ def _said(error: BaseException, interrupted: str) -> tuple[str, int]:
     if out_of_memory(error):
         said = "out of memory; close other programs, or use a machine (or --device) with more"
         return said, QuantkitError.exit_code
+    if isinstance(error, FileNotFoundError) and not error.filename:  # os.getcwd()
+        return "the current folder is gone; change to one that is there", QuantkitError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         said = f"{where}{error.strerror or error}; check the disk, and run again"

@@ -1,0 +1,43 @@
+"""What surrounds a command: a locale without Unicode, a folder that is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from commanding import command
+
+#: Its text holds Japanese.
+RECIPE = "rinna-3.6b-ppo-nf4"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc_jp"])
+def test_a_locale_without_the_letters_gets_escapes(encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = command("recipes", RECIPE)
+    done = subprocess.run(words, capture_output=True, env=env, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert RECIPE in done.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc_jp"])
+def test_json_is_utf8_in_every_locale(encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = command("recipes", RECIPE, "--json")
+    done = subprocess.run(words, capture_output=True, env=env, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (recipe,) = json.loads(done.stdout.decode("utf-8"))["recipes"]
+    assert not json.dumps(recipe, ensure_ascii=False).isascii()
+
+
+def test_a_current_folder_that_is_gone_is_named(demo: Path, tmp_path: Path) -> None:
+    words = command("convert", demo, "--recipe", "bnb-nf4", "--out", tmp_path / "out")
+    gone = ["sh", "-c", 'mkdir gone; cd gone; rmdir ../gone; exec "$@"', "sh", *words]
+    done = subprocess.run(
+        gone, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == ("quantkit: the current folder is gone; change to one that is there\n")
