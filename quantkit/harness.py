@@ -81,8 +81,8 @@ def require_harness() -> str:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"eval: needs lm-evaluation-harness ({error}); install it with: "
-            "pip install 'quantkit[eval]'"
+            f"eval: needs lm-evaluation-harness ({error}); install quantkit with its extra: "
+            "pip install '.[eval]' in a checkout"
         ) from error
     return f"lm-eval {version('lm_eval')}"
 

@@ -467,7 +467,7 @@ def no_harness(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_extra(folder: Path, no_harness: None) -> None:
     said = refused(2, "eval", folder, "--tasks", "arc_easy")
-    assert "pip install 'quantkit[eval]'" in said
+    assert "pip install '.[eval]' in a checkout" in said
 
 
 def test_a_source_that_is_nowhere(
