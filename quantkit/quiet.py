@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from threading import RLock
+
+from quantkit.errors import StorageError
 
 #: What is held back is held back in the whole process; and while transformers loads a model, the
 #: process has another default data type. So one thread at a time: a gate, whole.
@@ -15,9 +18,25 @@ _ALONE = RLock()
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """transformers, bitsandbytes and accelerate say nothing below an error."""
+    """transformers, bitsandbytes and accelerate say nothing below an error.
+
+    Raises:
+        StorageError: they cannot be imported here.
+    """
+    need_temporary_files()
     with _ALONE, _quiet():
         yield
+
+
+def need_temporary_files() -> None:
+    """torch makes some as it is imported. An import that failed halfway fails in other words when
+    transformers tries again, and those would be taken for the model's fault."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{error.strerror}; set TMPDIR to a folder that can be written, and run again"
+        ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
+from quantkit.quiet import need_temporary_files
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
@@ -88,7 +89,9 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
     Raises:
         UnsupportedModelError: not a causal language model.
         SourceError: transformers cannot build it.
+        StorageError: nor anything else, on this machine.
     """
+    need_temporary_files()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import (

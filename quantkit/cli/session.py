@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import typer
 
@@ -53,10 +54,18 @@ def _said(error: BaseException, interrupted: str) -> tuple[str, int]:
     if out_of_memory(error):
         said = "out of memory; close other programs, or use a machine (or --device) with more"
         return said, QuantkitError.exit_code
-    if isinstance(error, FileNotFoundError) and not error.filename:  # os.getcwd()
+    if isinstance(error, FileNotFoundError) and not error.filename and _is_nowhere():
         return "the current folder is gone; change to one that is there", QuantkitError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         said = f"{where}{error.strerror or error}; check the disk, and run again"
         return said, QuantkitError.exit_code
     return "", QuantkitError.exit_code
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False

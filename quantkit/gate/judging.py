@@ -9,6 +9,7 @@ from pathlib import Path
 from quantkit.errors import (
     CheckpointError,
     QuantkitError,
+    StorageError,
     UnsupportedModelError,
     of_the_machine,
     on_one_line,
@@ -58,6 +59,8 @@ def gate(
     try:
         original = open_original(verified.source, plan.dtype)
         saved = open_saved(folder)
+    except StorageError:  # the machine's
+        raise
     except QuantkitError as error:
         return _only("the saved folder cannot be opened", structure, _unopened(error))
     with listening(listener) as tell, quiet_libraries():

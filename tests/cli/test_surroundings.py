@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
-from commanding import command
+from commanding import command, refused
+
+import quantkit
 
 #: Its text holds Japanese.
 RECIPE = "rinna-3.6b-ppo-nf4"
@@ -41,3 +44,20 @@ def test_a_current_folder_that_is_gone_is_named(demo: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 1
     assert done.stderr == ("quantkit: the current folder is gone; change to one that is there\n")
+
+
+@pytest.mark.parametrize("cache", ["as it is", "off"])
+def test_no_place_for_temporary_files_is_no_verdict_on_the_model(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    if cache == "off":
+        monkeypatch.setenv("QUANTKIT_CACHE", "off")
+    else:
+        quantkit.plan(demo, "bnb-nf4")  # its architecture is remembered: the gate is next to ask
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    out = tmp_path / "out"
+    said = refused(1, "convert", demo, "--recipe", "bnb-nf4", "--out", out)
+    assert "No usable temporary directory" in said
+    assert "set TMPDIR to a folder that can be written" in said
+    assert not out.exists()
