@@ -12,7 +12,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation import Texts, read_material
 from quantkit.gate import measure_folders
 from quantkit.given import expanded, paths_of
-from quantkit.plots import importable, trade_plot
+from quantkit.plots import import_matplotlib, trade_plot
 from quantkit.recipe import load_recipe
 from quantkit.records import finite
 from quantkit.source import open_source
@@ -99,7 +99,7 @@ def _write_plot(path: Path, rows: Sequence[dict[str, Any]], floor: float | None)
         for row in rows
     ]
     try:
-        with importable(path.parent):
-            path.write_bytes(trade_plot(points, floor))
+        import_matplotlib(path.parent)
+        path.write_bytes(trade_plot(points, floor))
     except OSError as error:
         raise UsageError(f"plot {path}: cannot be written: {error.strerror}") from error

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,26 +37,43 @@ _ALONE = Lock()
 P = ParamSpec("P")
 
 
-@contextmanager
-def importable(room: Path) -> Iterator[None]:
-    """matplotlib imported, also where it has no folder of its own that it could write.
-
-    It would make one beside other temporary files, complain, and leave it there, as quantkit ends
-    without ``atexit``; or give up where there is no such place. So ``room`` lends it one.
+def import_matplotlib(room: Path) -> None:
+    """On any machine. ``room`` lends a folder where matplotlib has none of its own that it could
+    write: it would make one beside other temporary files, complain, and leave it there, as
+    quantkit ends without ``atexit``; or give up where there is no such place.
     """
-    if "matplotlib" in sys.modules or _has_folders():
+    with _ALONE:
+        if "matplotlib" in sys.modules:
+            return
+        if _has_folders():
+            _import_without_backend()
+            return
+        with TemporaryDirectory(dir=room, prefix=".quantkit-") as lent, _set("MPLCONFIGDIR", lent):
+            _import_without_backend()
+
+
+def _import_without_backend() -> None:
+    """A notebook names its own backend to all that it starts; elsewhere that may not be installed,
+    and matplotlib refuses to be imported. No plot here needs one."""
+    chosen = os.environ.get("MPLBACKEND")
+    with _set("MPLBACKEND", ""):
+        import matplotlib.font_manager  # it writes a list of fonts
+    if chosen:
+        with suppress(ValueError):  # for who draws in this process later
+            matplotlib.rcParams["backend"] = chosen
+
+
+@contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    """An environment variable, for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
         yield
-        return
-    with TemporaryDirectory(dir=room, prefix=".quantkit-") as lent:
-        before = os.environ.get("MPLCONFIGDIR")
-        os.environ["MPLCONFIGDIR"] = lent
-        try:
-            import matplotlib.font_manager  # noqa: F401  # what it writes is a list of fonts
-        finally:
-            del os.environ["MPLCONFIGDIR"]
-            if before is not None:
-                os.environ["MPLCONFIGDIR"] = before
-    yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _has_folders() -> bool:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from quantkit.carddata import method_words
 from quantkit.gate import HISTOGRAM
-from quantkit.plots import depth_plot, divergence_plot, importable, ratio_plot, size_plot
+from quantkit.plots import depth_plot, divergence_plot, import_matplotlib, ratio_plot, size_plot
 
 FOLDER = "report"
 PAGE = "report.html"
@@ -43,8 +43,8 @@ def write_report(
     """
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
-    with importable(place):
-        plots = make_plots(manifest)
+    import_matplotlib(place)
+    plots = make_plots(manifest)
     page = render_report(manifest, plots)
     files = {PAGE: page.encode("utf-8"), **plots, **(more or {})}
     for stale in CAPTIONS.keys() - files.keys():

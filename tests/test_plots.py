@@ -18,9 +18,9 @@ PNG = b"\x89PNG"
 DRAW = """
 import os, sys
 from pathlib import Path
-from quantkit.plots import importable, size_plot
-with importable(Path(sys.argv[1])):
-    made = size_plot([("source", 10), ("quantized", 5)])
+from quantkit.plots import import_matplotlib, size_plot
+import_matplotlib(Path(sys.argv[1]))
+made = size_plot([("source", 10), ("quantized", 5)])
 sys.stdout.buffer.write(made)
 sys.stdout.flush()
 os._exit(0)
@@ -61,3 +61,18 @@ def test_without_a_folder_of_matplotlibs_nothing_is_said_or_left(tmp_path: Path)
     assert done.stdout.startswith(PNG), done.stderr
     assert done.stderr == b""
     assert [*room.iterdir(), *temporary.iterdir()] == []
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "not-here"])
+def test_a_notebooks_backend_that_is_not_here_is_not_asked_for(
+    tmp_path: Path, backend: str
+) -> None:
+    env = {**os.environ, "MPLBACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW, tmp_path],
+        capture_output=True,
+        env=env,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.startswith(PNG), done.stderr
