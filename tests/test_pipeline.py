@@ -620,3 +620,16 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(source: Path, tmp_path
     with pytest.raises(OutputExistsError):
         quantkit.convert(source, "bnb-nf4", out, no_gate=True, listener=interfere)
     assert (out / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_weights_are_as_open_to_others_as_what_lies_beside_them(
+    source: Path, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        quantkit.convert(source, "bnb-nf4", tmp_path / "out", no_gate=True)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert modes == {0o666 & ~umask}

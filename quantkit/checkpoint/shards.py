@@ -101,7 +101,7 @@ class ShardWriter:
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._shard = shard
         self._path = folder / shard.name
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._at: dict[str, int] = {}
         self._variable = {each.name for each in shard.tensors if each.variable}
         self._texts: dict[str, bytes] = {}
