@@ -165,7 +165,7 @@ def attempt(
 ) -> Run | str:
     """As ``process``; what it said last where it failed, or took longer than ``limit`` seconds.
 
-    quantkit has digested no source before, unless it may ``recall``.
+    quantkit has digested no source before, unless it may ``recall`` or the cache is the user's.
 
     The peak is the child's own, or that of the largest of those it waited for. Compiled
     modules are written as usual: a shell that forbids it would have ours, which no installer
@@ -173,8 +173,8 @@ def attempt(
     """
     env = {k: v for k, v in (env or os.environ).items() if k != "PYTHONDONTWRITEBYTECODE"}
     shutil.rmtree(out, ignore_errors=True)
-    if not recall:
-        forget_sources(Path(env.get("QUANTKIT_CACHE", "")))
+    if not recall and (cache := env.get("QUANTKIT_CACHE")):
+        forget_sources(Path(cache))
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         child = subprocess.Popen(

@@ -34,6 +34,7 @@ class Nothing:
     def feed(self, data): return []
     def result(self, name, *, is_weight): return FileDigest(name, 0, "0" * 64, None, is_weight)
 stream.StreamDigest = Nothing
+stream.keep_known = lambda *found: None
 whole = stream.stream_file
 stream.stream_file = lambda *a, tensors=None, stamp=None, **k: whole(*a, **k)
 import quantkit.conversion, quantkit.execution, quantkit.pipeline, quantkit.verification
@@ -53,7 +54,8 @@ DIGESTS = """
 import hashlib, json, sys, time
 from pathlib import Path
 from quantkit.checkpoint import open_checkpoint
-from quantkit.checkpoint.stream import element_or_whole, segments, stream_checkpoint, stream_file
+from quantkit.checkpoint.stream import segments, stream_checkpoint, stream_file
+from quantkit.digests import StreamDigest
 path = Path(sys.argv[1])
 index = open_checkpoint(path.parent)
 def alone(kind):
@@ -64,7 +66,7 @@ def alone(kind):
                 found.update(memoryview(buffer)[:count])
     return run
 def both():
-    stream_file(path, segments([], path.stat().st_size), md5=True)
+    stream_file(path, segments([], path.stat().st_size), StreamDigest(md5=True))
 def all_three():
     stream_checkpoint(path.parent, index, md5=lambda name, size: True)
 runs = {"sha256": alone("sha256"), "md5": alone("md5"), "both": both, "and tensors": all_three}
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     source = make_model(args.work, args.model, args.container)
     if args.make_only:
         return
@@ -135,6 +138,7 @@ medians of 5.
 
 def convert(source: Path, work: Path, code: str) -> bnb.Run:
     out = work / "trust-out"
+    bnb.forget_sources(work / "cache")
     shutil.rmtree(out, ignore_errors=True)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(
