@@ -58,6 +58,7 @@ def _import_without_backend() -> None:
     chosen = os.environ.get("MPLBACKEND")
     with _set("MPLBACKEND", ""):
         import matplotlib.font_manager  # it writes a list of fonts
+        import matplotlib.style  # it asks for the folder of settings, if nothing has before
     if chosen:
         with suppress(ValueError):  # for who draws in this process later
             matplotlib.rcParams["backend"] = chosen

@@ -49,14 +49,25 @@ def test_a_name_that_begins_with_a_line_is_in_the_legend() -> None:
     assert with_it != trade_plot([("_y", 100, 0.1), *other], None)
 
 
-def test_without_a_folder_of_matplotlibs_nothing_is_said_or_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [None, "font.size: 20"])
+def test_without_a_folder_of_matplotlibs_nothing_is_said_or_left(
+    tmp_path: Path, settings: str | None
+) -> None:
+    """Also where the settings are in the current folder, so that matplotlib looks no further."""
     room, temporary = tmp_path / "room", tmp_path / "temporary"
     room.mkdir()
     temporary.mkdir()
+    if settings is not None:
+        (tmp_path / "matplotlibrc").write_text(settings)
     nowhere = {"HOME": "/proc/nobody", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
     env = {**os.environ, **nowhere, "MPLCONFIGDIR": "", "TMPDIR": str(temporary)}
     done = subprocess.run(
-        [sys.executable, "-c", DRAW, room], capture_output=True, env=env, timeout=120, check=False
+        [sys.executable, "-c", DRAW, room],
+        capture_output=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
     )
     assert done.stdout.startswith(PNG), done.stderr
     assert done.stderr == b""
