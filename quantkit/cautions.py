@@ -31,10 +31,11 @@ def cautions(
         )
     if odd := [each for each in tensors if each.unfit]:
         yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
-    if further := sorted(source.folder.glob("additional_chat_templates/*.jinja")):
+    # counted, not named: a stranger's file name may be a link on the card, or no Unicode at all
+    if further := len([*source.folder.glob("additional_chat_templates/*.jinja")]):
         yield (
-            f"{', '.join(each.name for each in further)} of additional_chat_templates/ stay "
-            "behind: a published folder has one chat template"
+            f"additional_chat_templates/ stays behind ({further}): a published folder has one "
+            "chat template"
         )
     quantized = [each for each in tensors if each.action == "quantize"]
     if not isinstance(method, PlainMethod):

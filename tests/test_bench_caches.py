@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from tiny import write_source
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "bench"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 import bnb
 import trust
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_without_a_cache_named_no_file_of_the_current_folder_goes(

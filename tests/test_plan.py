@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -421,11 +422,18 @@ def test_widths_that_bitsandbytes_decodes_wrong_on_a_cpu(tmp_path: Path) -> None
     assert not any("decoder is wrong" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
 
 
-def test_templates_that_stay_behind_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [b"tool_use", b"a![x](http:evil) **b**", b"\xff", b"a\x1b[1m\nb"])
+def test_templates_that_stay_behind_are_counted(tmp_path: Path, name: bytes) -> None:
+    """A name that others chose reaches neither the card nor a digest of the plan."""
     source = write_source(tmp_path / "source")
     further = source / "additional_chat_templates"
     further.mkdir()
-    (further / "tool_use.jinja").write_text("{{ messages }}")
-    assert any("tool_use.jinja" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
-    (further / "tool_use.jinja").unlink()
-    assert not any("jinja" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
+    template = further / os.fsdecode(name + b".jinja")
+    template.write_text("{{ messages }}")
+    plan = quantkit.plan(source, "bnb-nf4")
+    (said,) = [each for each in plan.warnings if "chat_templates" in each]
+    assert said.isascii()
+    assert os.fsdecode(name) not in said
+    assert len(plan.digest) == 64
+    template.unlink()
+    assert not any("chat_templates" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
