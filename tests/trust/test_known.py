@@ -214,6 +214,7 @@ def test_verify_believes_no_earlier_run(tmp_path: Path) -> None:
     assert known.sha256 == true
     keep_known(stamp_of(path), known.content, replace_digests(path, Known("", "0" * 64, None)))
     assert quantkit.verify(source)["files"][0]["sha256"] == true
+    assert find_known(stamp_of(path), md5=False) == known, "and what was wrong is not kept"
 
 
 def test_a_conversion_says_what_it_recalled(tmp_path: Path) -> None:
