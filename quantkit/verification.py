@@ -26,6 +26,9 @@ from quantkit.types import (
     silent,
 )
 
+#: What a registry says of a source that is not to be used.
+_CONDEMNED = ("withdrawn", "mismatch")
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -62,12 +65,19 @@ def settle(
     Raises:
         WithdrawnError, MismatchError, UnlistedError: the verdict forbids going on.
     """
-    files = (*digested.files, *(digest_file(source.folder / each) for each in small_files(source)))
+    small = [digest_file(source.folder / each) for each in small_files(source)]
+    named = [e for e in (source.repo_id, recipe.source.repo if recipe else "", claimed) if e]
+
+    def judged(found: Digested) -> tuple[tuple[FileDigest, ...], Verdict]:
+        files = (*found.files, *small)
+        return files, registry.judge(files, named, found.fingerprint, source.revision)
+
+    files, verdict = judged(digested)
+    if digested.recalled and (verdict.status in _CONDEMNED or _unlike_hub(source, files)):
+        # what an earlier run took, perhaps wrongly, condemns nothing
+        digested = digest_source(source, registry)
+        files, verdict = judged(digested)
     _check_hub(source, files)
-    named = (source.repo_id, recipe.source.repo if recipe else "", claimed)
-    verdict = registry.judge(
-        files, [each for each in named if each], digested.fingerprint, source.revision
-    )
     enforce(f"source {source.given}", verdict, policy)
     return VerifiedSource(source, files, digested.fingerprint, verdict, digested.recalled)
 
@@ -102,18 +112,21 @@ def digest_source(
     )
 
 
+def _unlike_hub(source: Source, files: Sequence[FileDigest]) -> list[FileDigest]:
+    listed = source.hub_sha256
+    return [each for each in files if listed.get(each.name, each.sha256) != each.sha256]
+
+
 def _check_hub(source: Source, files: Sequence[FileDigest]) -> None:
-    for file in files:
-        listed = source.hub_sha256.get(file.name)
-        if listed is not None and listed != file.sha256:
-            path = source.folder / file.name
-            if path.is_symlink():  # into a Hub cache, whose blobs are named by their digests
-                discard(path)
-            raise MismatchError(
-                f"{file.name}: the Hub lists SHA-256 {listed} for {source.repo_id} at "
-                f"{source.revision}, got {file.sha256}; the download was damaged and is "
-                f"{f'to be deleted ({path})' if path.exists() else 'removed'}: run again"
-            )
+    for file in _unlike_hub(source, files):
+        path = source.folder / file.name
+        if path.is_symlink():  # into a Hub cache, whose blobs are named by their digests
+            discard(path)
+        raise MismatchError(
+            f"{file.name}: the Hub lists SHA-256 {source.hub_sha256[file.name]} for "
+            f"{source.repo_id} at {source.revision}, got {file.sha256}; the download was damaged "
+            f"and is {f'to be deleted ({path})' if path.exists() else 'removed'}: run again"
+        )
 
 
 def prove(source: Source, listener: Listener = silent) -> Source:

@@ -248,3 +248,24 @@ def test_what_was_withdrawn_since_is_recognized(tmp_path: Path, by: str) -> None
             quantkit.convert(
                 source, "bnb-nf4", tmp_path / "more", no_gate=True, checksums=[registry]
             )
+
+
+def test_what_an_earlier_run_took_wrongly_condemns_nothing(tmp_path: Path) -> None:
+    """The true digest is registered, and the source says that it is that model."""
+    source = write_source(tmp_path / "source", container="torch")
+    true, registry = quantkit.verify(source)["files"][0]["sha256"], tmp_path / "registry"
+    path = weights(source)
+    known = find_known(stamp_of(path), md5=False)
+    assert known is not None
+    registry.mkdir()
+    (registry / "own.toml").write_text(
+        'repository = "own/model"\n[[releases]]\ndate = "2023-07-31"\nstatus = "current"\n'
+        'stated_at = "https://example.org/notice"\n'
+        f'[[releases.files]]\nname = "pytorch_model.bin"\nsha256 = "{true}"\n'
+    )
+    asked = {"no_gate": True, "checksums": [registry], "set": ["source.repo=own/model"]}
+    for wrong, recalled in (("0" * 64, []), (true, [path.name])):
+        keep_known(stamp_of(path), known.content, replace_digests(path, Known("", wrong, None)))
+        found = quantkit.convert(source, "bnb-nf4", tmp_path / wrong[:4], **asked)["source"]
+        assert (found["status"], found["recalled"]) == ("verified", recalled)
+        assert true in [each["sha256"] for each in found["files"]]
