@@ -212,7 +212,8 @@ def floor(work: Path, source: Path, recipe: str, written: int) -> dict[str, floa
     of_source = sha * size / (size + written)
     streams = rates["read"] + rates["write"]
     bound = max(streams, (sha + md5 + kernel) / cores, md5, of_source)
-    known = max(streams, (sha - of_source + rates["blake3"] + kernel) / cores)
+    blake3, of_output = rates["blake3"], sha - of_source
+    known = max(streams, (of_output + blake3 + kernel) / cores, blake3, of_output)
     return {"startup": start, **rates, "floor": start + bound, "floor, known": start + known}
 
 
@@ -233,15 +234,14 @@ def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        ours = median(row["ours"])
-        bound = row["floor"]["floor"]
         theirs = median(row["theirs"]) if row["theirs"] else None
-        ratio = f"{theirs.seconds / ours.seconds:.2f} x faster" if theirs else "not run"
-        lines.append(line(row["recipe"], "quantkit", ours, ratio, f"{ours.seconds / bound:.2f}"))
-        again, bound = median(row["again"]), row["floor"]["floor, known"]
-        ratio = f"{theirs.seconds / again.seconds:.2f} x faster" if theirs else "not run"
-        side = "quantkit, source digested before"
-        lines.append(line(row["recipe"], side, again, ratio, f"{again.seconds / bound:.2f}"))
+        for side, runs, floor_of in (
+            ("quantkit", row["ours"], "floor"),
+            ("quantkit, source digested before", row["again"], "floor, known"),
+        ):
+            run, bound = median(runs), row["floor"][floor_of]
+            ratio = f"{theirs.seconds / run.seconds:.2f} x faster" if theirs else "not run"
+            lines.append(line(row["recipe"], side, run, ratio, f"{run.seconds / bound:.2f}"))
         lines.append(line(row["recipe"], "quantkit, first run, nothing kept", row["first"], "", ""))
         if theirs:
             lines.append(line(row["recipe"], "transformers", theirs, "1", ""))

@@ -170,8 +170,8 @@ def _calibrate(job: Job) -> Calibrated | None:
         # seconds; no more than torch, as what both threads import may reach one of them half done
         side.submit(import_module, "torch")
         look = refuse_damaged(job.plan)
-        digests = digest_source(job.source, job.registry, job.listener, look, recall=True)
-        settle(job.source, digests, job.recipe, job.registry, job.policy)
+        found = digest_source(job.source, job.registry, job.listener, look, recall=True)
+        digests = settle(job.source, found, job.recipe, job.registry, job.policy).digested
     from quantkit.layerwise import calibrate
 
     threads = count_threads()  # the order of sums, and so the bytes, depends on it

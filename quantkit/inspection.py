@@ -86,7 +86,7 @@ def verify(
         "status": verified.verdict.status,
         "verdict": asdict(verified.verdict),
         "files": [asdict(each) for each in verified.files],
-        "fingerprint": asdict(verified.fingerprint),
+        "fingerprint": asdict(verified.digested.fingerprint),
     }
 
 

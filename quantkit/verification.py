@@ -19,7 +19,6 @@ from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
 from quantkit.types import (
     Digested,
     FileDigest,
-    Fingerprint,
     Listener,
     Verdict,
     counted,
@@ -40,14 +39,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class VerifiedSource:
-    """A source whose every weight and tokenizer file has been digested and judged."""
+    """A source whose every weight and tokenizer file has been digested and judged.
+
+    ``files`` are the weights, as ``digested`` has them, and the small ones.
+    """
 
     source: Source
     files: tuple[FileDigest, ...]
-    fingerprint: Fingerprint
+    digested: Digested
     verdict: Verdict
-    recalled: tuple[str, ...] = ()
-    """Files whose SHA-256 and MD5 an earlier run on this machine took, of the same bytes."""
 
 
 def settle(
@@ -79,7 +79,7 @@ def settle(
         files, verdict = judged(digested)
     _check_hub(source, files)
     enforce(f"source {source.given}", verdict, policy)
-    return VerifiedSource(source, files, digested.fingerprint, verdict, digested.recalled)
+    return VerifiedSource(source, files, digested, verdict)
 
 
 def small_files(source: Source) -> tuple[str, ...]:

@@ -43,9 +43,9 @@ def find_known(stamp: Stamp, *, md5: bool) -> Known | None:
     return None if found is None or (md5 and found.md5 is None) else found
 
 
-def keep_known(stamp: Stamp, content: str, file: FileDigest) -> None:
+def keep_known(stamp: Stamp, known: Known) -> None:
     """For later runs, if there is a place for it."""
-    keep(_KIND, asdict(stamp), Known(content, file.sha256, file.md5), TypeAdapter(Known))
+    keep(_KIND, asdict(stamp), known, TypeAdapter(Known))
 
 
 class KnownDigest:

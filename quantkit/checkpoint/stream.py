@@ -16,7 +16,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.fingerprint import TensorDigest, TensorDigests, fingerprint
 from quantkit.checkpoint.folder import CheckpointIndex
-from quantkit.checkpoint.known import KnownDigest, find_known, keep_known
+from quantkit.checkpoint.known import Known, KnownDigest, find_known, keep_known
 from quantkit.checkpoint.reading import (
     Stamp,
     check_unchanged,
@@ -189,7 +189,7 @@ def stream_checkpoint(
         elif content is not None:
             if known is not None:
                 file = _digest_again(path, records, content, md5=wanted, stamp=stamp)
-            keep_known(stamp, content, file)
+            keep_known(stamp, Known(content, file.sha256, file.md5))
         files.append(file)
         tensors += digests.result()
     return Digested(tuple(files), fingerprint(tensors), tuple(recalled))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ import quantkit
 from quantkit.checkpoint import open_checkpoint, stream
 from quantkit.checkpoint.known import Known, find_known, keep_known
 from quantkit.checkpoint.reading import stamp_of
-from quantkit.digests import digest_file
+from quantkit.digests import StreamDigest
 from quantkit.errors import CheckpointError, WithdrawnError
-from quantkit.types import Digested, FileDigest, TensorRecord
+from quantkit.types import Digested, TensorRecord
 
 CONTAINERS = ("safetensors", "torch")
 
@@ -57,12 +58,14 @@ def held_to_hashlib(folder: Path, found: Digested) -> None:
 
 def forge(folder: Path, known: Known) -> None:
     """What the cache would say if a file's stamp were that of another content."""
-    path = weights(folder)
-    keep_known(stamp_of(path), known.content, replace_digests(path, known))
+    keep_known(stamp_of(weights(folder)), known)
 
 
-def replace_digests(path: Path, known: Known) -> FileDigest:
-    return replace(digest_file(path), sha256=known.sha256, md5=known.md5)
+def never_recalled(folder: Path) -> None:
+    for _ in range(2):
+        found = digested(folder)
+        assert found.recalled == ()
+        held_to_hashlib(folder, found)
 
 
 def kept(folder: Path) -> Known:
@@ -168,27 +171,19 @@ def test_an_md5_that_nobody_took_is_taken(folder: Path) -> None:
 
 def test_without_a_cache_they_are_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", "off")
-    for _ in range(2):
-        found = digested(folder)
-        assert found.recalled == ()
-        held_to_hashlib(folder, found)
+    never_recalled(folder)
 
 
 def test_a_strided_tensor_may_leave_bytes_out(tmp_path: Path) -> None:
     write_state(tmp_path, {"a": torch.arange(96.0).reshape(8, 12).T}, "torch")
-    for _ in range(2):
-        found = digested(tmp_path)
-        assert found.recalled == ()
-        held_to_hashlib(tmp_path, found)
+    never_recalled(tmp_path)
 
 
 def test_a_strided_tensor_is_no_known_file(tmp_path: Path) -> None:
     """Even where its stamp is that of a file that was known."""
     write_state(tmp_path, {"a": torch.arange(96.0).reshape(8, 12).T}, "torch")
     forge(tmp_path, Known("of something else", "0" * 64, "0" * 32))
-    found = digested(tmp_path)
-    assert found.recalled == ()
-    held_to_hashlib(tmp_path, found)
+    never_recalled(tmp_path)
 
 
 def test_other_bytes_at_the_second_read_are_an_error(
@@ -212,7 +207,7 @@ def test_verify_believes_no_earlier_run(tmp_path: Path) -> None:
     known = find_known(stamp_of(path), md5=False)
     assert known is not None
     assert known.sha256 == true
-    keep_known(stamp_of(path), known.content, replace_digests(path, Known("", "0" * 64, None)))
+    forge(source, replace(known, sha256="0" * 64))
     assert quantkit.verify(source)["files"][0]["sha256"] == true
     assert find_known(stamp_of(path), md5=False) == known, "and what was wrong is not kept"
 
@@ -250,8 +245,15 @@ def test_what_was_withdrawn_since_is_recognized(tmp_path: Path, by: str) -> None
             )
 
 
-def test_what_an_earlier_run_took_wrongly_condemns_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "gptq-4bit-g128"])
+def test_what_an_earlier_run_took_wrongly_condemns_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
     """The true digest is registered, and the source says that it is that model."""
+    taken = []
+    monkeypatch.setattr(
+        stream, "StreamDigest", lambda **asked: taken.append(asked) or StreamDigest(**asked)
+    )
     source = write_source(tmp_path / "source", container="torch")
     true, registry = quantkit.verify(source)["files"][0]["sha256"], tmp_path / "registry"
     path = weights(source)
@@ -264,8 +266,14 @@ def test_what_an_earlier_run_took_wrongly_condemns_nothing(tmp_path: Path) -> No
         f'[[releases.files]]\nname = "pytorch_model.bin"\nsha256 = "{true}"\n'
     )
     asked = {"no_gate": True, "checksums": [registry], "set": ["source.repo=own/model"]}
+    if recipe != "bnb-nf4":
+        asked["set"] += ["method.group_size=16", "calibration.samples=2", "calibration.length=16"]
+        asked["calibration"] = tmp_path / "ids.json"
+        asked["calibration"].write_text(json.dumps([[*range(16)]] * 2))
     for wrong, recalled in (("0" * 64, []), (true, [path.name])):
-        keep_known(stamp_of(path), known.content, replace_digests(path, Known("", wrong, None)))
-        found = quantkit.convert(source, "bnb-nf4", tmp_path / wrong[:4], **asked)["source"]
+        forge(source, replace(known, sha256=wrong))
+        taken.clear()
+        found = quantkit.convert(source, recipe, tmp_path / wrong[:4], **asked)["source"]
         assert (found["status"], found["recalled"]) == ("verified", recalled)
         assert true in [each["sha256"] for each in found["files"]]
+        assert len(taken) == (not recalled), "anew once, and what was found is gone on with"
