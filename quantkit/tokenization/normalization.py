@@ -129,9 +129,7 @@ def _rules(coverage: Coverage, copied: tuple[str, ...], blob: bytes) -> list[Nor
     if left:
         steps.append(_listed(left, mark))
     last = [*_chosen(left, mark), literal(mark), *deleted, f"\\A{literal(END)}"]
-    # All begin with one of these: Oniguruma skips what does not only where it is told.
-    begins = f"(?=[{characters({mark[0], END, *coverage.deleted})}])"
-    return [*steps, Replace(Regex(f"{begins}(?:{'|'.join(last)})"), "")]
+    return [*steps, Replace(Regex("|".join(last)), "")]
 
 
 def _name(number: int) -> str:

@@ -31,10 +31,10 @@ _CLUSTERS_AFTER = (
     r"\x{11a84}-\x{11a89}\x{11d46}\x{11f02}"
 )
 
-# Most of what is written, each in few ranges.
+# Most of what is written, in few ranges.
 _USUAL = (
-    r"\n\x{20}-\x{7e}\x{3000}-\x{3029}\x{3041}-\x{30ff}\x{4e00}-\x{9fff}\x{ff01}-\x{ff5e}",
-    r"\x{400}-\x{45f}\x{2010}-\x{2027}\x{ac00}-\x{d7a3}",
+    r"\n\x{20}-\x{7e}\x{400}-\x{45f}\x{2010}-\x{2027}\x{3000}-\x{3029}\x{3041}-\x{30ff}"
+    r"\x{4e00}-\x{9fff}\x{ac00}-\x{d7a3}\x{ff01}-\x{ff5e}"
 )
 
 
@@ -64,8 +64,7 @@ class _Segments:
         starts = "|".join([*self._exceptions(), f"[{OURS}]"])
         first = [longest_of(self._taken), starts, after]
         # the usual ones first: the class of all stops has a thousand ranges to look through
-        usual = "".join(f"[{each}&&[^{stops}]]++|" for each in _USUAL)
-        run = f"(?:{usual}[^{stops}])*+"
+        run = f"(?:[{_USUAL}&&[^{stops}]]++|[^{stops}])*+"
         unit = "|".join(filter(None, [*first, f".{run}{self._rest_of_key(joins)}"]))
         border = "|".join(filter(None, [joins, starts, self._behind(after)]))
         return f"(?m)\\G(?:(?>{unit})(?!{border}))*+(?>{unit})(?={border})\\K"
