@@ -9,7 +9,6 @@ for a weight stored transposed or strided, that one weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.checkpoint.reading import same_values
-from quantkit.checkpoint.shards import ShardWriter, WriteQueue, flush, write_index
+from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
 from quantkit.checkpoint.stream import (
     Consumer,
     Segment,
@@ -26,7 +25,6 @@ from quantkit.checkpoint.stream import (
     stream_tensors,
 )
 from quantkit.companions import write_companions
-from quantkit.digests import digest_file
 from quantkit.elements import Array, count_nonfinite, row_major
 from quantkit.errors import NonFiniteError, SourceError
 from quantkit.formats import Encoder, Format, Write, format_of
@@ -39,7 +37,6 @@ from quantkit.source import Source
 from quantkit.types import (
     ITEM_BYTES,
     Digested,
-    FileDigest,
     Listener,
     TensorRecord,
     counted,
@@ -56,12 +53,13 @@ class Converted:
 
     ``source`` are the digests of the weight files and of their tensors, ``underflows`` the
     number of non-zero values that a cast turned into zero, by tensor, ``tokenizer`` how its
-    files came about.
+    files came about, ``written`` SHA-256 of the files that were digested as they were written.
     """
 
     source: Digested
     underflows: Mapping[str, int]
     tokenizer: str
+    written: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -114,11 +112,11 @@ def run(
             for each in ready(item) if ready is not None else ():
                 queue.put(each.name, each.offset, each.data)
         queue.drain()
-        for writer in writers:
-            writer.finish()
+        digests = {writer.file: writer.finish() for writer in writers}
+    written = {name: digest for name, digest in digests.items() if digest is not None}
     write_index(folder, plan.shards)
     tokenizer = write_companions(plan, source, folder)
-    return Converted(digested, dict(tally.underflows), tokenizer)
+    return Converted(digested, dict(tally.underflows), tokenizer, written)
 
 
 def _stream(source: Source, registry: Registry, worker: _Worker, listener: Listener) -> Digested:
@@ -142,30 +140,6 @@ def _stream_again(
     tell = counted(listener, "convert", sum(each.nbytes for each in records))
     stream_tensors(
         source.folder, source.checkpoint, records, unit=worker.unit, consume=worker, progress=tell
-    )
-
-
-def settle_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
-    """Have the disk take what was written, and digest it meanwhile."""
-    with ThreadPoolExecutor(1, "flush") as thread:
-        flushed = thread.submit(_flush_all, folder)
-        digests = digest_output(folder, plan)
-        flushed.result()
-    return digests
-
-
-def _flush_all(folder: Path) -> None:
-    for path in filter(Path.is_file, folder.iterdir()):
-        flush(path)
-
-
-def digest_output(folder: Path, plan: Plan) -> tuple[FileDigest, ...]:
-    """SHA-256 of every file staged so far, weight files marked."""
-    weights = {shard.name for shard in plan.shards}
-    return tuple(
-        digest_file(path, is_weight=path.name in weights)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.startswith("quantkit-")
     )
 
 

@@ -49,6 +49,45 @@ class StreamDigest:
         return FileDigest(name, self._length, found[0], md5, is_weight)
 
 
+class RunningDigest:
+    """SHA-256 of a file that is being written, its parts in almost any order.
+
+    What lies ahead of the bytes digested so far waits, ``waiting`` bytes of it at most; where more
+    would have to, or a part is written twice, there is no result.
+    """
+
+    def __init__(self, first: bytes, waiting: int = 32 << 20) -> None:
+        self._sha256, self._at = hashlib.sha256(first), len(first)
+        self._ahead: dict[int, memoryview] = {}
+        self._room, self._lost = waiting, False
+
+    def feed(self, offset: int, data: memoryview) -> None:
+        """``data`` at ``offset``; it must not change any more."""
+        if self._lost or not data.nbytes:
+            return
+        if offset == self._at:
+            self._take(data)
+        elif offset < self._at or offset in self._ahead or data.nbytes > self._room:
+            self._lost = True
+            self._ahead.clear()
+        else:
+            self._ahead[offset] = data
+            self._room -= data.nbytes
+
+    def _take(self, data: memoryview | None) -> None:
+        """What comes next, and whatever waited for it."""
+        while data is not None:
+            self._sha256.update(data)
+            self._at += data.nbytes
+            data = self._ahead.pop(self._at, None)
+            self._room += 0 if data is None else data.nbytes
+
+    def result(self, size: int) -> str | None:
+        """Of a file of ``size`` bytes, if each was fed once."""
+        whole = not (self._lost or self._ahead) and self._at == size
+        return self._sha256.hexdigest() if whole else None
+
+
 def digest_bytes(name: str, data: bytes) -> FileDigest:
     """SHA-256 of a small file that is about to be written."""
     return FileDigest(name, len(data), hashlib.sha256(data).hexdigest())

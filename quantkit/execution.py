@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
 from quantkit.checkpoint.reading import stamp_of
+from quantkit.checkpoint.shards import flush
 from quantkit.clock import Clock
-from quantkit.conversion import Converted, digest_output, refuse_damaged, run, settle_output
+from quantkit.conversion import Converted, refuse_damaged, run
 from quantkit.devices import count_threads
 from quantkit.digests import digest_file
 from quantkit.errors import CheckpointError, GateError
@@ -131,7 +134,7 @@ def _convert(job: Job, why: str) -> Staged:
             device=job.device,
             listener=listener,
         )
-        outputs = settle_output(place.partial, job.plan)
+        outputs = _settle(place.partial, job.plan, converted.written)
     note = {
         "state": "staged",
         "identity": job.identity,
@@ -146,6 +149,34 @@ def _convert(job: Job, why: str) -> Staged:
     }
     write_note(place, note)
     return Staged(converted, outputs, note)
+
+
+def _settle(folder: Path, plan: Plan, written: Mapping[str, str]) -> tuple[FileDigest, ...]:
+    """Have the disk take what was written, and digest meanwhile what was not when it was."""
+    with ThreadPoolExecutor(1, "flush") as thread:
+        flushed = thread.submit(_flush_all, folder)
+        digests = _digest_output(folder, plan, written)
+        flushed.result()
+    return digests
+
+
+def _flush_all(folder: Path) -> None:
+    for path in filter(Path.is_file, folder.iterdir()):
+        flush(path)
+
+
+def _digest_output(
+    folder: Path, plan: Plan, written: Mapping[str, str] = MappingProxyType({})
+) -> tuple[FileDigest, ...]:
+    """SHA-256 of every file staged so far, weight files marked."""
+    weights = {shard.name for shard in plan.shards}
+    return tuple(
+        FileDigest(path.name, path.stat().st_size, written[path.name], None, is_weight=True)
+        if path.name in written
+        else digest_file(path, is_weight=path.name in weights)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith("quantkit-")
+    )
 
 
 def _layer_bytes(job: Job) -> int:
@@ -218,7 +249,7 @@ def _reuse(job: Job) -> Staged | str:
     if note.get("companions") != _companions(job.source):
         return "the source's small files changed since"
     with job.clock.measure("verify"):
-        outputs = digest_output(job.place.partial, job.plan)
+        outputs = _digest_output(job.place.partial, job.plan)
         if [asdict(each) for each in outputs] != note["outputs"]:
             return "its files changed since"
         job.listener(Event("resume", message="judging the staged files again; not quantizing"))

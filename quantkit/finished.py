@@ -71,10 +71,9 @@ class FinishedLayers:
         try:
             for each in writes:
                 writer.write(each.name, each.offset, each.data)
-            writer.finish()
+            digest = writer.finish() or digest_file(self._folder / new).sha256
         finally:
             writer.close()
-        digest = digest_file(self._folder / new).sha256
         put_whole(note, json.dumps({**recorded, "sha256": digest}))
         flush(self._folder / new)
         (self._folder / new).rename(weights)

@@ -61,7 +61,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         dtype=architecture.dtype,
         method=recipe.method.model_dump(mode="json"),
         tensors=tensors,
-        shards=shards.layout([each.outputs for each in tensors], _shard_limit(recipe)),
+        shards=shards.layout(_as_made(source, tensors), _shard_limit(recipe)),
         config=output_config(source, architecture, form, tensors),
         generation=generation_defaults(source, recipe),
         chat_template=chat_template(recipe.prompt) if recipe.prompt else None,
@@ -75,6 +75,15 @@ def _refuse_hidden_tokens(source: Source, recipe: Recipe) -> None:
     path = sentencepiece_file(source.folder)
     if path is not None and recipe.tokenizer.split_special_tokens:
         check_hidden(path, read_object(source.folder / "tokenizer_config.json"))
+
+
+def _as_made(source: Source, tensors: Sequence[TensorPlan]) -> list[Sequence[OutputTensor]]:
+    """What stands for each tensor, in the order in which a conversion reads the source."""
+    order = {name: at for at, name in enumerate(source.checkpoint.files)}
+    return [
+        each.outputs
+        for each in sorted(tensors, key=lambda each: (order[each.source.file], each.source.offset))
+    ]
 
 
 def _shard_limit(recipe: Recipe) -> int:

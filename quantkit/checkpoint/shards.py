@@ -1,8 +1,9 @@
 """Safetensors files laid out before their bytes exist, and written by position.
 
-The layout is fixed by the plan: within a shard the tensors of wider elements come
-first, so that every one is aligned, and texts of variable length come last. A header
-padded to its greatest length keeps all positions known while the bytes are made.
+The layout is fixed by the plan: within a shard the tensors lie as they are made, so that
+the file can be digested while it grows. Those whose length would leave the next one unaligned
+come after them, the wider elements first, and texts of variable length last. A header padded to
+its greatest length keeps all positions known while the bytes are made.
 
 Source: the safetensors format (8 bytes little-endian header length, JSON, data).
 """
@@ -12,14 +13,16 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from quantkit.checkpoint.safetensors_header import DTYPES, read_safetensors_header
+from quantkit.digests import RunningDigest
 from quantkit.elements import Array
 from quantkit.types import ITEM_BYTES, OutputTensor
 
@@ -27,6 +30,12 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+#: Whatever is this long leaves the next tensor aligned, whatever its elements.
+_ALIGNED = max(ITEM_BYTES.values())
+
+#: How much is written before the disk is asked to take it, in bytes.
+_FLUSH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -72,9 +81,15 @@ def layout(groups: Iterable[Sequence[OutputTensor]], limit: int) -> tuple[Shard,
 
 
 def _shard(name: str, tensors: Sequence[OutputTensor]) -> Shard:
-    ordered = sorted(tensors, key=lambda each: (each.variable, -ITEM_BYTES[each.dtype]))
+    ordered = sorted(tensors, key=_place)
     longest = _header(ordered, {each.name: each.nbytes for each in ordered})
-    return Shard(name, tuple(ordered), 8 + -(-len(longest) // 8) * 8)
+    return Shard(name, tuple(ordered), 8 + -(-len(longest) // _ALIGNED) * _ALIGNED)
+
+
+def _place(tensor: OutputTensor) -> tuple[bool, bool, int]:
+    """By rank; within one rank tensors stay in the order in which they are made."""
+    uneven = tensor.nbytes % _ALIGNED != 0
+    return tensor.variable, uneven, -ITEM_BYTES[tensor.dtype] if uneven else 0
 
 
 def _header(tensors: Sequence[OutputTensor], lengths: Mapping[str, int]) -> bytes:
@@ -95,7 +110,8 @@ def _header(tensors: Sequence[OutputTensor], lengths: Mapping[str, int]) -> byte
 class ShardWriter:
     """Writes one shard by position; bytes may come in any order.
 
-    ``finish`` writes the header last, so that a file cut short never looks whole.
+    ``finish`` writes the header last, so that a file cut short never looks whole. It is
+    digested first, where it is known beforehand.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -109,9 +125,14 @@ class ShardWriter:
         for each in shard.tensors:
             self._at[each.name] = at
             at += each.nbytes
+        self._digest = None if self._variable else RunningDigest(self._head({}))
 
     def close(self) -> None:
         os.close(self._fd)
+
+    @property
+    def file(self) -> str:
+        return self._shard.name
 
     @property
     def names(self) -> Sequence[str]:
@@ -124,11 +145,18 @@ class ShardWriter:
             self._texts[name] = raw.tobytes()
             return
         self._put(raw.data, self._at[name] + offset)
+        if self._digest is not None:
+            self._digest.feed(self._at[name] + offset, raw.data)
 
-    def finish(self) -> None:
-        """Append the texts, then the header."""
-        lengths = {each.name: each.nbytes for each in self._shard.tensors}
-        lengths |= {name: len(text) for name, text in self._texts.items()}
+    def flush(self) -> None:
+        """Have the disk take what was written so far."""
+        with self._named():
+            os.fsync(self._fd)
+
+    def finish(self) -> str | None:
+        """Append the texts, then the header. Returns the file's SHA-256, unless it must be read
+        for it: where there are texts, or too much was written far from where it will be read."""
+        lengths = {name: len(text) for name, text in self._texts.items()}
         at = self._shard.header_bytes + sum(
             each.nbytes for each in self._shard.tensors if not each.variable
         )
@@ -137,39 +165,70 @@ class ShardWriter:
                 self._put(memoryview(self._texts[each.name]), at)
                 at += lengths[each.name]
         os.ftruncate(self._fd, at)
+        self._put(memoryview(self._head(lengths)), 0)
+        return self._digest.result(at) if self._digest is not None else None
+
+    def _head(self, lengths: Mapping[str, int]) -> bytes:
+        """The header and its length; ``lengths`` of the texts."""
         room = self._shard.header_bytes - 8
-        header = _header(self._shard.tensors, lengths).ljust(room)
-        self._put(memoryview(room.to_bytes(8, "little") + header), 0)
+        every = {each.name: each.nbytes for each in self._shard.tensors} | dict(lengths)
+        return room.to_bytes(8, "little") + _header(self._shard.tensors, every).ljust(room)
 
     def _put(self, data: memoryview, offset: int) -> None:
-        try:
+        with self._named():
             write_all(self._fd, data, offset)
-        except OSError as error:  # by its descriptor the system cannot say which file it was
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """By its descriptor the system cannot say which file it was."""
+        try:
+            yield
+        except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 class WriteQueue:
-    """Puts bytes into the shards on a thread of its own, a few writes behind the encoders."""
+    """Puts bytes into the shards on a thread of its own, a few writes behind the encoders.
+
+    Another has the disk take them meanwhile: at the end it would take as long, and nothing
+    else be left to do.
+    """
 
     _DEPTH = 8
 
     def __init__(self, writers: Sequence[ShardWriter]) -> None:
         self._home = {name: writer for writer in writers for name in writer.names}
         self._thread = ThreadPoolExecutor(1, "write")
+        self._flusher = ThreadPoolExecutor(1, "flush")
         self._flight: deque[Future[None]] = deque()
+        self._flushing: Future[None] | None = None
+        self._unflushed = 0
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        for thread in (self._thread, self._flusher):
+            thread.shutdown(wait=True, cancel_futures=True)
 
     def put(self, name: str, offset: int, data: Array) -> None:
         """Queue a write; raises what an earlier one met."""
         if len(self._flight) >= self._DEPTH:
             self._flight.popleft().result()
-        self._flight.append(self._thread.submit(self._home[name].write, name, offset, data))
+        self._flight.append(self._thread.submit(self._write, name, offset, data))
 
     def drain(self) -> None:
         while self._flight:
             self._flight.popleft().result()
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def _write(self, name: str, offset: int, data: Array) -> None:
+        writer = self._home[name]
+        writer.write(name, offset, data)
+        self._unflushed += data.nbytes
+        if self._unflushed < _FLUSH_BYTES or (self._flushing and not self._flushing.done()):
+            return
+        if self._flushing is not None:
+            self._flushing.result()  # the system tells of a fault once, and no later flush of it
+        self._flushing, self._unflushed = self._flusher.submit(writer.flush), 0
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:
