@@ -166,6 +166,7 @@ def attempt(
     """As ``process``; what it said last where it failed, or took longer than ``limit`` seconds.
 
     quantkit has digested no source before, unless it may ``recall`` or the cache is the user's.
+    The disk has taken what earlier processes left to it: none of it is this one's to wait for.
 
     The peak is the child's own, or that of the largest of those it waited for. Compiled
     modules are written as usual: a shell that forbids it would have ours, which no installer
@@ -175,6 +176,7 @@ def attempt(
     shutil.rmtree(out, ignore_errors=True)
     if not recall and (cache := env.get("QUANTKIT_CACHE")):
         forget_sources(Path(cache))
+    os.sync()
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         child = subprocess.Popen(
