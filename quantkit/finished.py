@@ -71,9 +71,10 @@ class FinishedLayers:
         try:
             for each in writes:
                 writer.write(each.name, each.offset, each.data)
-            digest = writer.finish() or digest_file(self._folder / new).sha256
+            writer.finish()
         finally:
             writer.close()
+        digest = digest_file(self._folder / new).sha256
         put_whole(note, json.dumps({**recorded, "sha256": digest}))
         flush(self._folder / new)
         (self._folder / new).rename(weights)

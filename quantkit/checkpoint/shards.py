@@ -140,13 +140,15 @@ class ShardWriter:
 
     def write(self, name: str, offset: int, data: Array) -> None:
         """Put ``data``'s bytes ``offset`` bytes into the tensor ``name``."""
-        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         if name in self._variable:
-            self._texts[name] = raw.tobytes()
-            return
-        self._put(raw.data, self._at[name] + offset)
+            self._texts[name] = _bytes_of(data).tobytes()
+        else:
+            self._put(_bytes_of(data).data, self._at[name] + offset)
+
+    def digest(self, name: str, offset: int, data: Array) -> None:
+        """The same bytes for the file's digest; what was not given has to be read for it."""
         if self._digest is not None:
-            self._digest.feed(self._at[name] + offset, raw.data)
+            self._digest.feed(self._at[name] + offset, _bytes_of(data).data)
 
     def flush(self) -> None:
         """Have the disk take what was written so far."""
@@ -154,8 +156,11 @@ class ShardWriter:
             os.fsync(self._fd)
 
     def finish(self) -> str | None:
-        """Append the texts, then the header. Returns the file's SHA-256, unless it must be read
-        for it: where there are texts, or too much was written far from where it will be read."""
+        """Append the texts, then the header.
+
+        Returns the file's SHA-256, unless it must be read for it: where there are texts, or not
+        all was given to ``digest``, more or less in the file's order.
+        """
         lengths = {name: len(text) for name, text in self._texts.items()}
         at = self._shard.header_bytes + sum(
             each.nbytes for each in self._shard.tensors if not each.variable
@@ -187,11 +192,15 @@ class ShardWriter:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
+def _bytes_of(data: Array) -> Array:
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+
+
 class WriteQueue:
     """Puts bytes into the shards on a thread of its own, a few writes behind the encoders.
 
-    Another has the disk take them meanwhile: at the end it would take as long, and nothing
-    else be left to do.
+    Two others digest them and have the disk take them meanwhile: at the end either would take
+    as long, and nothing else be left to do.
     """
 
     _DEPTH = 8
@@ -199,26 +208,35 @@ class WriteQueue:
     def __init__(self, writers: Sequence[ShardWriter]) -> None:
         self._home = {name: writer for writer in writers for name in writer.names}
         self._thread = ThreadPoolExecutor(1, "write")
+        self._digester = ThreadPoolExecutor(1, "digest-output")
         self._flusher = ThreadPoolExecutor(1, "flush")
-        self._flight: deque[Future[None]] = deque()
+        self._flight: deque[tuple[Future[None], Future[None]]] = deque()
         self._flushing: Future[None] | None = None
         self._unflushed = 0
 
     def close(self) -> None:
-        for thread in (self._thread, self._flusher):
+        for thread in (self._thread, self._digester, self._flusher):
             thread.shutdown(wait=True, cancel_futures=True)
 
     def put(self, name: str, offset: int, data: Array) -> None:
         """Queue a write; raises what an earlier one met."""
         if len(self._flight) >= self._DEPTH:
-            self._flight.popleft().result()
-        self._flight.append(self._thread.submit(self._write, name, offset, data))
+            self._land()
+        written = self._thread.submit(self._write, name, offset, data)
+        self._flight.append(
+            (written, self._digester.submit(self._home[name].digest, name, offset, data))
+        )
 
     def drain(self) -> None:
         while self._flight:
-            self._flight.popleft().result()
+            self._land()
         if self._flushing is not None:
             self._flushing.result()
+
+    def _land(self) -> None:
+        """Wait for the oldest write and its digest."""
+        for each in self._flight.popleft():
+            each.result()
 
     def _write(self, name: str, offset: int, data: Array) -> None:
         writer = self._home[name]
