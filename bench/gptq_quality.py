@@ -97,8 +97,10 @@ def draws(args: argparse.Namespace) -> str:
     for draw in range(args.draws):
         for each in trained(args.work, args.only, draw):
             made = quantized(args, each, f"{each[0]}-{draw}", "sym")
+            texts = each[3]
             found = quantkit.compare(
-                list(made.values()), each[1], text=each[3],
+                list(made.values()), each[1],
+                text=texts[0] if args.held_out and isinstance(texts, list) else texts,
                 set=["evaluation.window=256", f"evaluation.max_windows={args.windows}"],
             )  # fmt: skip
             folders = dict(zip(made, found["folders"], strict=True))
@@ -121,7 +123,8 @@ def draws(args: argparse.Namespace) -> str:
         [
             f"## {time.strftime('%Y-%m-%d %H:%M')} gptq.py draws: 4 bits, groups of 64, symmetric",
             "",
-            f"{machine()}; {versions(args.peer)}; {args.windows} windows of 256 tokens; each draw "
+            f"{machine()}; {versions(args.peer)}; {args.windows or 'all'} windows of 256 tokens"
+            f"{' of the text that came with the model' if args.held_out else ''}; each draw "
             "calibrates both on the same 128 windows of 256, other ones than the draws before.",
             "",
             "| model | draw | side | log perplexity ratio, % | KL, mean |",
