@@ -75,7 +75,8 @@ def likelihood_measures(scores: Scores) -> dict[str, Any]:
     """All measures of one set of tokens, as plain JSON."""
     source, saved = (_exp(float(each.mean())) for each in (scores.reference, scores.quantized))
     kl = scores.kl.numpy()
-    median, p90, p99 = (float(each) for each in np.quantile(kl, (0.5, 0.9, 0.99)))
+    with np.errstate(invalid="ignore"):  # between two infinite ones it is NaN
+        median, p90, p99 = (float(each) for each in np.quantile(kl, (0.5, 0.9, 0.99)))
     return {
         "perplexity": {
             "reference": source,

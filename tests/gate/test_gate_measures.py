@@ -143,6 +143,7 @@ def test_no_number_is_a_failure() -> None:
     assert "mean KL divergence" in judged(3.0, 3.1, nan, 0.9)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("nll", [800.0, float("inf")])
 def test_absurd_likelihoods_are_a_verdict_not_a_crash(nll: float) -> None:
     assert "perplexity ratio" in judged(3.0, nll, nll, 0.0)
