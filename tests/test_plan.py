@@ -147,6 +147,18 @@ def test_a_tensor_larger_than_the_limit_gets_a_shard_alone(tmp_path: Path) -> No
     assert len(plan.shards) == len(plan.tensors)
 
 
+def test_what_is_dropped_opens_no_shard(tmp_path: Path) -> None:
+    """The buffer is the last of the file, after a tensor that is larger than the limit."""
+    source = write_source(tmp_path / "source")
+    state = source_state("gpt_neox", torch.float16)
+    state["gpt_neox.layers.1.attention.rotary_emb.inv_freq"] = torch.ones(2, dtype=torch.uint8)
+    write_state(source, state, "safetensors")
+    plan = quantkit.plan(source, "fp16", set=["method.max_shard_bytes=1"])
+    last = max(plan.tensors, key=lambda each: each.source.offset)
+    assert last.action == "drop"
+    assert all(shard.tensors for shard in plan.shards)
+
+
 # what is left as it is
 
 

@@ -67,7 +67,7 @@ def layout(groups: Iterable[Sequence[OutputTensor]], limit: int) -> tuple[Shard,
     """
     bins: list[list[OutputTensor]] = [[]]
     filled = 0
-    for group in groups:
+    for group in filter(None, groups):  # a dropped tensor must not open a shard that stays empty
         size = sum(each.nbytes for each in group)
         if bins[-1] and filled + size > limit:
             bins.append([])
