@@ -34,8 +34,8 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
 
     Raises:
         UnsupportedModelError: the architecture is refused by name.
-        SourceError: a tensor is left over, missing, or of another shape than the model's; the
-            recipe's tokenizer would take added tokens apart.
+        SourceError: a tensor is left over, missing, or of another shape than the model's; one that
+            the recipe's values do not go with; its tokenizer would take added tokens apart.
     """
     records = source.checkpoint.tensors
     architecture = read_architecture(

@@ -406,6 +406,21 @@ def test_what_overflows_float16_is_refused(tmp_path: Path) -> None:
         convert(source, "bnb-nf4", folder / "out", "method.dtype=bfloat16")
 
 
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-nf4-double"])
+def test_a_storage_type_that_the_packed_bytes_do_not_fill_is_refused(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's header would speak of more bytes than there are, and none after be aligned."""
+    monkeypatch.setitem(
+        CONFIGS, "gpt_neox", CONFIGS["gpt_neox"] | {"hidden_size": 20, "intermediate_size": 129}
+    )
+    source = write_source(tmp_path / "source")
+    with pytest.raises(SourceError, match=r"20 x 129 packs into 1290 bytes.*quant_storage=uint8"):
+        quantkit.plan(source, recipe, set=["method.quant_storage=float32"])
+    convert(source, recipe, tmp_path / "out", "method.quant_storage=float16")
+    assert load_all(tmp_path / "out")
+
+
 def test_what_underflows_is_counted(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", dtype=torch.float32)
     state = load_file(source / "model.safetensors")

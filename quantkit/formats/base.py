@@ -73,6 +73,9 @@ class Format(Protocol):
         """The tensors that stand for the weight called ``weight``, ``shape`` (out, in).
 
         ``dtype`` is the data type that the weight is quantized from.
+
+        Raises:
+            SourceError: the recipe's values do not go with this shape.
         """
         ...
 

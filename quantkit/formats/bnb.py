@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.elements import Array
+from quantkit.errors import SourceError
 from quantkit.formats.base import Encoder, Kept, Write, refuse_nonfinite
 from quantkit.kernels import fourbit, int8, nested
 from quantkit.kernels.casting import cast
@@ -91,6 +92,11 @@ def _four_bit_outputs(
     blocks = ceil(count / method.block_size)
     packed = ceil(count / 2)
     storage = method.quant_storage
+    if packed % ITEM_BYTES[storage]:
+        raise SourceError(
+            f"{weight}: {shape[0]} x {shape[1]} packs into {packed} bytes, no multiple of the "
+            f"{ITEM_BYTES[storage]} of a {storage}; --set method.quant_storage=uint8"
+        )
     state = len(_quant_state(method, shape, dtype, offset=None))
     found = [
         OutputTensor(weight, storage, (packed // ITEM_BYTES[storage], 1), packed),
