@@ -78,12 +78,18 @@ def _refuse_hidden_tokens(source: Source, recipe: Recipe) -> None:
 
 
 def _as_made(source: Source, tensors: Sequence[TensorPlan]) -> list[Sequence[OutputTensor]]:
-    """What stands for each tensor, in the order in which a conversion reads the source."""
+    """What stands for each tensor, in the order in which a conversion reads the source.
+
+    That is :func:`quantkit.checkpoint.stream.segments`', by name where two begin alike; what a
+    calibration makes is written after all that is read.
+    """
     order = {name: at for at, name in enumerate(source.checkpoint.files)}
-    return [
-        each.outputs
-        for each in sorted(tensors, key=lambda each: (order[each.source.file], each.source.offset))
-    ]
+
+    def place(item: TensorPlan) -> tuple[int, int, str]:
+        record = item.source
+        return order[record.file], record.offset, record.name
+
+    return [each.outputs for each in sorted(tensors, key=place)]
 
 
 def _shard_limit(recipe: Recipe) -> int:

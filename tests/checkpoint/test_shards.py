@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import write_source
+import torch
+from tiny import CONFIGS, source_state, write_source
 
 import quantkit
 from quantkit import execution
@@ -176,6 +177,21 @@ def test_a_bin_whose_storages_lie_in_another_order(
     monkeypatch.setattr(RunningDigest.__init__, "__defaults__", (100,))  # little may wait
     out = tmp_path / "out"
     found, read = converted(source, "bnb-int8", out, monkeypatch)
+    assert found == {"model.safetensors": digest_file(out / "model.safetensors").sha256}
+    assert "model.safetensors" not in read
+
+
+def test_two_names_of_one_storage_lie_in_the_order_in_which_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever the file names first: else a whole embedding would wait for a whole head."""
+    monkeypatch.setitem(CONFIGS, "llama", CONFIGS["llama"] | {"tie_word_embeddings": False})
+    source, out = write_source(tmp_path / "source", "llama", container="torch"), tmp_path / "out"
+    state = source_state("llama", torch.float16)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    torch.save(dict(sorted(state.items(), reverse=True)), source / "pytorch_model.bin")
+    monkeypatch.setattr(RunningDigest.__init__, "__defaults__", (2000,))  # less than either
+    found, read = converted(source, "fp16", out, monkeypatch)
     assert found == {"model.safetensors": digest_file(out / "model.safetensors").sha256}
     assert "model.safetensors" not in read
 
