@@ -6,8 +6,12 @@ import errno
 import hashlib
 import os
 import random
+import threading
+import time
+import weakref
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ import quantkit
 from quantkit import execution
 from quantkit.checkpoint import shards
 from quantkit.checkpoint.safetensors_header import read_safetensors_header
-from quantkit.checkpoint.shards import ShardWriter, layout
+from quantkit.checkpoint.shards import ShardWriter, WriteQueue, layout
 from quantkit.digests import RunningDigest, digest_file
 from quantkit.errors import StorageError
 from quantkit.types import ITEM_BYTES, OutputTensor
@@ -62,6 +66,16 @@ def test_what_waits_is_bounded_and_its_room_comes_back() -> None:
     digest.feed(0, memoryview(data)[:50])
     digest.feed(50, memoryview(data)[50:100])
     assert digest.result(100) is None
+
+
+def test_what_waited_is_let_go_when_the_digest_is_lost() -> None:
+    digest, part = RunningDigest(b"", waiting=50), np.zeros(50, np.uint8)
+    digest.feed(50, part.data)
+    gone = weakref.ref(part)
+    del part
+    assert gone() is not None
+    digest.feed(100, memoryview(bytes(1)))  # no room
+    assert gone() is None
 
 
 @pytest.mark.parametrize(
@@ -247,4 +261,58 @@ def test_what_a_flush_meets_while_writing_stops_the_run(
     with pytest.raises(OSError if code == errno.EIO else StorageError, match=r"model|full"):
         quantkit.convert(source, "bnb-int8", out, no_gate=True)
     assert met
+    assert not out.exists()
+
+
+def one_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ShardWriter, WriteQueue]:
+    """A queue whose disk is asked to take each write."""
+    monkeypatch.setattr(shards, "_FLUSH_BYTES", 1)
+    (shard,) = layout([[OutputTensor("only", "uint8", (8,), 8)]], 1 << 40)
+    writer = ShardWriter(folder, shard)
+    queue = WriteQueue([writer])
+    queue.put("only", 0, np.arange(8, dtype=np.uint8))
+    return writer, queue
+
+
+def test_what_the_last_flush_meets_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(fd: int) -> None:
+        time.sleep(0.2)  # when all is written and digested
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shards.os, "fsync", failing)
+    writer, queue = one_written(tmp_path, monkeypatch)
+    with closing(writer), closing(queue), pytest.raises(OSError, match=r"model\.safetensors"):
+        queue.drain()
+
+
+def test_a_queue_that_is_closed_uses_no_file_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, done = threading.Event(), []
+
+    def slow(fd: int) -> None:
+        begun.set()
+        time.sleep(0.2)
+        done.append(fd)
+
+    monkeypatch.setattr(shards.os, "fsync", slow)
+    writer, queue = one_written(tmp_path, monkeypatch)
+    with closing(writer):
+        assert begun.wait(10)
+        queue.close()
+        assert len(done) == 1
+
+
+def test_what_the_digest_meets_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: RunningDigest, offset: int, data: memoryview) -> None:
+        raise MemoryError
+
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    monkeypatch.setattr(RunningDigest, "feed", failing)
+    with pytest.raises(MemoryError):
+        quantkit.convert(source, "bnb-int8", out, no_gate=True)
     assert not out.exists()
