@@ -45,6 +45,10 @@ def _module(tensor: TensorPlan) -> str:
     return tensor.source.name.removesuffix(".weight")
 
 
+def _in_memory(tensor: TensorPlan) -> str:
+    return (tensor.memory or "").removesuffix(".weight")
+
+
 def _kept(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Kept:
     """What stays as it is. Older loaders know a module by the checkpoint's name."""
     in_memory = {architecture.memory_names[each.source.name]: each for each in tensors}
@@ -52,11 +56,10 @@ def _kept(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Kept:
     linears = [
         each
         for each in tensors
-        if each.action in ("copy", "cast")
-        and (each.memory or "").removesuffix(".weight") in architecture.linears
+        if each.action in ("copy", "cast") and _in_memory(each) in architecture.linears
     ]
     return Kept(
         rule=tuple(sorted({*architecture.kept, *(_module(each) for each in stored if each)})),
-        linears=tuple(map(_module, linears)),
+        linears=tuple(sorted({*map(_module, linears), *map(_in_memory, linears)})),
         in_layers=tuple(_module(e) for e in linears if architecture.weighs_in_layer(e.memory)),
     )

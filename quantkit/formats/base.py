@@ -26,8 +26,8 @@ class Kept:
 
     ``rule`` are the patterns by which transformers leaves modules alone of itself (heads, tied
     ones), by names in memory and in the checkpoint; ``linears`` are the Linear modules that are
-    not quantized, by names in the checkpoint, and ``in_layers`` those of them inside decoder
-    layers.
+    not quantized, by the same two kinds of names, and ``in_layers`` those of them inside decoder
+    layers, by names in the checkpoint.
     """
 
     rule: tuple[str, ...]

@@ -1,0 +1,34 @@
+"""What a format is told of the modules that stay as they are: some loaders match names in memory,
+others those of the checkpoint, and a checkpoint may lack the prefix that transformers adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import source_state, write_source, write_state
+
+import quantkit
+from quantkit.formats import Bnb, Kept
+
+
+def test_linears_are_told_by_both_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    state = source_state("mistral", torch.float16)
+    short = {name.removeprefix("model."): value for name, value in state.items()}
+    write_state(source, short, "safetensors")
+    told: list[Kept] = []
+
+    def spy(self: Bnb, kept: Kept, quantized: Sequence[str]) -> dict[str, object]:
+        told.append(kept)
+        assert "layers.1.mlp.up_proj" in quantized
+        return {}
+
+    monkeypatch.setattr(Bnb, "quantization_config", spy)
+    quantkit.plan(source, "bnb-nf4", set=["method.ignore=['model.layers.0.mlp']"])
+    (kept,) = told
+    assert {"layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj", "lm_head"} <= set(kept.linears)
+    assert kept.linears.count("lm_head") == 1, "one name where both are alike"
+    assert set(kept.in_layers) == {f"layers.0.mlp.{each}_proj" for each in ("up", "gate", "down")}
