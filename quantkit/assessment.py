@@ -15,6 +15,7 @@ from quantkit.errors import CheckpointError, SourceError, UsageError
 from quantkit.evaluation import Texts, read_material
 from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
+from quantkit.gate.decoding import DECODERS
 from quantkit.given import expanded, paths_of
 from quantkit.recipe import Recipe, load_recipe
 from quantkit.report import write_report
@@ -157,9 +158,10 @@ def format_name(folder: Path) -> str:
         return f"bnb {settings.get('bnb_4bit_quant_type', 'fp4')}{double}"
     if method == "plain":
         return f"plain {config.get('dtype') or config.get('torch_dtype') or ''}".rstrip()
-    if method not in ("gptq", "awq"):
+    if method not in DECODERS:
         return method
-    return f"{method} {settings.get('bits', '?')}bit g{settings.get('group_size', '?')}"
+    bits, size = DECODERS[method].grid(settings)
+    return f"{method} {bits}bit g{size}"
 
 
 def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> Recipe:
@@ -177,10 +179,11 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
     for each in (known, known.removesuffix("-double")):  # fp4 has no recipe of its own for it
         if (shipped_folder("recipes") / f"{each}.toml").is_file():
             return load_recipe(each, [*more, *overrides])
-    if settings.get("quant_method") not in ("gptq", "awq"):
+    method = settings.get("quant_method")
+    if method not in DECODERS:
         kept = "bf16" if name == "plain bfloat16" else "fp16"
         return load_recipe(kept, [*more, *overrides])
-    bits = settings.get("bits", 4)
+    bits, _ = DECODERS[method].grid(settings)
     if type(bits) is not int or bits not in _LIMITS:
         raise SourceError(
             f"{folder}/config.json: quantization_config: bits: expected one of "

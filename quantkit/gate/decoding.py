@@ -95,25 +95,36 @@ def _in_order(inputs: int, settings: Mapping[str, Any]) -> Tensor:
     return torch.arange(inputs) // (size if size > 0 else inputs)
 
 
+def flat_grid(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Bits and group size where a config states them as GPTQ's and AWQ's do, else as they are
+    decoded. Nobody has held them to be numbers yet."""
+    return settings.get("bits", 4), settings.get("group_size", 128)
+
+
 @dataclass(frozen=True)
 class Decoder:
     """How a method's weights are decoded here, and the libraries that transformers opens its
     folders with; none where it is always decoded here.
 
-    ``bounds`` is how far a row's group may be from its source at worst, by bits: the relative
-    RMS of its error, with room for what moves weights on purpose. A scale that is doubled or
-    zeroed is off by about 1.
+    ``grid`` finds bits and group size (-1: a whole row) in a ``quantization_config``, as they
+    stand there, and raises nothing whatever it holds: by them a folder is named, and ``bounds``
+    applied. ``bounds`` is how far a row's group may be from its source at worst, by bits: the
+    relative RMS of its error, with room for what moves weights on purpose. A scale that is
+    doubled or zeroed is off by about 1.
     """
 
     weight: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]
     libraries: tuple[str, ...]
     bounds: Mapping[int, float]
+    grid: Callable[[Mapping[str, Any]], tuple[Any, Any]]
 
 
 #: Every method but bitsandbytes, whose own modules decode on every machine.
 DECODERS: dict[str, Decoder] = {
-    "gptq": Decoder(decode_gptq, ("optimum", "gptqmodel"), {2: 2.0, 3: 1.2, 4: 0.75, 8: 0.3}),
-    "awq": Decoder(decode_awq, (), {4: 0.75}),
+    "gptq": Decoder(
+        decode_gptq, ("optimum", "gptqmodel"), {2: 2.0, 3: 1.2, 4: 0.75, 8: 0.3}, flat_grid
+    ),
+    "awq": Decoder(decode_awq, (), {4: 0.75}, flat_grid),
 }
 
 

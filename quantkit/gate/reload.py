@@ -154,8 +154,9 @@ def _decode(name: str, module: Any, got: Tensor | None, opened: Opened) -> _Deco
         return None if found is None else _Decoded(*found, transposed=transposed)
     weight = _decoded_weight(name, module, got, opened, transposed=transposed)
     settings, _ = overridden(opened, name)
-    size = int(settings.get("group_size", 128))  # as where it is decoded
-    bound = DECODERS[opened.method].bounds.get(int(settings.get("bits", 4)), inf)
+    decoder = DECODERS[opened.method]
+    bits, size = map(int, decoder.grid(settings))
+    bound = decoder.bounds.get(bits, inf)
     in_blocks = size if 0 < size < weight.shape[1] else weight.shape[1]
     return _Decoded(weight, in_blocks, bound, peaks=False, transposed=transposed)
 

@@ -18,7 +18,7 @@ from tiny import write_source
 from torch import Tensor
 
 import quantkit
-from quantkit.assessment import recipe_for
+from quantkit.assessment import format_name, recipe_for
 from quantkit.gate import decoding, opened, parts, stated
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.opened import open_original, open_saved
@@ -231,8 +231,38 @@ def test_sound_bitsandbytes_folders(demo_nf4: Converted, demo_int8: Converted) -
 
 def test_every_method_that_is_decoded_has_its_parts_named_and_checked() -> None:
     methods = {"bitsandbytes", *decoding.DECODERS}
-    assert methods == set(opened._PART_NAMES) == set(parts._CHECKED)
+    assert methods == set(opened._PART_NAMES), "DECODERS and gate/opened.py name other methods"
+    assert methods == set(parts._CHECKED), "DECODERS and gate/parts.py name other methods"
     assert all(each.bounds for each in decoding.DECODERS.values())
+
+
+def test_a_format_whose_config_states_its_grid_elsewhere(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, and bounded, by what its decoder finds there, and by no default."""
+    weight, source = f"{MODULE}.weight", open_source(made[0])
+    wanted = torch.nn.Linear(64, 256, bias=False)
+    wanted.weight.data = open_original(source).load([weight])[weight]
+
+    def judged(folder: Path) -> tuple[str, str, float]:
+        saved = open_saved(folder)
+        (found,) = weight_errors(torch.nn.Identity(), wanted, f"{MODULE}.", saved)
+        return format_name(folder), recipe_for(folder, source).name, found.block
+
+    def below(_: dict[str, Tensor], config: dict[str, Any]) -> None:
+        settings = config["quantization_config"]
+        settings["grid"] = [settings.pop("bits"), settings.pop("group_size")]
+
+    expected = judged(made[1])
+    assert expected[:2] == ("gptq 4bit g32", "gptq 4bit g32")
+    decoder = decoding.DECODERS["gptq"]
+    elsewhere = replace(
+        decoder,
+        grid=lambda settings: tuple(settings["grid"]),
+        weight=lambda parts, settings: decoder.weight(parts, settings | {"bits": 4}),
+    )
+    monkeypatch.setitem(decoding.DECODERS, "gptq", elsewhere)
+    assert judged(changed(made[1], tmp_path / "copy", below)) == expected
 
 
 def test_a_librarys_module_without_a_weight_is_decoded_here(made: tuple[Path, Path]) -> None:
