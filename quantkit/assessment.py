@@ -160,7 +160,8 @@ def format_name(folder: Path) -> str:
         return f"plain {config.get('dtype') or config.get('torch_dtype') or ''}".rstrip()
     if method not in DECODERS:
         return method
-    bits, size = DECODERS[method].grid(settings)
+    # a stranger's text, or null, is no part of a name
+    bits, size = (each if type(each) is int else "?" for each in DECODERS[method].grid(settings))
     return f"{method} {bits}bit g{size}"
 
 
@@ -176,8 +177,9 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
         more = [f"generation.repetition_penalty={float(penalty)}"]
     name = format_name(folder)
     known = "-".join(name.split())
+    ours = {path.stem for path in shipped_folder("recipes").glob("*.toml")}
     for each in (known, known.removesuffix("-double")):  # fp4 has no recipe of its own for it
-        if (shipped_folder("recipes") / f"{each}.toml").is_file():
+        if each in ours:
             return load_recipe(each, [*more, *overrides])
     method = settings.get("quant_method")
     if method not in DECODERS:

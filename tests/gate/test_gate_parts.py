@@ -265,6 +265,17 @@ def test_a_format_whose_config_states_its_grid_elsewhere(
     assert judged(changed(made[1], tmp_path / "copy", below)) == expected
 
 
+@pytest.mark.parametrize("size", ["x" * 400, 'x"', "128\n", None, [1]], ids=range(5))
+def test_a_group_size_that_is_no_name(
+    made: tuple[Path, Path], tmp_path: Path, size: object
+) -> None:
+    """It is a finding of the gate's, not what a search for the folder's recipe ends at."""
+    copy = changed(made[1], tmp_path / "copy", setting("group_size", size))
+    assert recipe_for(copy, open_source(made[0])).gate.max_weight_error == 0.25
+    assert format_name(copy) == "gptq 4bit g?"
+    assert "group_size" in failures(made[0], copy)[0]
+
+
 def test_a_librarys_module_without_a_weight_is_decoded_here(made: tuple[Path, Path]) -> None:
     source, folder = made
     saved, name = open_saved(folder), f"{MODULE}.weight"
