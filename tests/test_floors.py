@@ -109,7 +109,10 @@ def unit(name: str) -> str:
 
 
 def test_every_unit_has_a_floor() -> None:
-    assert sorted({unit(name) for name in MODULES}) == sorted(FLOOR_OF)
+    found = {unit(name) for name in MODULES}
+    new, gone = sorted(found - FLOOR_OF.keys()), sorted(FLOOR_OF.keys() - found)
+    assert not new, f"give {new} a floor in FLOORS, and a line in the map of quantkit/__init__.py"
+    assert not gone, f"{gone} are no units any more: take them out of FLOORS and the map"
 
 
 def test_the_map_names_every_unit_on_its_floor() -> None:
@@ -121,7 +124,8 @@ def test_the_map_names_every_unit_on_its_floor() -> None:
     for name, (floor, _) in FLOOR_OF.items():
         below = starts.get(floor - 1, end)
         if name != "quantkit":
-            assert re.search(rf"\b{name}\b", text[starts[floor] : below]), (name, floor)
+            listed = re.search(rf"\b{name}\b", text[starts[floor] : below])
+            assert listed, f"{name}: give it a line on floor {floor} of the map in __init__.py"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -132,7 +136,7 @@ def test_imports_point_down(name: str) -> None:
         for each in imports(MODULES[name])
         if unit(each) != here and FLOOR_OF[unit(each)] >= FLOOR_OF[here]
     ]
-    assert upward == []
+    assert upward == [], "(floor, step): a lower one for what is imported, or another place for it"
 
 
 def test_no_imports_go_in_a_circle() -> None:
@@ -156,10 +160,10 @@ BENCHES = {f"bench {path.stem}": path for path in Path(__file__).parents[1].glob
 @pytest.mark.parametrize("name", [*sorted(MODULES), *sorted(BENCHES)])
 def test_files_and_functions_stay_small(name: str) -> None:
     text = (MODULES | BENCHES)[name].read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MAX_FILE_LINES
+    assert len(text.splitlines()) <= MAX_FILE_LINES, f"{name}: divide it by purpose"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert length(node) <= MAX_FUNCTION_LINES, node.name
+            assert length(node) <= MAX_FUNCTION_LINES, f"{node.name}: divide it by purpose"
 
 
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
