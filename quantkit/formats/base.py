@@ -36,16 +36,22 @@ class Kept:
 
 
 class Encoder(Protocol):
-    """Turns one weight, fed in pieces and in order, into its output tensors."""
+    """Turns one weight, fed in pieces and in order, into its output tensors.
+
+    Between them, ``feed`` and ``finish`` write every byte of each tensor that the format's
+    ``outputs`` names, in any order, once; what nobody writes stays zero.
+    """
 
     def feed(self, piece: Array) -> Iterator[Write]:
-        """The next elements of the weight, 1-D, in the plan's data type.
+        """The next elements of the weight, 1-D, row-major as (out, in), in the plan's data type.
 
         Every piece but the last is a multiple of the format's ``unit``; it is valid until the
-        next is asked for, so what is written of it must be a copy.
+        next is asked for, so what is written of it must be a copy. Pieces and what is written
+        are the host's, whatever the device.
 
         Raises:
-            NonFiniteError: the piece holds NaN or infinity (:func:`refuse_nonfinite`).
+            NonFiniteError: the piece holds NaN or infinity: :func:`refuse_nonfinite`, given what
+                the kernel counted, or :func:`quantkit.elements.count_nonfinite`.
         """
         ...
 
@@ -59,13 +65,17 @@ class Format(Protocol):
 
     @property
     def calibrated(self) -> bool:
-        """Whether weights are made layer by layer before the one pass, which then skips them."""
+        """Whether weights are made layer by layer before the one pass, which then skips them.
+
+        Only decoder layers are then quantized. What walks them knows GPTQ alone so far.
+        """
         ...
 
     def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> str | None:
         """Why the loaders cannot take a weight (out, in) of this shape; ``None`` if they can.
 
-        ``kind`` is the module's class: ``Linear``, or GPT-2's ``Conv1D``.
+        It then stays as it is, and this is what the plan says of it. ``kind`` is the module's
+        class: ``Linear``, or GPT-2's ``Conv1D`` (whose weight is turned to (out, in) here).
         """
         ...
 
@@ -80,11 +90,11 @@ class Format(Protocol):
         ...
 
     def unit(self, shape: tuple[int, int]) -> int:
-        """Elements that a piece must be a multiple of."""
+        """Elements that a piece must be a multiple of; ``shape[1]`` for whole rows."""
         ...
 
     def encoder(self, weight: str, shape: tuple[int, int], dtype: str, device: str) -> Encoder:
-        """A fresh encoder for one weight."""
+        """A fresh encoder for one weight; ``device`` is where it may compute."""
         ...
 
     def quantizes(self) -> bool:
