@@ -357,6 +357,26 @@ def test_staged_files_of_other_versions_are_made_anew(
     assert said == [f"{partial(out)}: made with another set of versions; starting over"]
 
 
+def test_staged_files_that_were_altered_are_made_anew(demo: Path, tmp_path: Path) -> None:
+    """Their digests were taken as they were written: a rerun has to read what lies there."""
+
+    def interfere(event: Event) -> None:
+        if event.stage == "gate":
+            raise RuntimeError("stop")
+
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="stop"):
+        quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], listener=interfere)
+    weights = partial(out) / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    heard: list[Event] = []
+    quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], no_gate=True, listener=heard.append)
+    said = [each.message for each in heard if each.stage == "resume"]
+    assert said == [f"{partial(out)}: its files changed since; starting over"]
+    assert (out / "model.safetensors").read_bytes() == data
+
+
 def test_layers_outlive_an_error_of_the_disk(demo: Path, tmp_path: Path) -> None:
     def interfere(event: Event) -> None:
         if event.stage == "calibrate" and (event.done or 0) > 4 * (event.total or 1) // 5:
