@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
@@ -165,10 +164,8 @@ def _flush_all(folder: Path) -> None:
         flush(path)
 
 
-def _digest_output(
-    folder: Path, plan: Plan, written: Mapping[str, str] = MappingProxyType({})
-) -> tuple[FileDigest, ...]:
-    """SHA-256 of every file staged so far, weight files marked."""
+def _digest_output(folder: Path, plan: Plan, written: Mapping[str, str]) -> tuple[FileDigest, ...]:
+    """SHA-256 of every file staged so far, weight files marked; those in ``written`` not read."""
     weights = {shard.name for shard in plan.shards}
     return tuple(
         FileDigest(path.name, path.stat().st_size, written[path.name], None, is_weight=True)
@@ -249,7 +246,7 @@ def _reuse(job: Job) -> Staged | str:
     if note.get("companions") != _companions(job.source):
         return "the source's small files changed since"
     with job.clock.measure("verify"):
-        outputs = _digest_output(job.place.partial, job.plan)
+        outputs = _digest_output(job.place.partial, job.plan, written={})
         if [asdict(each) for each in outputs] != note["outputs"]:
             return "its files changed since"
         job.listener(Event("resume", message="judging the staged files again; not quantizing"))
