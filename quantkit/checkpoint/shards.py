@@ -1,9 +1,10 @@
 """Safetensors files laid out before their bytes exist, and written by position.
 
-The layout is fixed by the plan: within a shard the tensors lie as they are made, so that
-the file can be digested while it grows. Those whose length would leave the next one unaligned
-come after them, the wider elements first, and texts of variable length last. A header padded to
-its greatest length keeps all positions known while the bytes are made.
+The layout is fixed by the plan: within a shard the tensors lie in the order in which they are
+given (the plan's: as a conversion reads them), so that the file can be digested while it grows.
+Those whose length would leave the next one unaligned come after them, the wider elements first,
+and texts of variable length last. A header padded to its greatest length keeps all positions known
+while the bytes are made.
 
 Source: the safetensors format (8 bytes little-endian header length, JSON, data).
 """
@@ -110,8 +111,9 @@ def _header(tensors: Sequence[OutputTensor], lengths: Mapping[str, int]) -> byte
 class ShardWriter:
     """Writes one shard by position; bytes may come in any order.
 
-    ``finish`` writes the header last, so that a file cut short never looks whole. It is
-    digested first, where it is known beforehand.
+    ``finish`` writes the header last, so that a file cut short never looks whole. Its digest starts
+    with it all the same, unless texts make its lengths unknown. Whoever wants the digest gives what
+    is written to ``digest`` too, on one thread; ``write`` and ``flush`` may run on others.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -200,7 +202,7 @@ class WriteQueue:
     """Puts bytes into the shards on a thread of its own, a few writes behind the encoders.
 
     Two others digest them and have the disk take them meanwhile: at the end either would take
-    as long, and nothing else be left to do.
+    as long, and nothing else be left to do. After ``close`` none uses a writer any more.
     """
 
     _DEPTH = 8
