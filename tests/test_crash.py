@@ -227,6 +227,8 @@ def test_an_interrupt_while_starting_is_clean(
 ) -> None:
     process = subprocess.Popen(convert(source, tmp_path / "out"), stderr=subprocess.PIPE)
     time.sleep(share * undisturbed.begin)
+    if process.poll() is not None:
+        pytest.skip("other work slowed the undisturbed run: this one ended before that began")
     said = interrupted(process)
     assert "Traceback" not in said
     if share > 0.6 and partial(tmp_path / "out").exists():  # faster than the undisturbed one
