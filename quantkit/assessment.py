@@ -178,7 +178,8 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
     name = format_name(folder)
     known = "-".join(name.split())
     ours = {path.stem for path in shipped_folder("recipes").glob("*.toml")}
-    for each in (known, known.removesuffix("-double")):  # fp4 has no recipe of its own for it
+    # fp4 has no recipe of its own for double quantization, and 8 bits have one group size alone
+    for each in (known, known.removesuffix("-double"), known.removesuffix("-g128")):
         if each in ours:
             return load_recipe(each, [*more, *overrides])
     method = settings.get("quant_method")

@@ -265,6 +265,27 @@ def test_a_format_whose_config_states_its_grid_elsewhere(
     assert judged(changed(made[1], tmp_path / "copy", below)) == expected
 
 
+@pytest.mark.parametrize(
+    ("bits", "size", "name"),
+    [
+        (3, 128, "gptq-3bit-g128"),
+        (4, 128, "gptq-4bit-g128"),
+        (8, 128, "gptq-8bit"),
+        (8, 64, "gptq 8bit g64"),
+    ],
+)
+def test_a_folder_is_judged_by_its_own_recipe(
+    made: tuple[Path, Path], tmp_path: Path, bits: int, size: int, name: str
+) -> None:
+    def restated(_: dict[str, Tensor], config: dict[str, Any]) -> None:
+        config["quantization_config"] |= {"bits": bits, "group_size": size}
+
+    copy = changed(made[1], tmp_path / "copy", restated)
+    found = recipe_for(copy, open_source(made[0]))
+    assert found.name == name
+    assert bits != 8 or found.gate.max_kl_mean == (0.01 if size == 128 else 0.02)
+
+
 @pytest.mark.parametrize("size", ["x" * 400, 'x"', "128\n", None, [1]], ids=range(5))
 def test_a_group_size_that_is_no_name(
     made: tuple[Path, Path], tmp_path: Path, size: object
