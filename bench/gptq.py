@@ -45,7 +45,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="of the trained models, these")
     parser.add_argument("--draws", type=int, default=5, help="of calibration windows")
     parser.add_argument("--windows", type=int, default=256, help="that draws are judged on")
-    parser.add_argument("--held-out", action="store_true", help="draws: its own text alone")
+    parser.add_argument(
+        "--held-out", action="store_true", help="draws: judged on the model's own text alone"
+    )
     parser.add_argument("--reuse", action="store_true", help="what an earlier run quantized")
     parser.add_argument("--no-record", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()

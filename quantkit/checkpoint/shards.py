@@ -209,7 +209,7 @@ class WriteQueue:
 
     def __init__(self, writers: Sequence[ShardWriter]) -> None:
         self._home = {name: writer for writer in writers for name in writer.names}
-        self._thread = ThreadPoolExecutor(1, "write")
+        self._writer = ThreadPoolExecutor(1, "write")
         self._digester = ThreadPoolExecutor(1, "digest-output")
         self._flusher = ThreadPoolExecutor(1, "flush")
         self._flight: deque[tuple[Future[None], Future[None]]] = deque()
@@ -217,17 +217,16 @@ class WriteQueue:
         self._unflushed = 0
 
     def close(self) -> None:
-        for thread in (self._thread, self._digester, self._flusher):
+        for thread in (self._writer, self._digester, self._flusher):
             thread.shutdown(wait=True, cancel_futures=True)
 
     def put(self, name: str, offset: int, data: Array) -> None:
         """Queue a write; raises what an earlier one met."""
         if len(self._flight) >= self._DEPTH:
             self._land()
-        written = self._thread.submit(self._write, name, offset, data)
-        self._flight.append(
-            (written, self._digester.submit(self._home[name].digest, name, offset, data))
-        )
+        written = self._writer.submit(self._write, name, offset, data)
+        digested = self._digester.submit(self._home[name].digest, name, offset, data)
+        self._flight.append((written, digested))
 
     def drain(self) -> None:
         while self._flight:
