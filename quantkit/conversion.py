@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -265,9 +265,8 @@ def _check_ties(plan: Plan, source: Source) -> None:
         if item.tied_to is None:
             continue
         copy, own = item.source, records[item.tied_to]
-        if (copy.file, copy.offset, copy.stride) == (own.file, own.offset, own.stride):
-            continue
-        if not same_values(source.folder, copy, own):
+        one_range = replace(copy, name=own.name) == own
+        if not one_range and not same_values(source.folder, copy, own):
             raise SourceError(
                 f"{copy.name}: config.json ties it to {own.name}, and the checkpoint holds other "
                 "values; set tie_word_embeddings to false in config.json if both are meant"

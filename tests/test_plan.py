@@ -325,6 +325,16 @@ def test_a_tied_copy_is_dropped_with_its_reason(tmp_path: Path) -> None:
     assert "model.embed_tokens.weight" in dropped.reason
 
 
+def test_a_tied_copy_of_the_first_rows_is_no_copy(tmp_path: Path) -> None:
+    """It begins where the weight begins that it is tied to."""
+    source = write_source(tmp_path / "source", "llama", container="torch")
+    state = source_state("llama", torch.float16)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"][:5]
+    write_state(source, state, "torch")
+    with pytest.raises(SourceError, match=r"ties it to .*, and the checkpoint holds other values"):
+        convert(source, "bnb-nf4", tmp_path / "out")
+
+
 def test_a_recipe_may_drop_by_pattern(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     state = load_file(source / "model.safetensors")
