@@ -34,8 +34,9 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
 
     Raises:
         UnsupportedModelError: the architecture is refused by name.
-        SourceError: a tensor is left over, missing, or of another shape than the model's; one that
-            the recipe's values do not go with; its tokenizer would take added tokens apart.
+        SourceError: a tensor is left over, missing, there under two names, or of another shape
+            than the model's; one that the recipe's values do not go with; its tokenizer would take
+            added tokens apart.
     """
     records = source.checkpoint.tensors
     architecture = read_architecture(
@@ -47,6 +48,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     )
     form = format_of(recipe.method)
     tensors = _fates(records, architecture, form, recipe)
+    _refuse_doubles(tensors, architecture)
     _refuse_incomplete(tensors, architecture)
     _refuse_mostly_skipped(tensors, architecture, recipe)
     if form.quantizes() and not any(each.action == "quantize" for each in tensors):
@@ -246,6 +248,18 @@ def _refuse_mostly_skipped(
             f"{name}, which does not fit the format: {why} (--set method.group_size=N or "
             "method.max_skipped_share=SHARE)"
         )
+
+
+def _refuse_doubles(tensors: Sequence[TensorPlan], architecture: Architecture) -> None:
+    """Two tensors under two names of one weight: loaders would not agree on which it is."""
+    found: dict[str, str] = {}
+    for item in tensors:
+        name = item.source.name
+        if item.memory is not None and (other := found.setdefault(item.memory, name)) != name:
+            raise SourceError(
+                f"{name}: {architecture.class_name} has one place for it and for {other}; leave "
+                f"one out in the recipe ([source] drop = {json.dumps([f'^{re.escape(name)}$'])})"
+            )
 
 
 def _refuse_incomplete(tensors: Sequence[TensorPlan], architecture: Architecture) -> None:

@@ -211,6 +211,19 @@ def test_what_to_do_about_an_unknown_tensor_can_be_done(tmp_path: Path) -> None:
     assert "v_head.summary.weight" in [each.source.name for each in made.with_action("drop")]
 
 
+def test_a_weight_that_is_there_under_two_names_is_refused(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    state = source_state("mistral", torch.float16)
+    name = "layers.0.mlp.up_proj.weight"
+    state[name] = torch.zeros_like(state[f"model.{name}"])
+    write_state(source, state, "safetensors")
+    with pytest.raises(SourceError, match="has one place for it and for") as caught:
+        quantkit.plan(source, "bnb-nf4")
+    (advice,) = re.findall(r"\[source\] drop = (.+)\)$", str(caught.value))
+    made = quantkit.plan(source, "bnb-nf4", set=[f"source.drop={advice}"])
+    assert len(made.with_action("drop")) == 1
+
+
 def test_a_weight_that_others_are_tied_to_is_not_left_out(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "llama", drop_tied=False)
     assert quantkit.plan(source, "fp16").with_action("drop")
