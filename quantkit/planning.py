@@ -144,6 +144,11 @@ def _fate(
     reason, unfit = _why_kept(module, linear, architecture, form, recipe), None
     if linear is not None and reason is None:
         out_in = linear.out_features, linear.in_features
+        if not all(out_in):
+            raise SourceError(
+                f"{record.name}: {out_in[0]} x {out_in[1]}: there is nothing to quantize; leave it "
+                f"out in the recipe ([method] ignore = {json.dumps([module])})"
+            )
         unfit = form.unfit(record.name, out_in, linear.kind)
         if unfit is None:
             return _quantized(record, linear, architecture.dtype, form, memory)

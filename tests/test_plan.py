@@ -304,6 +304,19 @@ def test_without_ignore_the_loader_finds_the_head_by_itself(tmp_path: Path) -> N
     assert config["quantization_config"]["llm_int8_skip_modules"] is None
 
 
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-nf4-double", "bnb-int8", "gptq-4bit-g128"])
+def test_a_weight_without_elements_is_not_quantized(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "opt", CONFIGS["opt"] | {"ffn_dim": 0})
+    source = write_source(tmp_path / "source", "opt")
+    with pytest.raises(SourceError, match="there is nothing to quantize") as caught:
+        quantkit.plan(source, recipe, set=["method.group_size=32"] if "gptq" in recipe else [])
+    assert "model.decoder.layers.0.fc1" in str(caught.value)
+    if recipe.startswith("bnb"):
+        convert(source, recipe, tmp_path / "out", 'method.ignore=["fc1", "fc2"]')
+
+
 def test_everything_ignored_is_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     with pytest.raises(SourceError, match="no module would be quantized"):
