@@ -66,7 +66,7 @@ def find_scales(
 
     Candidates are first ranked by what rounding with them costs when no error is passed on;
     the likeliest are then tried with each error passed on inside the group. Without a search
-    the only candidate is the whole range.
+    the only candidate is the whole range. Where no loss is finite, the scale is infinite.
     """
     low, high = _ranges(weights, grid)
     trials = [_candidate(low, high, part, grid) for part in grid.shrinks]
@@ -74,7 +74,7 @@ def find_scales(
     alone = [_loss_alone(weights, cost, *each, grid) for each in trials]
     likely = torch.argsort(torch.stack(alone, 1), dim=1, stable=True)[:, : grid.tried]
     best = torch.full_like(low, torch.inf)
-    scale, zero = torch.ones_like(low), torch.full_like(low, grid.middle)
+    scale, zero = best.clone(), torch.zeros_like(low)
     for at in range(likely.shape[1]):
         chosen = likely[:, at : at + 1]
         trial, middle = scales.gather(1, chosen)[:, 0], zeros.gather(1, chosen)[:, 0]

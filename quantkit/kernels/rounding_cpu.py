@@ -124,7 +124,8 @@ def _find_scales(  # type: ignore[no-untyped-def]
         for at in range(start, stop):
             _lose(tile, at, scales, inverse, zeros, trial, cost[at], top, likely)
     best = np.full(lanes, np.inf).astype(kind)
-    best_scale, best_zero, scale, zero = np.empty((4, lanes), kind)
+    best_scale, best_zero = best.copy(), np.zeros(lanes, kind)
+    scale, zero = np.empty((2, lanes), kind)
     trial_tile, codes, errors = rooms
     for _ in range(tried):
         for lane in range(lanes):

@@ -128,7 +128,7 @@ def _find_scales(  # type: ignore[no-untyped-def]
         likely = tl.where(trial[None, :] == each, alone[:, None], likely)
     parts = tl.load(shrinks + trial, mask=trial < trials, other=0.0)
     best = tl.full((ROWS,), float("inf"), tl.float32)
-    best_scale = tl.full((ROWS,), 1.0, tl.float32)
+    best_scale = best
     best_zero = tl.full((ROWS,), 0.0, tl.float32)
     for _ in range(TRIED):
         chosen = tl.argmin(likely, axis=1)

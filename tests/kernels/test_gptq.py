@@ -317,6 +317,26 @@ def test_nothing_is_made_good_by_a_hessian_of_no_use(layer) -> None:
     assert not make_good(weight, factor, 1.0).any()
 
 
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("loop", [rounding, rounding_cpu])
+def test_a_row_whose_every_loss_overflows_has_no_finite_scale(loop, search) -> None:
+    """So that it is refused; the rows beside it are rounded as they are without it."""
+    weights, scales = torch.randn(200, 16, generator=torch.Generator().manual_seed(2)), []
+    for large in (1.0, 1e25):
+        given = weights.clone()
+        given[3] *= large
+        block = rounding.Block(
+            given, torch.eye(16), torch.ones(16), torch.zeros(16, dtype=torch.int64),
+            torch.ones(200, 1), torch.zeros(200, 1), known=False,
+        )  # fmt: skip
+        loop.round_block(block, Grid(4, 16, True, search))
+        scales.append(block.scales[:, 0])
+    usual, beside = scales
+    assert torch.isinf(beside[3])
+    others = torch.arange(200) != 3
+    assert torch.equal(usual[others], beside[others])
+
+
 def test_scales_are_float16_and_never_zero() -> None:
     scales = torch.tensor([0.0, 1e-12, -1e-12, 3e-8, 7.7e-6, 0.1, 333.3])
     rounded = float16_scale(scales)
