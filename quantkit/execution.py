@@ -245,6 +245,7 @@ def _reuse(job: Job) -> Staged | str:
         return f"made with another {' and '.join(others)}"
     if note.get("companions") != _companions(job.source):
         return "the source's small files changed since"
+    empty(job.place, keep=note["files"])  # not a card, nor what an earlier gate said of them
     with job.clock.measure("verify"):
         outputs = _digest_output(job.place.partial, job.plan, written={})
         if [asdict(each) for each in outputs] != note["outputs"]:
@@ -253,7 +254,6 @@ def _reuse(job: Job) -> Staged | str:
         digests = digest_source(job.source, job.registry, job.listener, recall=True)
     if _found(digests) != note.get("source"):
         return "the source changed since"
-    empty(job.place, keep=note["files"])  # not what an earlier gate said of them
     return Staged(Converted(digests, note["underflows"], note["tokenizer"]), outputs, note)
 
 

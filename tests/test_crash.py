@@ -26,7 +26,7 @@ from tiny import write_source
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import quantkit
-from quantkit import execution
+from quantkit import execution, pipeline
 from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
 from quantkit.staging import NOTE, amendment_of, held, staging_for
 from quantkit.types import Event
@@ -332,6 +332,26 @@ def test_files_that_are_whole_outlive_whatever_stops_their_judgement(
     quantkit.convert(demo, "bnb-nf4", out, set=STRICT[:2], listener=heard.append)
     assert "convert" not in [each.stage for each in heard]
     assert quantkit.verify(out)["status"] == "verified"
+
+
+def test_files_that_are_whole_outlive_what_stops_their_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside them lie the card and the manifest by then."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+    assert (partial(out) / "README.md").is_file()
+    heard: list[Event] = []
+    quantkit.convert(source, "bnb-nf4", out, no_gate=True, listener=heard.append)
+    assert "convert" not in [each.stage for each in heard]
+    quantkit.verify(out)
 
 
 def test_what_an_earlier_gate_wrote_does_not_stay_without_one(demo: Path, tmp_path: Path) -> None:
