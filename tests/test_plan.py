@@ -438,8 +438,21 @@ def test_what_overflows_float16_is_refused(tmp_path: Path) -> None:
             with pytest.raises(NonFiniteError) as caught:
                 convert(source, recipe, folder / "out", "method.dtype=float16")
             assert name in str(caught.value)
-            assert "bfloat16" in str(caught.value)
+            made_of_half = recipe == "bnb-int8" and "mlp" in name
+            assert ("method.ignore" if made_of_half else "bfloat16") in str(caught.value)
         convert(source, "bnb-nf4", folder / "out", "method.dtype=bfloat16")
+
+
+def test_what_overflows_the_float16_of_int8_is_left_out(tmp_path: Path) -> None:
+    source, module = write_source(tmp_path / "source"), "gpt_neox.layers.0.mlp.dense_4h_to_h"
+    state = source_state("gpt_neox", torch.bfloat16)
+    state[f"{module}.weight"].view(-1)[3] = 70_000.0
+    write_state(source, state, "safetensors")
+    said = r"1 values .*whatever method\.dtype; leave it out by method\.ignore"
+    with pytest.raises(NonFiniteError, match=said):
+        convert(source, "bnb-int8", tmp_path / "out", "method.dtype=bfloat16")
+    sets = ["method.dtype=bfloat16", f'method.ignore=["{module}"]']
+    convert(source, "bnb-int8", tmp_path / "out", *sets)
 
 
 @pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-nf4-double"])

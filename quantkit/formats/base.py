@@ -109,7 +109,9 @@ class Format(Protocol):
         ...
 
 
-def refuse_nonfinite(weight: str, count: int) -> None:
+def refuse_nonfinite(
+    weight: str, count: int, advice: str = "try --set method.dtype=bfloat16"
+) -> None:
     """Stop where ``count`` values of a weight are NaN or infinite.
 
     Raises:
@@ -118,5 +120,5 @@ def refuse_nonfinite(weight: str, count: int) -> None:
     if count:
         raise NonFiniteError(
             f"{weight}: {count} values are NaN or infinite; the source is damaged or overflows "
-            "the data type (try --set method.dtype=bfloat16)"
+            f"the data type ({advice})"
         )

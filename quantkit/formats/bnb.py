@@ -212,7 +212,8 @@ class _Int8Encoder:
 
     def feed(self, piece: Array) -> Iterator[Write]:
         made = self._kernel(cast(piece, "float16").reshape(-1, self._columns))
-        refuse_nonfinite(self._weight, made.nonfinite)
+        advice = "int8 is made from float16, whatever method.dtype; leave it out by method.ignore"
+        refuse_nonfinite(self._weight, made.nonfinite, advice)
         yield Write(self._weight, self._row * self._columns, made.rows)
         yield Write(f"{_module(self._weight)}.SCB", 4 * self._row, made.absmax)
         self._row += made.rows.shape[0]
