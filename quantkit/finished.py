@@ -52,7 +52,7 @@ class FinishedLayers:
         _, weights = self._paths(index)
         return {
             each.name: read_tensor(weights.parent, each)
-            for each in read_safetensors_header(weights)[0]
+            for each in read_safetensors_header(weights)
             if names is None or each.name in names
         }
 

@@ -406,7 +406,7 @@ def parts_of(path: Path) -> list[tuple[str, str, tuple[int, ...], bytes]]:
     data = path.read_bytes()
     return [
         (each.name, each.dtype, each.shape, data[each.offset : each.offset + each.nbytes])
-        for each in read_safetensors_header(path)[0]
+        for each in read_safetensors_header(path)
     ]
 
 

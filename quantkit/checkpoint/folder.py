@@ -55,16 +55,14 @@ class CheckpointIndex:
     """All tensors of a checkpoint folder.
 
     ``files`` are the weight files by name, ``file_bytes`` their sizes, ``stamps`` what they
-    were when their headers were read. ``tensors``
-    have unique names and are ordered by file, then as in the file. ``metadata`` is
-    the safetensors headers' ``__metadata__`` (the first file that has a key decides).
+    were when their headers were read. ``tensors`` have unique names and are ordered by file,
+    then as in the file.
     """
 
     files: tuple[str, ...]
     container: Container
     tensors: tuple[TensorRecord, ...]
     file_bytes: Mapping[str, int]
-    metadata: Mapping[str, str]
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
 
 
@@ -153,18 +151,16 @@ def _collect(
 ) -> CheckpointIndex:
     """Read each file and hold it to the names expected in it (``None``: any)."""
     tensors: list[TensorRecord] = []
-    metadata: dict[str, str] = {}
     stamps: dict[str, Stamp] = {}
     read = _READERS[container]
     for name, promised in expected.items():
         if (folder / name).is_file():  # taken first, so that a change meanwhile is seen later
             stamps[name] = stamp_of(folder / name)
-        records, found_metadata = read(folder / name)
+        records = read(folder / name)
         if promised is not None:
             _check_promise({record.name for record in records}, promised, folder / name, index)
         _refuse_aliases(records, stamps[name].nbytes, folder / name)
         tensors += records
-        metadata = found_metadata | metadata
     if not tensors:
         raise CheckpointError(
             f"{folder}: expected tensors in {', '.join(expected)}, got none; "
@@ -175,7 +171,6 @@ def _collect(
         container=container,
         tensors=tuple(tensors),
         file_bytes={name: stamps[name].nbytes for name in expected},
-        metadata=metadata,
         stamps=stamps,
     )
 
@@ -211,11 +206,7 @@ def _listed(names: Iterable[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _read_torch(path: Path) -> tuple[list[TensorRecord], dict[str, str]]:
-    return read_torch_index(path), {}
-
-
-_READERS: dict[Container, Callable[[Path], tuple[list[TensorRecord], dict[str, str]]]] = {
+_READERS: dict[Container, Callable[[Path], list[TensorRecord]]] = {
     "safetensors": read_safetensors_header,
-    "torch": _read_torch,
+    "torch": read_torch_index,
 }

@@ -53,19 +53,19 @@ DTYPES: dict[str, str] = {
 }
 
 
-def read_safetensors_header(path: Path) -> tuple[list[TensorRecord], dict[str, str]]:
-    """Every tensor of the file by rising offset, and its metadata."""
+def read_safetensors_header(path: Path) -> list[TensorRecord]:
+    """Every tensor of the file by rising offset."""
     with open_weights(path) as stream:
         fd = stream.fileno()
         file_bytes = os.fstat(fd).st_size
         header = _read_header(fd, file_bytes, path)
     data_start = _LENGTH_BYTES + len(header)
     entries = parse_object(header, f"{path} (header)")
-    metadata = _parse_metadata(entries.pop("__metadata__", {}), path)
+    _check_metadata(entries.pop("__metadata__", {}), path)
     records = [_parse_entry(name, entry, data_start, path) for name, entry in entries.items()]
     records.sort(key=lambda record: (record.offset, record.nbytes))
     _check_coverage(records, data_start, file_bytes, path)
-    return records, metadata
+    return records
 
 
 def _read_header(fd: int, file_bytes: int, path: Path) -> bytes:
@@ -96,7 +96,7 @@ def _pointer_hint(fd: int) -> str:
     return ""
 
 
-def _parse_metadata(value: object, path: Path) -> dict[str, str]:
+def _check_metadata(value: object, path: Path) -> None:
     if not isinstance(value, dict):
         raise CheckpointError(
             f"{path}: expected __metadata__ to be an object, got {quoted(value)}; {_AGAIN}"
@@ -107,7 +107,6 @@ def _parse_metadata(value: object, path: Path) -> dict[str, str]:
                 f"{path}: expected __metadata__ key {quoted(key)} to be a string, "
                 f"got {quoted(text)}; {_AGAIN}"
             )
-    return value
 
 
 def _parse_entry(name: str, entry: object, data_start: int, path: Path) -> TensorRecord:

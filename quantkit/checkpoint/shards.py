@@ -284,7 +284,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
         return
     weight_map = {each.name: shard.name for shard in shards for each in shard.tensors}
     # of what was written: the plan knows only the most that some tensors may take
-    headers = (read_safetensors_header(folder / shard.name)[0] for shard in shards)
+    headers = (read_safetensors_header(folder / shard.name) for shard in shards)
     total = sum(each.nbytes for records in headers for each in records)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -60,7 +60,6 @@ def test_single_file(tmp_path: Path, name: str) -> None:
     assert found.files == (name,)
     assert found.container == ("torch" if name.endswith(".bin") else "safetensors")
     assert found.file_bytes == {name: (tmp_path / name).stat().st_size}
-    assert found.metadata == ({} if name.endswith(".bin") else {"format": "pt"})
     assert [record.name for record in found.tensors] == ["w"]
 
 

@@ -43,8 +43,7 @@ def test_every_dtype_and_shape_is_placed(path: Path) -> None:
     tensors = {f"t.{name}": torch.ones((2, 3), dtype=getattr(torch, name)) for name in ITEM_BYTES}
     tensors |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 4)}
     save_file(tensors, path, metadata={"format": "pt"})
-    records, metadata = read_safetensors_header(path)
-    assert metadata == {"format": "pt"}
+    records = read_safetensors_header(path)
     assert {r.name for r in records} == set(tensors)
     content = path.read_bytes()
     for record in records:
@@ -58,18 +57,18 @@ def test_every_dtype_and_shape_is_placed(path: Path) -> None:
 
 
 def test_no_metadata_and_no_tensors(path: Path) -> None:
-    assert read_safetensors_header(write(path, {})) == ([], {})
+    assert read_safetensors_header(write(path, {})) == []
 
 
 def test_padding_spaces_are_part_of_the_header(path: Path) -> None:
     raw = json.dumps({"a": entry(0, 4)}).encode() + b"   "
-    (record,), _ = read_safetensors_header(write(path, raw, bytes(4)))
+    (record,) = read_safetensors_header(write(path, raw, bytes(4)))
     assert record.offset == 8 + len(raw)
 
 
 def test_order_of_keys_is_free(path: Path) -> None:
     write(path, {"second": entry(4, 8), "first": entry(0, 4)}, bytes(8))
-    records, _ = read_safetensors_header(path)
+    records = read_safetensors_header(path)
     assert [record.name for record in records] == ["first", "second"]
 
 
@@ -207,7 +206,7 @@ def test_any_flipped_byte_is_refused_or_harmless(path: Path, seed: int) -> None:
             damaged[rng.randrange(header_end)] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
-            records, _ = read_safetensors_header(path)
+            records = read_safetensors_header(path)
         except CheckpointError:
             continue
         assert sum(r.nbytes for r in records) == len(sound) - min(r.offset for r in records)

@@ -130,7 +130,7 @@ def test_every_tensor_is_aligned_and_the_digest_is_the_files(
     path = tmp_path / shard.name
     assert found == digest_file(path).sha256
     whole = path.read_bytes()
-    for record in read_safetensors_header(path)[0]:
+    for record in read_safetensors_header(path):
         assert record.offset % ITEM_BYTES[record.dtype] == 0
         assert whole[record.offset : record.offset + record.nbytes] == wanted[record.name]
 

@@ -72,7 +72,7 @@ def safetensors(data: bytes) -> bool:
     path = _HOME / "model.safetensors"
     path.write_bytes(data)
     try:
-        records, _ = read_safetensors_header(path)
+        records = read_safetensors_header(path)
     except QuantkitError as error:
         return _refused(error)
     _sound(records, len(data))
