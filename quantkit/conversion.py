@@ -62,13 +62,6 @@ class Converted:
     written: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class _Tally:
-    """Counts kept while the pass runs; read only when it is over."""
-
-    underflows: dict[str, int] = field(default_factory=dict)
-
-
 def run(
     plan: Plan,
     source: Source,
@@ -94,7 +87,6 @@ def run(
         OSError: the disk cannot take the output.
     """
     small_blocks_stay()
-    tally = _Tally()
     with ExitStack() as stack:
         writers = [
             stack.enter_context(closing(ShardWriter(folder, shard))) for shard in plan.shards
@@ -103,7 +95,7 @@ def run(
         queue = stack.enter_context(closing(WriteQueue(writers)))
         made = plan.with_action("quantize") if ready is not None else ()
         streamed = [each for each in plan.tensors if each.action != "drop" and each not in made]
-        worker = _Worker(streamed, form, device, queue, tally)
+        worker = _Worker(streamed, form, device, queue)
         if proven is not None:
             _stream_again(source, streamed, worker, listener)
         digested = proven or _stream(source, registry, worker, listener)
@@ -116,7 +108,7 @@ def run(
     written = {name: digest for name, digest in digests.items() if digest is not None}
     write_index(folder, plan.shards)
     tokenizer = write_companions(plan, source, folder)
-    return Converted(digested, dict(tally.underflows), tokenizer, written)
+    return Converted(digested, worker.underflows, tokenizer, written)
 
 
 def _stream(source: Source, registry: Registry, worker: _Worker, listener: Listener) -> Digested:
@@ -156,19 +148,15 @@ def _is_rearranged(item: TensorPlan) -> bool:
 
 
 class _Worker:
-    """Takes pieces in file order; runs on one thread."""
+    """Takes pieces in file order; runs on one thread. ``underflows`` is for when it is over."""
 
     def __init__(
-        self,
-        streamed: Sequence[TensorPlan],
-        form: Format,
-        device: str,
-        queue: WriteQueue,
-        tally: _Tally,
+        self, streamed: Sequence[TensorPlan], form: Format, device: str, queue: WriteQueue
     ) -> None:
         self._items = {each.source.name: each for each in streamed}
-        self._form, self._device, self._queue, self._tally = form, device, queue, tally
+        self._form, self._device, self._queue = form, device, queue
         self._encoders: dict[str, Encoder] = {}
+        self.underflows: dict[str, int] = {}
 
     def unit(self, record: TensorRecord) -> int:
         """How many bytes of a tensor it wants at once."""
@@ -203,7 +191,7 @@ class _Worker:
         lost = int(np.count_nonzero(values)) - int(np.count_nonzero(made))
         if lost:
             name = item.source.name
-            self._tally.underflows[name] = self._tally.underflows.get(name, 0) + lost
+            self.underflows[name] = self.underflows.get(name, 0) + lost
         return made
 
 
