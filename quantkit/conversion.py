@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,7 @@ from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import Source
-from quantkit.types import (
-    ITEM_BYTES,
-    Digested,
-    Listener,
-    TensorRecord,
-    counted,
-    silent,
-)
+from quantkit.types import ITEM_BYTES, Digested, Listener, TensorRecord, counted
 
 #: The output bytes of a weight that a calibration has quantized.
 Ready = Callable[[TensorPlan], Iterator[Write]]
@@ -69,10 +63,10 @@ def run(
     registry: Registry,
     folder: Path,
     *,
-    ready: Ready | None = None,
-    proven: Digested | None = None,
-    device: str = "cpu",
-    listener: Listener = silent,
+    ready: Ready | None,
+    proven: Digested | None,
+    device: str,
+    listener: Listener,
 ) -> Converted:
     """Execute ``plan`` into ``folder``.
 
@@ -93,15 +87,15 @@ def run(
         ]
         form = format_of(recipe.method)
         queue = stack.enter_context(closing(WriteQueue(writers)))
-        made = plan.with_action("quantize") if ready is not None else ()
-        streamed = [each for each in plan.tensors if each.action != "drop" and each not in made]
+        left_out = ("drop",) if ready is None else ("drop", "quantize")
+        streamed = [each for each in plan.tensors if each.action not in left_out]
         worker = _Worker(streamed, form, device, queue)
         if proven is not None:
             _stream_again(source, streamed, worker, listener)
         digested = proven or _stream(source, registry, worker, listener)
         _check_ties(plan, source)
-        for item in made:
-            for each in ready(item) if ready is not None else ():
+        if ready is not None:
+            for each in chain.from_iterable(map(ready, plan.with_action("quantize"))):
                 queue.put(each.name, each.offset, each.data)
         queue.drain()
         digests = {writer.file: writer.finish() for writer in writers}
