@@ -223,10 +223,9 @@ def _check_touched(job: Job, proven: Digested) -> None:
     """
     source = job.source
     for each in proven.files:
-        path, then = source.folder / each.name, source.checkpoint.stamps.get(each.name)
-        if then is None or stamp_of(path).changed_ns == then.changed_ns:
-            continue
-        if digest_file(path).sha256 != each.sha256:
+        path, then = source.folder / each.name, source.checkpoint.stamps[each.name]
+        touched = stamp_of(path).changed_ns != then.changed_ns
+        if touched and digest_file(path).sha256 != each.sha256:
             drop_layers(job.place)
             raise CheckpointError(
                 f"{path}: it was changed while layers were calibrated; see that nothing writes to "

@@ -149,7 +149,7 @@ def _loader(plan: Plan, source: Source, model: Any) -> Load:
     def load(names: Sequence[str]) -> Mapping[str, Tensor]:
         held = {name: records.get(name) or records[ties[name]] for name in names}
         return {
-            name: read_tensor(source.folder, record, stamps.get(record.file))
+            name: read_tensor(source.folder, record, stamps[record.file])
             for name, record in held.items()
         }
 

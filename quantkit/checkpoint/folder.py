@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,7 @@ class CheckpointIndex:
     container: Container
     tensors: tuple[TensorRecord, ...]
     file_bytes: Mapping[str, int]
-    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    stamps: Mapping[str, Stamp]
 
 
 def open_checkpoint(folder: Path, wanted: Container | None = None) -> CheckpointIndex:

@@ -169,7 +169,7 @@ def stream_checkpoint(
     recalled: list[str] = []
     for name in index.files:
         path, size = folder / name, index.file_bytes[name]
-        stamp, wanted = index.stamps.get(name) or stamp_of(path), md5(name, size)
+        stamp, wanted = index.stamps[name], md5(name, size)
         records = [each for each in index.tensors if each.file == name]
         digests = TensorDigests(records)
         # without a content of its own a file cannot be held to what is known, whatever its stamp
@@ -229,15 +229,14 @@ def stream_tensors(
     for name in index.files:
         path, own = folder / name, [each for each in wanted if each.file == name]
         with open_weights(path) as file:
-            stamp = index.stamps.get(name) or stamp_of(file.fileno())
-            check_unchanged(stamp, file.fileno(), path)
+            check_unchanged(index.stamps[name], file.fileno(), path)
             for record in own:
                 for segment in _pieces(record, unit(record), hashed=False):
                     view = memoryview(bytearray(segment.length))
                     read_range(file.fileno(), segment.offset, view, str(path))
                     consume(segment, view)
                     progress(segment.length)
-            check_unchanged(stamp, file.fileno(), path)
+            check_unchanged(index.stamps[name], file.fileno(), path)
 
 
 def _land(flight: deque[tuple[bytearray, int, list[Future[None]]]], pool: _Buffers) -> int:
