@@ -84,7 +84,7 @@ class TensorDigests:
             self._between.update(data)
             return
         record = self._records[name]
-        state = self._open.get(name) or self._start(record)
+        state = self._state(record)
         if record.stride is None and not state.narrower:
             state.stored.update(data)
             return
@@ -97,9 +97,11 @@ class TensorDigests:
             else:
                 state.narrower[dtype].update(_bytes_of(narrow))
 
-    def _start(self, record: TensorRecord) -> _Open:
-        narrower = {each: blake3() for each in _NARROWER.get(record.dtype, ())}
-        self._open[record.name] = _Open(narrower=narrower)
+    def _state(self, record: TensorRecord) -> _Open:
+        """Made when it is first asked for."""
+        if record.name not in self._open:
+            narrower = {each: blake3() for each in _NARROWER.get(record.dtype, ())}
+            self._open[record.name] = _Open(narrower=narrower)
         return self._open[record.name]
 
     def result(self) -> tuple[TensorDigest, ...]:
@@ -117,20 +119,17 @@ class TensorDigests:
         if not self.see_all:
             return None
         records = sorted(self._records.values(), key=lambda each: (each.offset, each.name))
-        rows = [(r.offset, r.nbytes, self._stored(r).hexdigest()) for r in records]
+        rows = [(r.offset, r.nbytes, self._state(r).stored.hexdigest()) for r in records]
         told = [CONTENT, nbytes, self._between.hexdigest(), rows]
         return blake3(json.dumps(told, separators=(",", ":")).encode()).hexdigest()
 
-    def _stored(self, record: TensorRecord) -> blake3:
-        return (self._open.get(record.name) or self._start(record)).stored
-
     def _finish(self, record: TensorRecord) -> TensorDigest:
-        state = self._open.get(record.name) or self._start(record)
+        state = self._state(record)
         stored = state.stored.hexdigest()
         exact, digest = record.dtype, stored
-        for dtype, each in state.narrower.items():  # the narrowest that is left comes first
-            exact, digest = dtype, each.hexdigest()
-            break
+        if state.narrower:  # the narrowest that is left comes first
+            exact, narrow = next(iter(state.narrower.items()))
+            digest = narrow.hexdigest()
         return TensorDigest(record.name, record.dtype, record.shape, stored, exact, digest)
 
 
