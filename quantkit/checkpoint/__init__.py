@@ -14,19 +14,13 @@ executes any of it: headers are parsed by hand into
     layout.py              arithmetic of shapes and strides
     strict_json.py         JSON whose duplicate keys are errors
     stream.py              one read of a file for the digests and the conversion
+    known.py               digests that an earlier run took of the same bytes
     fingerprint.py         digests of the tensors, whatever files they lie in
     shards.py              safetensors files laid out beforehand, written by position
     names.py               what may be a tensor's name, and how it is quoted
 """
 
 from quantkit.checkpoint.folder import CheckpointIndex, Container, open_checkpoint
-from quantkit.checkpoint.reading import open_weights, read_range, read_tensor
+from quantkit.checkpoint.reading import read_tensor
 
-__all__ = [
-    "CheckpointIndex",
-    "Container",
-    "open_checkpoint",
-    "open_weights",
-    "read_range",
-    "read_tensor",
-]
+__all__ = ["CheckpointIndex", "Container", "open_checkpoint", "read_tensor"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.checkpoint import open_checkpoint, read_range, read_tensor, reading
+from quantkit.checkpoint import open_checkpoint, read_tensor, reading
+from quantkit.checkpoint.reading import read_range
 from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, TensorRecord
 
