@@ -35,11 +35,12 @@ def is_shape(values: tuple[object, ...]) -> TypeGuard[tuple[int, ...]]:
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Row-major without gaps. A dimension of one element may have any stride."""
+    """Row-major without gaps. A dimension of one element may have any stride, and so may all
+    of a tensor that has none."""
+    if 0 in shape:
+        return True
     expected = 1
     for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size == 0:
-            return True
         if size != 1:
             if step != expected:
                 return False

@@ -81,11 +81,13 @@ def test_scalars_and_empty_tensors(path: Path) -> None:
             "empty_2d": torch.empty(0, 3),
             "empty_view": base[4:],
             "empty_view_past_the_end": base[::3][1:, 1:][1:],
+            "empty_view_of_every_other": base[4:, ::2],
         },
     )
     records = assert_reads_as_torch(path)
     assert records["item"].nbytes == 4
     assert records["empty_view"].nbytes == 0
+    assert not any(record.stride for record in records.values())
 
 
 def test_tied_tensors_share_their_bytes(path: Path) -> None:
