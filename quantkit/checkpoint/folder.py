@@ -90,17 +90,13 @@ def open_checkpoint(folder: Path, wanted: Container | None = None) -> Checkpoint
 def _choose(folder: Path, wanted: Container | None) -> tuple[str, Container]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder with a checkpoint, got none")
-    for name, container in CANDIDATES:
-        if wanted not in (None, container):
-            continue
+    candidates = [each for each in CANDIDATES if wanted in (None, each[1])]
+    for name, container in candidates:
         # lexists: a dangling link is a broken download, not an absent file.
         if os.path.lexists(folder / name):
             return name, container
-    found = sorted(entry.name for entry in folder.iterdir())
-    shown = ", ".join(quoted(name) for name in found[:_NAMES_SHOWN]) or "nothing"
-    if len(found) > _NAMES_SHOWN:
-        shown += f" and {len(found) - _NAMES_SHOWN} more"
-    names = ", ".join(name for name, container in CANDIDATES if wanted in (None, container))
+    shown = _listed(entry.name for entry in folder.iterdir()) or "nothing"
+    names = ", ".join(name for name, _ in candidates)
     only = f" (source.container is {wanted!r})" if wanted else ""
     raise CheckpointError(
         f"{folder}: expected one of {names}{only}, found {shown}; point to the folder that holds "
@@ -135,8 +131,7 @@ def _read_index(path: Path) -> bytes:
 
 def _check_shard_name(shard: object, container: Container, path: Path) -> None:
     suffix = _SUFFIXES[container]
-    plain = isinstance(shard, str) and _SHARD_NAME.fullmatch(shard)
-    if not (plain and isinstance(shard, str) and shard.endswith(suffix)):
+    if not (isinstance(shard, str) and _SHARD_NAME.fullmatch(shard) and shard.endswith(suffix)):
         raise CheckpointError(
             f"{path}: expected shards to be plain file names ending in {suffix}, "
             f"got {quoted(shard)}; fetch the index again from its author"
