@@ -51,7 +51,8 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     _refuse_doubles(tensors, architecture)
     _refuse_incomplete(tensors, architecture)
     _refuse_mostly_skipped(tensors, architecture, recipe)
-    if form.quantizes() and not any(each.action == "quantize" for each in tensors):
+    plain = isinstance(recipe.method, PlainMethod)
+    if not plain and not any(each.action == "quantize" for each in tensors):
         raise SourceError(
             f"{architecture.class_name}: no module would be quantized: none is a Linear that the "
             "format's library replaces, or the recipe ignores them all; use fp16 or bf16"
@@ -181,10 +182,9 @@ def _why_kept(
     """Why a tensor is not to be quantized; ``None`` when it is, if it fits the format."""
     if linear is None:
         return "not the weight of a Linear module"
-    if not form.quantizes():
+    if isinstance(recipe.method, PlainMethod):
         return "plain"
-    ignore = () if isinstance(recipe.method, PlainMethod) else recipe.method.ignore
-    if architecture.is_kept(module, ignore):
+    if architecture.is_kept(module, recipe.method.ignore):
         return "left as it is: output head, tied, or ignored"
     if form.calibrated and not architecture.in_layer(module):
         return "left as it is: outside the decoder layers"

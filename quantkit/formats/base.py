@@ -97,10 +97,6 @@ class Format(Protocol):
         """A fresh encoder for one weight; ``device`` is where it may compute."""
         ...
 
-    def quantizes(self) -> bool:
-        """Whether any module is quantized at all."""
-        ...
-
     def quantization_config(self, kept: Kept, quantized: Sequence[str]) -> dict[str, Any] | None:
         """What ``config.json`` says of the quantization; ``None`` for nothing.
 

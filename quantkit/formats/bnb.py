@@ -46,9 +46,6 @@ class Bnb:
     def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> None:
         return None
 
-    def quantizes(self) -> bool:
-        return True
-
     def unit(self, shape: tuple[int, int]) -> int:
         return shape[1] if self.method.quant_type == "int8" else self.method.block_size
 

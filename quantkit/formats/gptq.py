@@ -42,9 +42,6 @@ class Gptq:
 
     calibrated = True
 
-    def quantizes(self) -> bool:
-        return True
-
     def unit(self, shape: tuple[int, int]) -> int:
         return 1
 

@@ -21,9 +21,6 @@ class Plain:
     def unfit(self, weight: str, shape: tuple[int, int], kind: str) -> None:
         return None
 
-    def quantizes(self) -> bool:
-        return False
-
     def outputs(self, weight: str, shape: tuple[int, int], dtype: str) -> tuple[OutputTensor, ...]:
         raise AssertionError(f"{weight}: the plain format quantizes nothing")
 
