@@ -2,8 +2,8 @@
 
 ``convert`` executes exactly the plan. Each weight file is read once, in order; each
 piece goes to the digests and to the encoder of its tensor, whose output is written by
-position into the staged shards. What is held at any moment is a few segments and,
-for a weight stored transposed or strided, that one weight.
+position into the staged shards. What is held at any moment is a few segments; of weights
+stored transposed or strided, one and the next.
 """
 
 from __future__ import annotations

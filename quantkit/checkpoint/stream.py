@@ -33,7 +33,8 @@ from quantkit.types import ITEM_BYTES, Digested, FileDigest, TensorRecord
 SEGMENT_BYTES = 2 << 20
 
 #: How many segments are in flight at once: one being read, one digested by each
-#: thread, one converted, and some slack for the slower of them.
+#: thread, one converted, and some slack for the slower of them. Where they are larger (weights
+#: that must be held whole), one is read while the one before is worked on.
 _DEPTH = 6
 
 
@@ -53,6 +54,9 @@ class Segment:
 
 
 Consumer = Callable[[Segment, memoryview], None]
+
+#: Buffers that are worked on, with the bytes of the file that they count for.
+_Flight = deque[tuple[bytearray, int, list[Future[None]]]]
 
 #: How many bytes of a tensor belong together: a piece is a multiple of it.
 Unit = Callable[[TensorRecord], int]
@@ -121,10 +125,10 @@ def stream_file(
         pool = _Buffers()
         stamp = stamp or stamp_of(file.fileno())
         check_unchanged(stamp, file.fileno(), path)
-        flight: deque[tuple[bytearray, int, list[Future[None]]]] = deque()
+        flight: _Flight = deque()
         try:
             for segment in segments:
-                if len(flight) >= _DEPTH:
+                while len(flight) >= _DEPTH or (len(flight) > 1 and _is_large(flight)):
                     progress(_land(flight, pool))
                 buffer = pool.take(segment.length)
                 view = memoryview(buffer)[: segment.length]
@@ -239,7 +243,11 @@ def stream_tensors(
             check_unchanged(index.stamps[name], file.fileno(), path)
 
 
-def _land(flight: deque[tuple[bytearray, int, list[Future[None]]]], pool: _Buffers) -> int:
+def _is_large(flight: _Flight) -> bool:
+    return sum(len(buffer) for buffer, _, _ in flight) > _DEPTH * SEGMENT_BYTES
+
+
+def _land(flight: _Flight, pool: _Buffers) -> int:
     """Wait for the oldest segment, give its buffer back, and return its length."""
     buffer, length, waits = flight.popleft()
     for each in waits:

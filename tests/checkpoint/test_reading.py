@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.checkpoint import open_checkpoint, read_tensor, reading
+from quantkit.checkpoint import open_checkpoint, read_tensor, reading, stream
 from quantkit.checkpoint.reading import read_range
+from quantkit.digests import StreamDigest
 from quantkit.errors import CheckpointError
 from quantkit.types import ITEM_BYTES, TensorRecord
 
@@ -179,3 +181,26 @@ def test_equal_values_of_another_layout(tmp_path: Path) -> None:
     one, other = open_checkpoint(tmp_path).tensors
     assert one.stride != other.stride
     assert reading.same_values(tmp_path, one, other)
+
+
+def test_of_what_must_be_held_whole_one_piece_is_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "SEGMENT_BYTES", 10)
+    usual, held, done = stream.read_range, [], []
+
+    def read(*arguments: object) -> None:
+        usual(*arguments)
+        held.append(len(held) + 1 - len(done))
+
+    def consume(segment: stream.Segment, data: memoryview) -> None:
+        time.sleep(0.02)
+        done.append(segment)
+
+    monkeypatch.setattr(stream, "read_range", read)
+    (tmp_path / "w").write_bytes(bytes(1000))
+    records = [record(name=f"{at}", shape=(100,), offset=100 * at, nbytes=100) for at in range(10)]
+    whole = stream.segments(records, 1000, lambda record: record.nbytes)
+    stream.stream_file(tmp_path / "w", whole, StreamDigest(md5=False), consume=consume)
+    assert len(held) == len(done) == 10
+    assert max(held) <= 2
