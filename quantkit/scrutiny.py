@@ -26,11 +26,12 @@ MAX_SMALL_BYTES = 128 << 20
 MAX_CARD_BYTES = 4 << 20
 
 #: Keys that count things which each cost time and memory to build, and how many are too many.
+#: Sizes come first: LFM2's ``block_ff_dim`` is no number of blocks.
 _COUNTS: tuple[tuple[re.Pattern[str], int], ...] = (
+    (re.compile(r"vocab|size|dim|n_embd|n_inner|width|rank", re.IGNORECASE), 1 << 26),
     (re.compile(r"layer|block|depth|stage", re.IGNORECASE), 1024),
     (re.compile(r"expert|head|beam|group|label|codebook|channel", re.IGNORECASE), 1 << 16),
     (re.compile(r"position|n_ctx|seq|window|length", re.IGNORECASE), 1 << 28),
-    (re.compile(r"vocab|size|dim|n_embd|n_inner|width|rank", re.IGNORECASE), 1 << 26),
 )
 
 #: No other whole number of a config is larger, but for those that are no number of things.

@@ -97,6 +97,7 @@ def test_sizes_of_the_largest_models_pass(source: Path) -> None:
     edit(
         source / "config.json", rope_theta=1e11, max_position_embeddings=10_485_760,
         eos_token_id=[151645, 151643], vocab_size=262_400, num_labels=2, initializer_range=0.02,
+        block_ff_dim=12288, vocab_size_per_layer_input=262_144,  # LFM2's, Gemma 3n's
     )  # fmt: skip
     assert open_source(source).config["vocab_size"] == 262_400
 
