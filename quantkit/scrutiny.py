@@ -158,6 +158,8 @@ def check_template(text: object, where: str) -> None:
         raise SourceError(
             f"{where}: not a Jinja template: line {error.lineno}: {(error.message or '')[:100]}"
         ) from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise SourceError(f"{where}: not a Jinja template: {str(error)[:100]}") from None
     except RecursionError:
         raise SourceError(f"{where}: nested too deeply") from None
     if found_out := misbehaviour(plain):

@@ -183,6 +183,7 @@ HOSTILE = [
     "{{ messages[0] ",
     "{% include '/etc/passwd' %}{% endif %}",
     "{{" + "(" * 5_000 + ")" * 5_000 + "}}",
+    "{{ " + "9" * 5_000 + " }}",
     "{{ ''['__cl' ~ 'ass__'] }}",
     "{{ lipsum['__glo' ~ 'bals__']['os'].popen('id').read() }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
