@@ -151,10 +151,11 @@ def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
         yield failure("quant_state", f"{parts[stated].nbytes} bytes", "a few hundred", name)
         return
     try:
-        state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).tolist()))
+        # flat, as the bytes of a single number are that many zeros
+        state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).flatten().tolist()))
         size, shape = int(state["blocksize"]), [int(each) for each in state["shape"]]
         nested = "nested_blocksize" in state
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         yield failure("quant_state", f"unreadable ({error})"[:120], "its JSON", name)
         return
     if sorted(shape) != sorted((rows, columns)) or size < 1:

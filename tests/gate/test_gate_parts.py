@@ -199,9 +199,15 @@ STATE = f"{WEIGHT}.quant_state.bitsandbytes__nf4"
 def state(key: str, value: object) -> Change:
     def change(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
         held = json.loads(bytes(tensors[STATE].tolist())) | {key: value}
-        tensors[STATE] = torch.tensor(list(json.dumps(held).encode()), dtype=torch.uint8)
+        written(json.dumps(held))(tensors, _)
 
     return change
+
+
+def written(text: str) -> Change:
+    return lambda tensors, _: tensors.update(
+        {STATE: torch.tensor(list(text.encode()), dtype=torch.uint8)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,9 @@ def state(key: str, value: object) -> Change:
         (lambda tensors, _: tensors.update({WEIGHT: tensors[WEIGHT][:-1]}), "packed weight"),
         (state("shape", [10**9, 10**9]), "shape"),
         (state("blocksize", 0), "blocks of 0"),
+        (written('{"blocksize": 1e999, "shape": [128, 64]}'), "unreadable"),
+        (written("[" * 60_000), "unreadable"),
+        (lambda tensors, _: tensors.update({STATE: torch.tensor(1 << 50)}), "unreadable"),
         (setting("bnb_4bit_quant_type", "fp4"), "bnb_4bit_quant_type"),
         (setting("bnb_4bit_use_double_quant", True), "bnb_4bit_use_double_quant"),
     ],
