@@ -70,7 +70,7 @@ def decode_awq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tens
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
-    """int32 (rows, words) as codes int32 (rows, words * 32 / bits), lowest bits first."""
+    """int32 (rows, words) as codes int32 (rows, words * 32 // bits), lowest bits first."""
     rows, count = words.shape
     if 32 % bits == 0:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32)
@@ -78,7 +78,7 @@ def unpack(words: Tensor, bits: int) -> Tensor:
         return codes.reshape(rows, -1)
     places = torch.arange(32, dtype=torch.int32)
     stream = ((words.contiguous()[:, :, None] >> places) & 1).reshape(rows, count * 32)
-    digits = stream.reshape(rows, -1, bits)
+    digits = stream[:, : count * 32 // bits * bits].reshape(rows, -1, bits)
     return (digits << torch.arange(bits, dtype=torch.int32)).sum(-1, dtype=torch.int32)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import quantkit
 from quantkit.errors import UnsupportedModelError
-from quantkit.gate.decoding import decode_awq, decode_gptq
+from quantkit.gate.decoding import decode_awq, decode_gptq, unpack
 
 GROUP = 32
 LAX = ["gate.min_generation_agreement=0.0", "gate.min_top1_agreement=0.0"]
@@ -180,6 +180,10 @@ def test_a_head_stored_under_both_names(tmp_path: Path, ids: Path) -> None:
     found = quantkit.check(folder, source, text=ids, set=LAX)["gate"]
     assert found["levels"]["structure"] == "failed"
     assert "tensors for one weight" in found["failures"][0]
+
+
+def test_words_need_not_hold_a_whole_number_of_codes() -> None:
+    assert unpack(torch.zeros(2, 5, dtype=torch.int32), 3).shape == (2, 53)
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
