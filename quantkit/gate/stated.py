@@ -52,7 +52,7 @@ def _is_usual(pattern: str) -> bool:
 
 
 def _are_settings(own: Mapping[str, Any]) -> bool:
-    return not list(_wrong_values(own, _AWQ_KEYS))
+    return not list(_wrong_values(own, _KEYS))
 
 
 def _is_blocks(value: object) -> bool:
@@ -66,21 +66,21 @@ def _is_blocks(value: object) -> bool:
 _Allowed = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 
-#: What keys that the parts are measured by may hold, where they are there.
-_AWQ_KEYS: _Allowed = {
+#: What keys that the parts are measured by may hold, where they are there. Libraries write null
+#: for some that mean nothing.
+_KEYS: _Allowed = {
     "bits": ("2, 3, 4 or 8", lambda v: type(v) is int and v in (2, 3, 4, 8)),
     "group_size": ("-1 or a positive number", lambda v: type(v) is int and (v == -1 or v > 0)),
+    "dynamic": ("usual patterns with settings", lambda v: v is None or _is_dynamic(v)),
+    "modules_in_block_to_quantize": ("lists of names", lambda v: v is None or _is_blocks(v)),
 }
 
-#: GPTQ's libraries write null for the last four where they mean nothing.
 _GPTQ_KEYS: _Allowed = {
-    **_AWQ_KEYS,
+    **_KEYS,
     "desc_act": ("true or false", lambda v: isinstance(v, bool)),
     "sym": ("true or false", lambda v: isinstance(v, bool)),
     "checkpoint_format": ("a name", lambda v: v is None or isinstance(v, str)),
     "format": ("a name", lambda v: v is None or isinstance(v, str)),
-    "dynamic": ("usual patterns with settings", lambda v: v is None or _is_dynamic(v)),
-    "modules_in_block_to_quantize": ("lists of names", lambda v: v is None or _is_blocks(v)),
 }
 
 #: What quantize_config.json must say as config.json does.
@@ -93,7 +93,7 @@ _SAID_TWICE = (
 def stated_failures(saved: Opened) -> Iterator[Failure]:
     """What a GPTQ or AWQ config states that cannot be; nothing for other methods."""
     if saved.method == "awq":
-        yield from _wrong_values(saved.settings, _AWQ_KEYS)
+        yield from _wrong_values(saved.settings, _KEYS)
     elif saved.method == "gptq":
         yield from _gptq_config(saved)
 

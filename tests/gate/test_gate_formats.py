@@ -150,18 +150,28 @@ def test_a_good_folder_passes_and_one_doubled_scale_does_not(
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-@pytest.mark.parametrize("size", [None, "128x"])
-def test_a_group_size_that_is_no_number_is_a_finding(
-    tmp_path: Path, ids: Path, method: str, size: str | None
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("group_size", None),
+        ("group_size", "128x"),
+        ("dynamic", [3]),
+        ("dynamic", {"(((": {}}),
+        ("dynamic", {"+:.*": {"modules_in_block_to_quantize": 3}}),
+        ("modules_in_block_to_quantize", [3]),
+    ],
+)
+def test_what_cannot_be_stated_is_a_finding(
+    tmp_path: Path, ids: Path, method: str, key: str, value: object
 ) -> None:
     source = write_source(tmp_path / "source", "mistral")
     folder = quantized(tmp_path / "out", source, "mistral", method)
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["group_size"] = size
+    config["quantization_config"][key] = value
     (folder / "config.json").write_text(json.dumps(config))
     found = quantkit.check(folder, source, text=ids, set=LAX)["gate"]
-    assert found["status"] == "failed"
-    assert "group_size" in found["failures"][0]
+    assert found["levels"]["structure"] == "failed"
+    assert key in found["failures"][0]
 
 
 def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
