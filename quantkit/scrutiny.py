@@ -48,6 +48,9 @@ _OTHER_WEIGHTS = "transformers_weights"
 
 _MAX_TEMPLATE_BYTES = 1 << 20
 
+#: Each is rendered in a process of its own; a model has three.
+MOST_TEMPLATES = 16
+
 #: How templates reach for what is behind the values they are given.
 _INSIDES = re.compile(r"__\w+__|\b(mro|gi_frame|cr_frame|func_globals|f_globals|tb_frame)\b")
 
@@ -126,6 +129,11 @@ def check_tokenizer_config(config: Mapping[str, Any], where: str) -> None:
         )
     found = config.get("chat_template")
     named = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    if len(named) > MOST_TEMPLATES:
+        raise SourceError(
+            f"{where}: chat_template: expected at most {MOST_TEMPLATES} templates, got "
+            f"{len(named)}; do not trust this file"
+        )
     for each in named:
         text = each.get("template") if isinstance(each, Mapping) else None
         if text is not None:

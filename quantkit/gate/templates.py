@@ -18,7 +18,7 @@ from quantkit.errors import SourceError
 from quantkit.gate.claims import Claim
 from quantkit.gate.report import Failure
 from quantkit.prompts import CHAT_TEMPLATE
-from quantkit.scrutiny import check_template, check_tokenizer_config
+from quantkit.scrutiny import MOST_TEMPLATES, check_template, check_tokenizer_config
 from quantkit.source import read_object, read_text
 
 MEASURE = "chat template"
@@ -26,7 +26,6 @@ MEASURE = "chat template"
 _CONFIG = "tokenizer_config.json"
 _FURTHER = "additional_chat_templates"
 _DEFAULT = "default"
-_MOST_SCRUTINIZED = 16
 
 #: Letters shown before the first that differs.
 _BEFORE = 16
@@ -44,8 +43,10 @@ class Templates:
 
 def unfit_templates(folder: Path) -> Iterator[Failure]:
     """Chat templates that no library should render, and a tokenizer that needs code."""
-    found = [folder / CHAT_TEMPLATE, *_further(folder)[:_MOST_SCRUTINIZED]]
-    for path in filter(Path.is_file, found):
+    further = _further(folder)
+    if len(further) > MOST_TEMPLATES:
+        yield Failure("structure", _FURTHER, str(len(further)), f"at most {MOST_TEMPLATES}")
+    for path in filter(Path.is_file, [folder / CHAT_TEMPLATE, *further[:MOST_TEMPLATES]]):
         try:
             check_template(path.read_text(encoding="utf-8", errors="replace"), path.name)
         except SourceError as error:
@@ -148,4 +149,4 @@ def _plain(text: str) -> str:
 
 
 def _further(folder: Path) -> list[Path]:
-    return sorted((folder / _FURTHER).glob("*.jinja"))
+    return sorted(filter(Path.is_file, (folder / _FURTHER).glob("*.jinja")))

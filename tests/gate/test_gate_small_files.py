@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_a_missing_template_fails_and_an_added_one_is_named(pair: tuple[Path, Pa
     in_a_file(source, FORM)
     (out / "chat_template.jinja").unlink()
     assert "chat template: missing at default" in said(structure(pair))
+
+
+def test_a_pipe_in_place_of_a_further_template(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "additional_chat_templates").mkdir()
+    os.mkfifo(pair[1] / "additional_chat_templates" / "x.jinja")
+    assert remarks(structure(pair)) == ""
+
+
+def test_more_templates_than_are_scrutinized(pair: tuple[Path, Path]) -> None:
+    for at in range(17):
+        write(pair[1], f"additional_chat_templates/{at:02}.jinja", FORM)
+    assert "additional_chat_templates: 17, expected at most 16" in said(structure(pair))
+    named = [{"name": str(at), "template": FORM} for at in range(17)]
+    write(pair[1], "tokenizer_config.json", {"chat_template": named})
+    assert "expected at most 16 templates, got 17" in said(structure(pair))
 
 
 def known_by_the_recipe(pair: tuple[Path, Path]) -> str:
