@@ -30,11 +30,8 @@ def other_weights(saved: Opened) -> Iterator[str]:
         for each in saved.folder.iterdir()
         if each.suffix in _WEIGHTS and each.name not in known
     )
-    indices = [
-        name
-        for name, _ in CANDIDATES
-        if name.endswith(".json") and (saved.folder / name).exists() and len(known) == 1
-    ]
+    _, *passed_over = (name for name, _ in CANDIDATES if (saved.folder / name).exists())
+    indices = [name for name in passed_over if name.endswith(".json")]
     if others := [*found, *indices]:
         yield f"not judged, as nothing here reads it: {_listed(others)}"
 

@@ -197,6 +197,16 @@ def test_a_recipes_settings_are_known(pair: tuple[Path, Path]) -> None:
 # other files, and a setting of no tensor
 
 
+def test_an_index_is_named_where_it_is_not_what_was_read(pair: tuple[Path, Path]) -> None:
+    out = pair[1]
+    names = [each.name for each in open_source(out).checkpoint.tensors]
+    shard = "model-00001-of-00001.safetensors"
+    write(out, "model.safetensors.index.json", {"weight_map": dict.fromkeys(names, shard)})
+    assert remarks(structure(pair)).endswith("reads it: model.safetensors.index.json")
+    (out / "model.safetensors").rename(out / shard)
+    assert remarks(structure(pair)) == ""
+
+
 def test_code_is_named(pair: tuple[Path, Path]) -> None:
     source, out = pair
     for name in ("custom_generate/generate.py", "modeling_x.py", "same.py"):
