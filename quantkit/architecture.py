@@ -96,7 +96,7 @@ def _matches(module: str, patterns: Sequence[str]) -> bool:
 
 def _positions(parsed: Any) -> int | None:
     """How many positions the model has; none where its config states no number of them."""
-    stated = getattr(parsed, "max_position_embeddings", None)
+    stated = getattr(parsed.get_text_config(), "max_position_embeddings", None)
     return stated if isinstance(stated, int) and stated > 1 else None
 
 

@@ -71,10 +71,16 @@ def _failures(
 
 def _special(reference: Any, tokenizer: Tokenizer | None) -> frozenset[int]:
     """Ids that no reader sees: the config's special ones, and the tokenizer's."""
-    named = (getattr(reference.config, f"{each}_token_id", None) for each in ("bos", "eos", "pad"))
+    named = (_named_id(reference.config, f"{each}_token_id") for each in ("bos", "eos", "pad"))
     found = {id for each in named for id in (each if isinstance(each, list) else [each])}
     known = tokenizer.special if tokenizer else ()
     return frozenset({int(each) for each in found if each is not None} | set(known))
+
+
+def _named_id(config: Any, name: str) -> Any:
+    """A special id, or ids; its language model's where a model that sees, too, states none."""
+    own = getattr(config, name, None)
+    return getattr(config.get_text_config(), name, None) if own is None else own
 
 
 def _mean(examples: Sequence[dict[str, Any]], measure: str) -> float:
@@ -109,14 +115,13 @@ def _continue(model: Any, ids: Sequence[int], recipe: Recipe) -> list[int]:
     """Greedy, whatever the model's own settings say of sampling."""
     from transformers import GenerationConfig
 
-    config = model.config
-    end = config.eos_token_id
+    end = _named_id(model.config, "eos_token_id")
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=recipe.evaluation.new_tokens,
         repetition_penalty=_penalty(recipe),
-        bos_token_id=config.bos_token_id,
+        bos_token_id=_named_id(model.config, "bos_token_id"),
         eos_token_id=end,
         pad_token_id=end[0] if isinstance(end, list) else end,
     )

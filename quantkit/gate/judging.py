@@ -157,7 +157,7 @@ def _unopened(error: Exception) -> Level:
 
 def _unknown_id(case: Case) -> Level | None:
     """Ids beyond the vocabulary would stop the models, or worse, not stop them."""
-    vocabulary = int(case.original.parsed.vocab_size)
+    vocabulary = int(case.original.parsed.get_text_config().vocab_size)
     for text in case.material.texts:
         largest = largest_id(text.sequences)
         if largest >= vocabulary:

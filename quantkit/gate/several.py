@@ -91,7 +91,7 @@ def measure_folders(
 
 def _refuse_incomparable(saved: Opened, original: Opened, source: Source) -> None:
     """What is not there would be filled in by whoever loads it, and the figures be of that."""
-    got, wanted = saved.parsed.vocab_size, original.parsed.vocab_size
+    got, wanted = (each.parsed.get_text_config().vocab_size for each in (saved, original))
     if got != wanted:
         raise SourceError(
             f"{saved.folder}: a vocabulary of {got}, expected the source's {wanted}; is it made "

@@ -47,12 +47,21 @@ CLASSES: dict[str, dict[str, object]] = {
         "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 96,
         "hidden_size_per_layer_input": 0, "per_layer_config": {"1": {"head_dim": 32}},
     },
+    "gemma3": {"sliding_window": 16},
     # attention beside convolutions or a recurrent state
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 128},
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    },
+}  # fmt: skip
+
+#: What sees, in models whose language model has a config of its own.
+SEES: dict[str, dict[str, object]] = {
+    "gemma3": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     },
 }  # fmt: skip
 
@@ -66,6 +75,8 @@ def built(folder: Path, model_type: str) -> Path:
         "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128, "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 128,
     } | CLASSES[model_type]  # fmt: skip
+    if model_type in SEES:
+        sizes = {"text_config": sizes, "vision_config": SEES[model_type]}
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **sizes)
     AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(folder)

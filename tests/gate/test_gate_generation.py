@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from transformers import PretrainedConfig
 
 from quantkit.evaluation import PromptIds
 from quantkit.gate import generation
@@ -18,7 +19,7 @@ def level(monkeypatch: pytest.MonkeyPatch, source: list[int], saved: list[int]):
     answers = {"source": source, "saved": saved}
     monkeypatch.setattr(generation, "_continue", lambda model, ids, recipe: answers[model.name])
     monkeypatch.setattr(generation, "_forced_agreement", lambda *args: 1.0)
-    config = SimpleNamespace(bos_token_id=2, eos_token_id=3, pad_token_id=None)
+    config = PretrainedConfig(bos_token_id=2, eos_token_id=3, pad_token_id=None)
     models = [SimpleNamespace(name=each, config=config) for each in ("source", "saved")]
     recipe = load_recipe("bnb-nf4", ["evaluation.new_tokens=20"])
     prompts = [PromptIds("tell me", (7, 8))] * 2
@@ -53,6 +54,6 @@ def test_the_first_divergence_is_counted_in_tokens(monkeypatch) -> None:
 
 
 def test_special_ids_may_be_several() -> None:
-    config = SimpleNamespace(bos_token_id=2, eos_token_id=[3, 4], pad_token_id=None)
+    config = PretrainedConfig(bos_token_id=2, eos_token_id=[3, 4], pad_token_id=None)
     found = generation._special(SimpleNamespace(config=config), None)
     assert found == {2, 3, 4}
