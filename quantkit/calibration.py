@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -93,10 +93,7 @@ def read_calibration(
     raw = read_given(path, f"calibration {path}")
     documents, route = _encoded(path, raw, recipe.prompt, tokenizer)
     length = min(section.length, plan.max_positions or section.length)
-    end, known = source.config.get("eos_token_id"), source.config.get("vocab_size")
-    if isinstance(end, int) and isinstance(known, int) and end >= known:
-        end = None  # a model without such a token cannot be told where a text ends
-    windows = _windows(documents, length, section.packing, end if isinstance(end, int) else None)
+    windows = _windows(documents, length, section.packing, _end_of_text(source.config))
     if not windows:
         raise UsageError(f"calibration {path}: fewer than two tokens; give a longer text")
     chosen = _choose(windows, section)
@@ -107,6 +104,14 @@ def read_calibration(
         refuse_overlap(found, text.sequences)
     listener(Event("calibrate", message=described(found, plan)))
     return found
+
+
+def _end_of_text(config: Mapping[str, Any]) -> int | None:
+    """``None`` where a config names none, several, or one that the model does not have."""
+    end, known = config.get("eos_token_id"), config.get("vocab_size")
+    if not isinstance(end, int) or end < 0 or (isinstance(known, int) and end >= known):
+        return None
+    return end
 
 
 def described(calibration: Calibration, plan: Plan) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,16 @@ def test_joined_documents_are_told_apart_by_the_end_of_text(
     assert found.windows == ((5, 6, 7, end), (8, 9, end, 10))
     apart = calibrate(source, planned, path, "calibration.packing=apart")
     assert apart.windows == ((5, 6, 7), (8, 9), (10, 11, 12))
+
+
+@pytest.mark.parametrize("end", [None, -1, 999_999, [2, 3]], ids=str)
+def test_documents_are_joined_as_they_are_where_no_one_token_ends_them(
+    source, planned, tmp_path: Path, end: object
+) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps([[5, 6, 7], [8, 9]]))
+    unlike = replace(source, config={**source.config, "eos_token_id": end})
+    assert calibrate(unlike, planned, path).windows == ((5, 6, 7, 8, 9),)
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_text(source, planned, tmp_path: Path) -> None:
