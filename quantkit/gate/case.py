@@ -37,7 +37,8 @@ def make_case(
     listener: Listener,
 ) -> Case:
     """Cut the texts into windows as the recipe and the model's positions allow."""
-    length = window_length(recipe, original)
+    length = recipe.evaluation.window
+    length = min(length, original.architecture.max_positions or length)
     windows: list[tuple[int, ...]] = []
     domains = []
     for text in material.texts:
@@ -47,10 +48,3 @@ def make_case(
     return Case(
         original, saved, recipe, material, device, listener, length, tuple(windows), tuple(domains)
     )
-
-
-def window_length(recipe: Recipe, original: Opened) -> int:
-    """Tokens of a window."""
-    positions = original.architecture.max_positions
-    wanted = recipe.evaluation.window
-    return min(wanted, positions) if positions is not None and positions > 1 else wanted
