@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantkit.gate.library import place
 from quantkit.gate.models import load_plain
 from quantkit.gate.opened import Opened, empty_model
-from quantkit.skeleton import build_empty, layer_names
+from quantkit.skeleton import build_empty
 from quantkit.sweep import Sweep
 
 #: Hidden states of one model that stay in memory; beyond, they lie in a file. In bytes.
@@ -75,7 +75,7 @@ class Walked:
 
     @property
     def count(self) -> int:
-        return len(layer_names(self.sweep.model)) + 1
+        return len(self.sweep.names) + 1
 
     def pieces(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self.sweep.model
