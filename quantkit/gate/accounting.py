@@ -120,12 +120,9 @@ def _names(saved: Opened, original: Opened) -> tuple[list[Failure], list[str]]:
 
 def _stored_name(parts: Mapping[str, Any]) -> str:
     """The stored name of a parameter, a quantized one's as if it were not."""
-    for part, record in parts.items():
-        if not part:
-            return str(record.name)
-    for part, record in parts.items():
-        return f"{record.name.removesuffix(part)}weight"
-    return ""
+    if "" in parts:
+        return str(parts[""].name)
+    return next((f"{each.name.removesuffix(part)}weight" for part, each in parts.items()), "")
 
 
 def _doubles(saved: Opened) -> Iterator[Failure]:
@@ -145,9 +142,9 @@ def _same_bytes(saved: Opened, one: TensorRecord, other: TensorRecord) -> bool:
 def _shapes(saved: Opened) -> Iterator[Failure]:
     for name, parts in saved.parts.items():
         shape, _ = saved.architecture.parameters[name]
-        record = parts.get("")
-        if record is None or saved.is_quantized(name):
+        if saved.is_quantized(name):
             continue
+        record = parts[""]
         if record.shape != tuple(shape):
             got = str(list(record.shape))
             yield Failure("structure", "shape", got, str(list(shape)), record.name)

@@ -102,16 +102,13 @@ def names_report(opened: Opened) -> LoadingReport:
     """The loading report as names and shapes foretell it, where no whole model is loaded."""
     architecture = opened.architecture
     mismatched = [
-        record.name
+        parts[""].name
         for name, parts in opened.parts.items()
-        for part, record in parts.items()
         if not opened.is_quantized(name)
-        and not part
-        and tuple(record.shape) != tuple(architecture.parameters[name][0])
+        and parts[""].shape != tuple(architecture.parameters[name][0])
     ]
-    known = {*architecture.ignored}
     return LoadingReport(
         opened.missing,
-        tuple(name for name in opened.unknown if name not in known),
+        tuple(name for name in opened.unknown if name not in architecture.ignored),
         tuple(sorted(mismatched)),
     )
