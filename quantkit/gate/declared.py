@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from quantkit.gate.opened import Opened
 from quantkit.gate.report import Failure
-from quantkit.gate.stated import overridden
+from quantkit.gate.stated import is_listed, overridden
 
 _METHODS = ("gptq", "awq")
 _LISTED = "modules_in_block_to_quantize"
@@ -58,7 +58,4 @@ def _is_declared(saved: Opened, name: str) -> bool:
         for own in names
     ):
         return True
-    if not isinstance(blocks, list):
-        return False
-    listed = [each for block in blocks for each in ([block] if isinstance(block, str) else block)]
-    return not any(own == each or own.endswith(f".{each}") for each in listed for own in names)
+    return blocks is not None and not any(is_listed(own, blocks) for own in names)

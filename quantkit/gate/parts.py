@@ -18,7 +18,7 @@ from quantkit.checkpoint import read_tensor
 from quantkit.gate.decoding import unpack
 from quantkit.gate.opened import Opened
 from quantkit.gate.report import Failure
-from quantkit.gate.stated import failure, overridden, stated_failures
+from quantkit.gate.stated import failure, is_listed, overridden, stated_failures
 from quantkit.types import TensorRecord
 
 _HALVES = ("float16", "bfloat16")
@@ -97,8 +97,7 @@ def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
 def _listed(saved: Opened, name: str, blocks: Sequence[Any]) -> Iterator[Failure]:
     """Loaders leave alone what a list of modules, where there is one, does not name."""
     stored = next(iter(saved.parts[name].values())).name.rpartition(".")[0]
-    names = [each for block in blocks for each in ([block] if isinstance(block, str) else block)]
-    if not any(stored == each or stored.endswith(f".{each}") for each in names):
+    if not is_listed(stored, blocks):
         yield failure(
             "quantization_config", "not listed", "as it is stored", f"modules_in_block: {stored}"
         )

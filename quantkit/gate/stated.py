@@ -7,7 +7,7 @@ a finding and no traceback.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from quantkit.gate.opened import Opened
@@ -61,6 +61,12 @@ def _is_blocks(value: object) -> bool:
         isinstance(each, str) or (isinstance(each, list) and all(isinstance(n, str) for n in each))
         for each in value
     )
+
+
+def is_listed(module: str, blocks: Sequence[Any]) -> bool:
+    """Whether ``modules_in_block_to_quantize`` names ``module``, by its end or whole."""
+    names = [each for block in blocks for each in ([block] if isinstance(block, str) else block)]
+    return any(module == each or module.endswith(f".{each}") for each in names)
 
 
 _Allowed = Mapping[str, tuple[str, Callable[[Any], bool]]]
