@@ -74,10 +74,6 @@ class Opened:
         return self.architecture.dtype
 
     @property
-    def parameters(self) -> int:
-        return sum(prod(shape) for shape, _ in self.architecture.parameters.values())
-
-    @property
     def missing(self) -> tuple[str, ...]:
         """Parameters of the model that no stored tensor fills, by name in memory."""
         names = sorted(self.architecture.parameters)
@@ -205,5 +201,6 @@ def empty_model(opened: Opened, device: str) -> Any:
 def resident_bytes(opened: Opened, dtype: str | None = None) -> int:
     """What the model takes when it is loaded whole, in ``dtype`` or as it is stored."""
     if dtype is not None or opened.method in DECODERS:
-        return opened.parameters * ITEM_BYTES[dtype or opened.dtype]
+        elements = sum(prod(shape) for shape, _ in opened.architecture.parameters.values())
+        return elements * ITEM_BYTES[dtype or opened.dtype]
     return sum(opened.index.file_bytes.values())

@@ -113,7 +113,7 @@ def _unopened(error: Exception) -> SourceError:
     )
 
 
-def _walk(field: Field, saved: Sequence[Any]) -> list[float]:
+def _walk(field: Field, saved: Sequence[Opened]) -> list[float]:
     """Every runner to its end, in step; the largest error of each folder's weights."""
     runners = [field.reference, *field.saved, *(each for each in (field.floor,) if each)]
     worst = [0.0 for _ in saved]
