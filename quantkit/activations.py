@@ -127,9 +127,6 @@ class Activations:
         """Whether they lie in a file."""
         return self._file is not None
 
-    def __len__(self) -> int:
-        return len(self._lengths)
-
     def __getitem__(self, window: int) -> Tensor:
         """The window's hidden states, on the device or on the CPU; not to be written into."""
         held = self._held[window]
