@@ -10,7 +10,6 @@ from conftest import Converted
 from tiny import CONFIGS, write_source
 
 import quantkit
-from quantkit.gate.library import keep_stored_layout
 from quantkit.gate.models import load_saved
 from quantkit.gate.opened import open_saved
 from quantkit.gate.runners import walk
@@ -53,7 +52,6 @@ def test_saved_bytes_in_the_librarys_modules(tmp_path: Path, model_type: str, re
     quantkit.convert(source, recipe, folder, no_gate=True)
     opened = open_saved(folder)
     model = load_saved(opened, "cpu").model
-    keep_stored_layout(model)
     with walk(opened, WINDOWS, "cpu", tmp_path) as walked:
         for _ in walked.pieces():
             pass
