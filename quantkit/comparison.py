@@ -44,7 +44,8 @@ def compare(
         UsageError: no such folder, or a plot that cannot be written.
         SourceError: the source or a folder cannot be read.
     """
-    paths = [quantized_folder(each, listener) for each in paths_of(folders)]
+    several = [folders] if isinstance(folders, str | Path) else folders  # a Hub id is no path
+    paths = [quantized_folder(each, listener) for each in several]
     if not paths:
         raise UsageError("compare: no folders given; name at least one")
     if len({each.resolve() for each in paths}) < len(paths):

@@ -183,7 +183,7 @@ def test_offline_the_cache_serves_and_its_bytes_are_checked(
         quantkit.verify(REPO)
 
 
-def test_check_and_verify_take_a_published_folder_by_its_id(
+def test_check_compare_and_verify_take_a_published_folder_by_its_id(
     served: Loopback, demo_nf4: Converted
 ) -> None:
     served.add("me/demo-nf4", files_of(demo_nf4.folder))
@@ -192,6 +192,10 @@ def test_check_and_verify_take_a_published_folder_by_its_id(
     quick = ["evaluation.max_windows=1", "evaluation.new_tokens=1"]
     checked = quantkit.check("me/demo-nf4", REPO, text=demo_nf4.text, set=quick)
     assert checked["gate"]["status"] == "passed"
+    compared = quantkit.compare(["me/demo-nf4"], REPO, text=demo_nf4.text, set=quick)
+    assert (
+        compared["folders"][0]["kl_divergence"]["mean"] == checked["gate"]["kl_divergence"]["mean"]
+    )
     served.repositories["me/demo-nf4"].add({"extra.py": b"import os"})
     with pytest.raises(MismatchError, match=r"extra.py is not in the manifest"):
         quantkit.verify("me/demo-nf4")
