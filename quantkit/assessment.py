@@ -11,12 +11,12 @@ from typing import Any
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device
-from quantkit.errors import CheckpointError, SourceError, UsageError
+from quantkit.errors import CheckpointError, SourceError, UsageError, printable
 from quantkit.evaluation import Texts, read_material
 from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
 from quantkit.gate.decoding import DECODERS
-from quantkit.given import expanded, paths_of
+from quantkit.given import expanded, paths_of, refuse_name
 from quantkit.recipe import Recipe, load_recipe
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
@@ -126,12 +126,13 @@ def quantized_folder(given: str | Path, listener: Listener = silent) -> Path:
     """``given`` as a folder with a config; a Hub id is downloaded, and proven, first.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or by a name that no library can be given.
         SourceError: the Hub does not give it.
     """
     if is_hub_id(given):
         given = fetch_folder(str(given), None, listener).folder
     folder = expanded(given)
+    refuse_name(folder, f"folder {printable(str(given))}")
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder}: no config.json there; give a folder with a checkpoint")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,8 @@ def test_check_writes_nothing(demo_nf4: Converted) -> None:
 def test_bad_folders_are_one_line(demo: Path, tmp_path: Path, verb: str) -> None:
     assert "no config.json" in refused(2, verb, tmp_path, "--against", demo)
     assert "no such" in refused(2, verb, demo, "--against", tmp_path / "gone")
+    assert "not UTF-8" in refused(2, verb, tmp_path / os.fsdecode(b"\xff"), "--against", demo)
+    assert "no file can be called" in refused(2, verb, "x" * 256, "--against", demo)
 
 
 def test_what_must_not_be_overwritten(demo_nf4: Converted, tmp_path: Path) -> None:
