@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.given import paths_of
-from quantkit.releases import Entry, ListedFile, Release, read_entries
+from quantkit.releases import PARTS, Entry, ListedFile, Release, read_entries
 from quantkit.resources import shipped_folder
 from quantkit.types import FileDigest, Fingerprint, Status, Verdict
 
@@ -94,7 +94,8 @@ def _proof(
     """By what the weights are this withdrawn release's, and no good release's too.
 
     A shard that an entry lists under a release in good standing as well does not tell
-    the two apart; neither does a fingerprint.
+    the two apart; neither does a fingerprint that is no closer than the good release's, nor
+    one of files that are all the good release's.
     """
     good = [other for other in entry.releases if other.status != "withdrawn"]
     spared = [listed for other in good for listed in other.files]
@@ -104,10 +105,21 @@ def _proof(
         for file in weights
     ):
         return "files"
-    part = release.fingerprint.match(found) if release.fingerprint else None
-    if part and any(o.fingerprint and o.fingerprint.match(found) == part for o in good):
+    part = _part(release, found)
+    as_close = PARTS[: PARTS.index(part) + 1] if part else ()
+    if any(_part(each, found) in as_close or _is_whole(each, weights) for each in good):
         return None
     return part
+
+
+def _part(release: Release, found: Fingerprint | None) -> str | None:
+    """The strongest part of the release's fingerprint that is ``found``'s too."""
+    return release.fingerprint.match(found) if release.fingerprint else None
+
+
+def _is_whole(release: Release, weights: Sequence[FileDigest]) -> bool:
+    """Whether every weight file is one of the release's."""
+    return bool(weights) and all(_listed(release.files, file) for file in weights)
 
 
 def _is_revision(release: Release, claimed: str | None) -> bool:
@@ -129,9 +141,9 @@ def _identity(
     weights = [file for file in files if file.is_weight]
     if not weights or _contradicting(release, files):
         return None
-    if all(_listed(release.files, file) for file in weights):
+    if _is_whole(release, weights):
         return "files"
-    part = release.fingerprint.match(found) if release.fingerprint else None
+    part = _part(release, found)
     if part == "matrices" or any(_other_than_named(release, file) for file in weights):
         return None
     return part
@@ -195,7 +207,7 @@ def _near(
     weights = [file for file in files if file.is_weight]
     for entry, release in _standing(entries):
         strange = [file.name for file in weights if not _listed(release.files, file)]
-        part = release.fingerprint.match(found) if release.fingerprint else None
+        part = _part(release, found)
         if part or len(strange) < len(weights):
             others = ", ".join([*strange, *_contradicting(release, files)])
             by = f" by {_EVIDENCE[part]}" if part else ""

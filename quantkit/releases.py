@@ -108,6 +108,10 @@ class ListedFile(_Strict):
         return self.sha256 == file.sha256 and (not self.md5 or file.md5 in (None, self.md5))
 
 
+#: The parts of a fingerprint, the strongest first.
+PARTS = ("tensors", "values", "matrices")
+
+
 class ListedFingerprint(_Strict):
     """A release's fingerprint, or a part of it."""
 
@@ -117,7 +121,7 @@ class ListedFingerprint(_Strict):
 
     def match(self, found: Found | None) -> str | None:
         """The strongest part that is ``found``'s too: its name."""
-        for part in ("tensors", "values", "matrices"):
+        for part in PARTS:
             stated = getattr(self, part)
             if found is not None and stated is not None and stated == getattr(found, part):
                 return part

@@ -136,6 +136,32 @@ def test_a_good_release_of_the_same_weights_is_spared(
         quantkit.verify(folder, checksums=[mine, registry])
 
 
+@pytest.mark.parametrize("states", ["both", "files", "fingerprint"])
+def test_a_good_release_of_the_same_matrices_is_spared(
+    release: Path, registry: Path, tmp_path: Path, states: str
+) -> None:
+    """Withdrawn for a broken norm: the corrected upload has all matrices of the withdrawn one."""
+    mine = shutil.copytree(registry, tmp_path / "registry")
+    norm = "gpt_neox.final_layer_norm.bias"
+    mended = repacked(release, tmp_path / "mended", lambda s: s | {norm: s[norm] + 1})
+    succeeded(
+        "checksums", "add", mended, "--repository", "own/model", "--status", "current",
+        "--date", "2026-02-03", "--stated-at", "https://example.org/again",
+        "--into", mine / "own.toml",
+    )  # fmt: skip
+    before, _, added = (mine / "own.toml").read_text().rpartition("[releases.fingerprint]")
+    fingerprint, first, files = added.partition("[[releases.files]]")
+    if states != "both":
+        kept = first + files if states == "files" else f"[releases.fingerprint]{fingerprint}"
+        (mine / "own.toml").write_text(before + kept)
+    found = quantkit.verify(mended, checksums=[mine])
+    assert (found["status"], found["verdict"]["release"]) == ("verified", "2026-02-03")
+    with pytest.raises(WithdrawnError, match="the tensors' fingerprint"):
+        quantkit.verify(
+            repacked(release, tmp_path / "bin", dict, container="torch"), checksums=[mine]
+        )
+
+
 def test_a_release_in_good_standing_is_recognized_repacked(release: Path, tmp_path: Path) -> None:
     registry = tmp_path / "registry"
     registry.mkdir()
