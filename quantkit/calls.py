@@ -22,17 +22,18 @@ class Call:
 
 def same(a: Any, b: Any) -> bool:
     """Equal to the last bit, through calls, tuples and dictionaries."""
+    if type(a) is not type(b):
+        return False
     if isinstance(a, Call):
         return same(a.args, b.args) and same(dict(a.kwargs), dict(b.kwargs))
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+        return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, tuple | list):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, bool | int | float | str) or a is None or b is None:
-        return type(a) is type(b) and bool(a == b)
-    return type(a) is type(b)  # configurations and caches do not depend on the ids
+    # configurations and caches do not depend on the ids
+    return not isinstance(a, bool | int | float | str) or bool(a == b)
 
 
 def does_not_run(model: nn.Module, error: Exception) -> UnsupportedModelError:

@@ -139,6 +139,10 @@ def test_calls_are_alike_to_the_last_bit() -> None:
     ones = torch.ones(2)
     for other in (torch.ones(3), torch.zeros(2), None, 1, (ones,)):
         assert not same(Call((ones,), {}), Call((other,), {}))
+        assert not same(Call((other,), {}), Call((ones,), {}))
+    for one in ((ones,), [ones], {"at": 3}):
+        assert not same(Call((one,), {}), Call((None,), {}))
+    assert not same(Call((ones,), {}), Call((ones.half(),), {}))
     assert not same(Call((), {"at": 3}), Call((), {"at": 4}))
     assert not same(Call((), {"at": 1}), Call((), {"at": True}))
     assert same(Call((ones, None), {"at": 3}), Call((ones.clone(), None), {"at": 3}))
