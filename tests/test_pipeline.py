@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import write_source
 
 import quantkit
-from quantkit import execution, pipeline
+from quantkit import clock, execution, pipeline
 from quantkit.card import render_card
 from quantkit.errors import (
     GateError,
@@ -278,6 +278,17 @@ def test_the_peak_is_this_processs_own(source: Path, tmp_path: Path) -> None:
     done = subprocess.run(command(*asked, "--json"), capture_output=True, check=True)
     assert len(ballast) > 1e9
     assert 1e8 < json.loads(done.stdout)["peak_rss_bytes"] < 1e9
+
+
+@pytest.mark.parametrize("said", [None, "", "Name:\tpython\nVmRSS:\t1024 kB\n"])
+def test_a_system_that_does_not_say_the_peak_costs_no_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    """gVisor's ``/proc/self/status`` has no ``VmHWM``."""
+    if said is not None:
+        (tmp_path / "status").write_text(said)
+    monkeypatch.setattr(clock, "_STATUS", tmp_path / "status")
+    assert clock.Clock().measured().peak_rss_bytes > 1e6
 
 
 def test_the_plans_json_is_one_object(demo: Path) -> None:
