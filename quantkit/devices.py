@@ -50,16 +50,20 @@ def _has_cuda() -> bool:
 def free_memory() -> int:
     """Bytes that this process may still take: the machine's, or what its container leaves it.
 
-    Of a container the control group says it (Linux, cgroup v2: ``memory.max``,
-    ``memory.current``).
+    Of a container the control group says it (Linux, cgroup v2). What it uses includes the cache
+    of all files that were read, which the kernel takes back where memory is wanted.
     """
     import psutil
 
     machine = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no such files, or "max"
-        limit = int((_CONTROL_GROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((_CONTROL_GROUP / "memory.current").read_text(encoding="ascii"))
-        return max(0, min(machine, limit - used))
+    with suppress(OSError, ValueError, KeyError):  # no such files, or "max"
+        limit, used = (
+            int((_CONTROL_GROUP / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+        lines = (_CONTROL_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        cached = int(dict(line.split() for line in lines)["inactive_file"])
+        return max(0, min(machine, limit - used + cached))
     return machine
 
 
