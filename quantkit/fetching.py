@@ -155,12 +155,15 @@ def _cached(repo_id: str, revision: str | None, why: Exception, listener: Listen
 
 
 def cached_digests(folder: Path) -> dict[str, str]:
-    """What the Hub listed for the files of a snapshot: a Hub cache names its blobs by it."""
+    """What the Hub listed for the files of a snapshot: a Hub cache names its blobs by it.
+
+    A link to a blob that is gone is no file; whoever misses it will say so.
+    """
     links = {path.name: path.resolve() for path in folder.iterdir() if path.is_symlink()}
     return {
         name: blob.name
         for name, blob in links.items()
-        if blob.parent.name == "blobs" and _ETAG.match(blob.name)
+        if blob.parent.name == "blobs" and blob.is_file() and _ETAG.match(blob.name)
     }
 
 

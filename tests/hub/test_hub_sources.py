@@ -183,6 +183,18 @@ def test_offline_the_cache_serves_and_its_bytes_are_checked(
         quantkit.verify(REPO)
 
 
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
+def test_offline_a_link_of_the_cache_to_nothing_is_named(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    quantkit.verify(REPO)
+    link = next(Path(constants.HF_HUB_CACHE).glob(f"*/snapshots/*/{name}"))
+    link.resolve().unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match=f"{name}: cannot be read"):
+        quantkit.plan(REPO, "bnb-nf4")
+
+
 def test_check_compare_and_verify_take_a_published_folder_by_its_id(
     served: Loopback, demo_nf4: Converted
 ) -> None:
