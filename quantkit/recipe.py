@@ -262,8 +262,11 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {dotted!r}{hint}"
     if first["type"] == "missing":
         return f"key {dotted!r} is missing; a recipe writes every value"
+    said = first["msg"].removeprefix("Value error, ")
+    if not place:  # of the recipe as a whole, which would be shown from end to end
+        return said
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"key {dotted!r}: {first['msg']}; got {first.get('input')!r}{more}"
+    return f"key {dotted!r}: {said}; got {first.get('input')!r}{more}"
 
 
 def _known_keys(place: Sequence[int | str]) -> list[str]:

@@ -123,6 +123,16 @@ def test_a_bad_value_is_named(override: str) -> None:
     assert override.partition("=")[0] in str(caught.value)
 
 
+def test_what_a_recipe_lacks_as_a_whole_is_said_without_the_whole() -> None:
+    few = ["calibration.samples=1", "calibration.length=2", "calibration.seed=0"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("bnb-nf4", few)
+    said = "[calibration] belongs to format gptq, and to no other"
+    assert str(caught.value) == f"recipe bnb-nf4.toml: {said}"
+    with pytest.raises(RecipeError, match=r"key 'method\.ignore\.0': not a regular expression"):
+        load_recipe("bnb-nf4", ["method.ignore=['(']"])
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
