@@ -95,9 +95,7 @@ class Prompt(Strict):
 
     def render(self, utterance: str) -> str:
         """One user turn and the opening of the model's answer."""
-        said = utterance.replace("\n", self.newline)
-        asked = f"{self.user}{self.separator}{said}"
-        return f"{asked}{self.turn_end}{self.system}{self.separator}"
+        return self.conversation([(True, utterance), (False, "")])
 
     def conversation(self, turns: Iterable[tuple[bool, str]]) -> str:
         """Turns of both sides, ``True`` for the user's."""
