@@ -20,7 +20,6 @@ from typing import Any
 
 from quantkit.checkpoint.shards import flush, put_whole
 from quantkit.errors import (
-    CheckpointError,
     GateError,
     OutputExistsError,
     SourceError,
@@ -277,7 +276,7 @@ def cleaned(staging: Staging) -> Iterator[None]:
     except BaseException as error:  # an interrupt, the disk, a defect
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         said = f"the disk at {staging.partial.parent} is full; free some room and run again"
-        changed = isinstance(error, SourceError | CheckpointError)
+        changed = isinstance(error, SourceError)
         if changed or "outputs" not in read_note(staging):  # the files are not all there
             kept = {"state": "failed", "reason": said} if full else {"state": "interrupted"}
             layers = any((staging.partial / LAYERS).glob("*.safetensors"))
