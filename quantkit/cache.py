@@ -131,6 +131,6 @@ def _write(path: Path, value: bytes) -> None:
                 file.write(_seal(path, value) + value)
                 file.close()
                 Path(file.name).replace(path)
-            except OSError:
+            except BaseException:
                 Path(file.name).unlink()
                 raise

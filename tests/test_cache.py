@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,19 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     path.symlink_to(downloaded)
     assert remembered("k", ["a"], lambda: {"x": 3}, NUMBERS) == {"x": 3}
     assert not path.is_symlink(), "and what was made is kept in its place"
+
+
+@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt])
+def test_who_is_stopped_while_writing_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def broken(_: Path, __: Path) -> None:
+        raise stop
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with suppress(KeyboardInterrupt):
+        assert remembered("k", ["a"], lambda: {"x": 1}, NUMBERS) == {"x": 1}
+    assert list(folder.iterdir()) == []
 
 
 def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
