@@ -53,12 +53,12 @@ def refuse_name(path: Path, what: str) -> None:
     Raises:
         UsageError: it is refused.
     """
-    if "\0" in str(path) or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
-        raise UsageError(f"{what[:200]}: no file can be called that; give another name")
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what}: its name is not UTF-8; rename it") from None
+    if "\0" in str(path) or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise UsageError(f"{what[:200]}: no file can be called that; give another name")
 
 
 def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = None) -> bytes:

@@ -108,6 +108,11 @@ def test_names_that_none_can_have(demo: Path, tmp_path: Path, name: str) -> None
         quantkit.convert(demo, "bnb-nf4", tmp_path / name, no_gate=True)
 
 
+def test_a_name_that_no_bytes_are_read_as(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        quantkit.plan(tmp_path / "\ud800", "bnb-nf4")
+
+
 def test_what_there_is_can_be_found() -> None:
     assert {*quantkit.__all__, "errors"} <= {*dir(quantkit)}
     assert quantkit.errors is errors
