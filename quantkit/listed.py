@@ -79,7 +79,7 @@ def source_fingerprint(source: Mapping[str, Any]) -> Fingerprint | None:
 def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
     """A file as a manifest lists it, each field of which is one."""
     file = FileDigest(**raw)
-    if not isinstance(file.name, str) or not file.name:
+    if not isinstance(file.name, str) or not _may_be_a_name(file.name):
         raise _not_whole(f"{where}.name", "a name", file.name)
     if type(file.bytes) is not int or file.bytes < 0:
         raise _not_whole(f"{where}.bytes", "a size", file.bytes)
@@ -90,6 +90,12 @@ def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
     if not isinstance(file.is_weight, bool):
         raise _not_whole(f"{where}.is_weight", "true or false", file.is_weight)
     return file
+
+
+def _may_be_a_name(name: str) -> bool:
+    """Not one that no file system has: it could not even be asked for."""
+    raw = name.encode("utf-8", "replace")
+    return 0 < len(raw) <= 2000 and max(map(len, raw.split(b"/"))) <= 255
 
 
 def _is_hex(pattern: re.Pattern[str], value: object) -> bool:

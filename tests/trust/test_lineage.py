@@ -127,6 +127,16 @@ def test_names_that_lead_out_of_the_folder_are_refused(copy: Path, name: str) ->
         quantkit.verify(copy)
 
 
+@pytest.mark.parametrize("where", ["output", "source"])
+@pytest.mark.parametrize("name", ["", 5, "名" * 100, "x" * 300, "x/" * 3000 + "x"], ids=range(5))
+def test_names_that_no_file_has_are_refused(copy: Path, name: object, where: str) -> None:
+    manifest = read_manifest(copy)
+    manifest[where]["files"][0]["name"] = name
+    write_manifest(manifest, copy)
+    with pytest.raises(SourceError, match=rf"{where}\.files\[0\]\.name: expected a name"):
+        quantkit.verify(copy)
+
+
 def about_the_source(note: str) -> bool:
     """Not that nobody has signed, which stands with every folder that nobody has."""
     return "by its manifest" not in note
