@@ -159,11 +159,12 @@ def cached_digests(folder: Path) -> dict[str, str]:
 
     A link to a blob that is gone is no file; whoever misses it will say so.
     """
-    links = {path.name: path.resolve() for path in folder.iterdir() if path.is_symlink()}
+    links = (path for path in folder.iterdir() if path.is_symlink() and path.is_file())
+    blobs = {path.name: path.resolve() for path in links}
     return {
         name: blob.name
-        for name, blob in links.items()
-        if blob.parent.name == "blobs" and blob.is_file() and _ETAG.match(blob.name)
+        for name, blob in blobs.items()
+        if blob.parent.name == "blobs" and _ETAG.match(blob.name)
     }
 
 

@@ -108,17 +108,22 @@ def recover(staging: Staging) -> None:
 
 def _refuse_source(staging: Staging, source: Path) -> None:
     """Whatever is written, emptied or replaced must hold nothing of the source, nor lie in it."""
-    out, given = staging.out, source.resolve()
-    if out.resolve() == given:
+    out, given = staging.out, _real(source)
+    if _real(out) == given:
         raise OutputExistsError(f"output {out}: is the source; choose another --out")
-    if out.resolve().is_relative_to(given):
+    if _real(out).is_relative_to(given):
         raise OutputExistsError(f"output {out}: lies inside the source; choose another --out")
     for each in (out, staging.partial, staging.replaced):
-        if given.is_relative_to(each.resolve()):
+        if given.is_relative_to(_real(each)):
             raise OutputExistsError(
                 f"output {out}: the source {source} lies in {each}, which is emptied or replaced; "
                 "choose another --out"
             )
+
+
+def _real(path: Path) -> Path:
+    """Where links lead to. ``Path.resolve`` stops where they lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _is_ours(folder: Path) -> bool:

@@ -178,6 +178,15 @@ def test_a_link_in_place_of_the_staging_folder_is_refused(tmp_path: Path) -> Non
         quantkit.convert(source, "bnb-nf4", tmp_path / "out", no_gate=True)
 
 
+@pytest.mark.parametrize("name", ["out", "out.partial", "out/inside"])
+def test_an_output_where_links_lead_in_a_circle(source: Path, tmp_path: Path, name: str) -> None:
+    circle = tmp_path / name.partition("/")[0]
+    circle.symlink_to(circle)
+    out = tmp_path / name.removesuffix(".partial")
+    with pytest.raises(UsageError, match=r"exists already|cannot be made"):
+        quantkit.convert(source, "bnb-nf4", out, no_gate=True)
+
+
 # interrupts
 
 

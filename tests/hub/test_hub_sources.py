@@ -195,6 +195,13 @@ def test_offline_a_link_of_the_cache_to_nothing_is_named(
         quantkit.plan(REPO, "bnb-nf4")
 
 
+def test_links_of_the_cache_that_lead_in_a_circle_are_no_files_of_it(served: Loopback) -> None:
+    quantkit.verify(REPO)
+    (snapshot,) = Path(constants.HF_HUB_CACHE).glob("*/snapshots/*")
+    (snapshot / "circle").symlink_to("circle")
+    assert quantkit.verify(snapshot)["status"] == "verified"
+
+
 def test_check_compare_and_verify_take_a_published_folder_by_its_id(
     served: Loopback, demo_nf4: Converted
 ) -> None:
