@@ -27,7 +27,15 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+def _compiles_in_a_group(pattern: str) -> str:
+    _compiles(f"(?:{pattern})")
+    return pattern
+
+
 Pattern = Annotated[str, AfterValidator(_compiles)]
+
+#: Modules that stay as they are. transformers puts it into a group: no ``(?i)`` for all of it.
+Ignored = Annotated[Pattern, AfterValidator(_compiles_in_a_group)]
 
 
 class BnbMethod(Strict):
@@ -41,7 +49,7 @@ class BnbMethod(Strict):
     quant_storage: Literal["uint8", "float16", "bfloat16", "float32"]
     llm_int8_threshold: float
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    ignore: tuple[Pattern, ...]
+    ignore: tuple[Ignored, ...]
 
 
 class PlainMethod(Strict):
@@ -82,7 +90,7 @@ class GptqMethod(Strict):
     both_head_names: bool
     max_skipped_share: Annotated[float, Field(ge=0, le=1)]
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    ignore: tuple[Pattern, ...]
+    ignore: tuple[Ignored, ...]
     override: tuple[Override, ...] = ()
 
 

@@ -112,6 +112,8 @@ def test_a_set_is_one_line() -> None:
         "method.double_quant=1",
         "method.ignore='lm_head'",
         "method.ignore=[1]",
+        "method.ignore=['(']",
+        "method.ignore=['(?i)DENSE']",
         "method.llm_int8_threshold=nan",
         "method.dtype=float64",
         pytest.param("method.block_size=" + "9" * 5000, id="5000 digits"),
