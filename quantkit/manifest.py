@@ -110,14 +110,18 @@ def _standing(job: Job, verified: VerifiedSource) -> dict[str, Any]:
 
 def _cache_bytes(plan: Plan) -> int | None:
     """Bytes of keys and values for each token of context, where the config says how many."""
-    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    found = [plan.config.get(each) for each in names]
-    layers, heads, hidden = (each if isinstance(each, int) and each > 0 else 0 for each in found)
+
+    def stated(name: str) -> int:
+        """Not all of them are a class's own, so that transformers has not looked at them."""
+        found = plan.config.get(name)
+        return found if isinstance(found, int) and found > 0 else 0
+
+    layers, heads, hidden = map(stated, ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if not layers * heads * hidden:
         return None
-    width = plan.config.get("head_dim") or hidden // heads
-    held = plan.config.get("num_key_value_heads") or heads
-    return int(2 * layers * held * width * ITEM_BYTES[plan.dtype])
+    width = stated("head_dim") or hidden // heads
+    held = stated("num_key_value_heads") or heads
+    return 2 * layers * held * width * ITEM_BYTES[plan.dtype]
 
 
 def _calibration(used: Calibration | None) -> dict[str, Any] | None:

@@ -291,6 +291,19 @@ def test_a_system_that_does_not_say_the_peak_costs_no_conversion(
     assert clock.Clock().measured().peak_rss_bytes > 1e6
 
 
+@pytest.mark.parametrize("odd", ["8", [8], {"a": 8}, 0, -8, 8.5, None], ids=str)
+def test_a_key_that_is_not_the_classs_own_costs_no_conversion(tmp_path: Path, odd: object) -> None:
+    """transformers looks at the keys that a class has: GPT-NeoX has no num_key_value_heads."""
+    source = write_source(tmp_path / "source")
+    made = []
+    for change in ({}, {"num_key_value_heads": odd}):
+        config = json.loads((source / "config.json").read_text()) | change
+        (source / "config.json").write_text(json.dumps(config))
+        made.append(quantkit.convert(source, "fp16", tmp_path / f"{change}", no_gate=True))
+    cache = [each["sizes"]["kv_cache_bytes_per_token"] for each in made]
+    assert cache[0] == cache[1] > 0
+
+
 def test_the_plans_json_is_one_object(demo: Path) -> None:
     found = json.loads(succeeded("plan", demo, "--recipe", "bnb-nf4", "--json"))
     assert found["digest"] == quantkit.plan(demo, "bnb-nf4").digest
