@@ -33,7 +33,7 @@ class FinishedLayers:
         self._folder = folder
         text = json.dumps(identity, sort_keys=True)
         path = folder / _IDENTITY
-        if folder.is_dir() and (not path.is_file() or path.read_text("utf-8") != text):
+        if folder.is_dir() and (not path.is_file() or path.read_bytes() != text.encode()):
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
         put_whole(path, text)
@@ -44,7 +44,7 @@ class FinishedLayers:
         try:
             recorded: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
             return recorded if digest_file(weights).sha256 == recorded["sha256"] else None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def tensors(self, index: int, names: Collection[str] | None = None) -> dict[str, Tensor]:

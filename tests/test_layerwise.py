@@ -26,6 +26,7 @@ from quantkit import observing
 from quantkit.checkpoint import stream
 from quantkit.digests import StreamDigest, digest_file
 from quantkit.errors import CheckpointError, NonFiniteError
+from quantkit.finished import FinishedLayers
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import quantize
 from quantkit.kernels.grid import Grid
@@ -465,3 +466,14 @@ def test_a_tied_model_of_which_the_head_alone_is_stored(
         set=[*more, *(f"gate.{each}" for each in lax), "evaluation.new_tokens=2"],
     )  # fmt: skip
     assert made["gate"]["status"] == "passed"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"[]", b"null", b'{"sha256": 5}'], ids=str)
+def test_a_damaged_note_is_no_layer(tmp_path: Path, damage: bytes) -> None:
+    layers = FinishedLayers(tmp_path / "layers", {"of": "this"})
+    for name in ("00000.json", "00000.safetensors"):
+        (tmp_path / "layers" / name).write_bytes(damage)
+    assert layers.found(0) is None
+    (tmp_path / "layers" / "identity.json").write_bytes(damage)
+    FinishedLayers(tmp_path / "layers", {"of": "this"})
+    assert [each.name for each in (tmp_path / "layers").iterdir()] == ["identity.json"]
