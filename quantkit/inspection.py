@@ -136,7 +136,6 @@ def check_tokenizer(
         SourceError: the folder has no sentencepiece model, or a file of its tokenizer is broken.
         UsageError: no such folder, or ``text`` cannot be read.
     """
-
     folder = expanded(path)
     _with_model(folder)
     config = read_object(folder / "config.json")

@@ -138,7 +138,7 @@ def prove(source: Source, listener: Listener = silent) -> Source:
     tell = counted(listener, "verify", source.weight_bytes)
     for name in source.checkpoint.files:
         if name in source.hub_sha256:
-            _check_hub(source, [digest_file(source.folder / name, name, is_weight=True)])
+            _check_hub(source, [digest_file(source.folder / name)])
         tell(source.checkpoint.file_bytes[name])
     return source
 
