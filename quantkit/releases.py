@@ -155,7 +155,8 @@ class Release(_Strict):
 
     @model_validator(mode="after")
     def _says_enough(self) -> Release:
-        if not (self.files or self.fingerprint or self.unpublished):
+        stated = self.fingerprint not in (None, ListedFingerprint())
+        if not (self.files or stated or self.unpublished):
             raise ValueError("states no file, no fingerprint, and no unpublished files either")
         return self
 

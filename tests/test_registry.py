@@ -245,6 +245,8 @@ def test_the_two_releases_of_the_bilingual_model_are_known() -> None:
         ('"https://example.org"', '"an address"', "stated_at"),
         ('status = "current"', 'status = "current"\nreason = "two\\nlines"', "printable line"),
         ('[[releases.files]]\nname = "pytorch_model.bin"\n', "", "releases"),
+        (GOOD[GOOD.index("[[releases.files]]") :], "", "states no file"),
+        (GOOD[GOOD.index("[[releases.files]]") :], "[releases.fingerprint]", "states no file"),
         ("0123456789abcdef0123456789abcdef", "0123456789ABCDEF0123456789ABCDEF", "md5"),
         ('md5 = "0123456789abcdef0123456789abcdef"', "", "neither md5 nor sha256"),
         ('name = "pytorch_model.bin"', 'name = "x"\nmd6 = "y"', "md6"),
