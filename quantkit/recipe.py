@@ -271,13 +271,10 @@ def _known_keys(place: Sequence[int | str]) -> list[str]:
     """The keys of the section at ``place``, as pydantic names it."""
     models: tuple[type[Strict], ...] = (Recipe,)
     for part in place:
-        if len(models) > 1 and str(part) in METHODS:
+        if str(part) in METHODS:
             models = (METHODS[str(part)],)
         elif isinstance(part, str):  # a number is a place in a list
-            fields = models[0].model_fields
-            models = _models(fields[part].annotation) if part in fields else ()
-        if not models:
-            return []
+            models = _models(models[0].model_fields[part].annotation)
     return list(models[0].model_fields)
 
 
