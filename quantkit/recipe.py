@@ -252,7 +252,9 @@ def _explain(error: ValidationError) -> str:
     mistakes = error.errors()
     # a mistyped key is also a missing one: the mistyping is what to show
     first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    place = [str(part) for part in first["loc"] if part not in METHODS]
+    place = [*map(str, first["loc"])]
+    if place[:1] == ["method"]:
+        del place[1:2]  # the format, which is no key
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
         near = get_close_matches(place[-1], _known_keys(first["loc"][:-1]), n=1)

@@ -72,6 +72,9 @@ def test_no_value_is_inherited(tmp_path: Path, key: str) -> None:
         ("card.languges=['ja']", "did you mean 'languages'"),
         ("card.evaluation=[{nam='x'}]", "did you mean 'name'"),
         ("gate.zzzzz=1", "unknown key 'gate.zzzzz'"),
+        ("gptq.bits=4", "unknown key 'gptq'"),
+        ("method.gptq.bits=4", "unknown key 'method.gptq'"),
+        ("card.evaluation=[{plain='x'}]", "unknown key 'card.evaluation.0.plain'"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, words: str) -> None:
