@@ -30,10 +30,12 @@ def identity(manifest: Mapping[str, Any]) -> str | None:
 
     Once published, by the digests that a registry knew on that day.
     """
-    source = manifest["source"]
-    status = (manifest["publication"] or {}).get("source_status", source["status"])
-    if status in ("verified", "superseded", "withdrawn"):
-        return str(source["verdict"]["repository"])
+    source, publication = manifest["source"], manifest["publication"] or {}
+    status = publication.get("source_status", source["status"])
+    # an earlier quantkit's publication names no repository
+    proven = publication.get("source_repository", source["verdict"]["repository"])
+    if status in ("verified", "superseded", "withdrawn") and proven:
+        return str(proven)
     return str(source["repo_id"]) if source["repo_id"] else None
 
 

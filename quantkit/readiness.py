@@ -138,6 +138,7 @@ def described(
         "repo_id": where[0],
         "branch": where[1],
         "source_status": verdict.status,
+        "source_repository": verdict.repository,
         "licence": licence_json(licence),
         "overrides": [str(each) for each in overridden],
     }

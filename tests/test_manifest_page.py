@@ -24,7 +24,7 @@ GATE = "The gate's figures"
 ELSEWHERE = {
     MANIFEST: {
         "publication.repo_id", "publication.branch", "publication.source_status",  # hub/
-        "publication.licence.*", "publication.overrides[]",
+        "publication.source_repository", "publication.licence.*", "publication.overrides[]",
         "benchmarks[]",  # test_eval.py
         "source.withdrawn[].repository", "source.withdrawn[].release",
         "source.withdrawn[].reason", "source.withdrawn[].stated_at",  # test_card.py

@@ -37,7 +37,7 @@ from quantkit.records import read_manifest, write_manifest
 from quantkit.signatures import SIGNATURE
 from quantkit.signing import Signer, open_signer
 from quantkit.staging import Staging
-from quantkit.types import Event
+from quantkit.types import Event, Verdict
 
 REPO = "me/demo-nf4"
 TITLE = "Publish with quantkit: bnb-nf4 of demo-model"
@@ -385,6 +385,18 @@ def test_a_source_is_in_todays_standing_on_the_card(
     assert "**verified**" in card
     assert "**unlisted** by the registry of whoever published it" in card
     assert "base_model" not in card
+
+
+def test_a_source_that_a_registry_knows_since_has_its_name_on_the_card(
+    hub: Loopback, folder: Path
+) -> None:
+    edit(folder, lambda manifest: manifest["source"].update(
+        status="unlisted", verdict=asdict(Verdict("unlisted"))))  # fmt: skip
+    quantkit.publish(folder, REPO)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "base_model: quantkit/demo\n" in card
+    assert "Source: [quantkit/demo](https://huggingface.co/quantkit/demo)" in card
+    assert "None" not in card
 
 
 def claim_another(folder: Path, registry: Path) -> None:
