@@ -263,8 +263,12 @@ def _template(
     tokenizer: Tokenizer, before: tuple[str, ...], after: tuple[str, ...]
 ) -> TemplateProcessing:
     one, two = ([*before, f"${which}", *after] for which in "AB")
-    return TemplateProcessing(
-        single=one,
-        pair=one + two,
-        special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
-    )
+    try:
+        return TemplateProcessing(
+            single=one,
+            pair=one + two,
+            special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
+        )
+    except (TypeError, ValueError) as error:  # one without an id, or with a colon in its name
+        said = f"{', '.join((*before, *after))}, added around a text, cannot be written: {error}"
+        raise SourceError(said) from error

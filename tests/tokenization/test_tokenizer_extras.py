@@ -143,6 +143,30 @@ def test_what_a_plain_json_adds_is_what_its_template_says(tmp_path: Path) -> Non
     assert make_files(folder / "spiece.model", config).adds == "text </s>"
 
 
+def test_a_template_of_what_has_no_id_is_named(tmp_path: Path) -> None:
+    folder = source(tmp_path / "source", PLAIN)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    text, other = ({"Sequence": {"id": each, "type_id": 0}} for each in "AB")
+    whole["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[NOT]", "type_id": 0}}, text],
+        "pair": [text, other],
+        "special_tokens": {"[NOT]": {"id": "[NOT]", "ids": [5], "tokens": ["[NOT]"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    config = config_of(folder) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    with pytest.raises(SourceError, match=r"\[NOT\], added around a text, cannot be written"):
+        make_files(folder / "spiece.model", config)
+
+
+def test_a_token_that_a_template_cannot_name_is_named(tmp_path: Path) -> None:
+    """In a template a colon stands before a number."""
+    folder = source(tmp_path / "source", (SIZE, "<end:x>", True))
+    config = config_of(folder) | {"eos_token": "<end:x>"}
+    with pytest.raises(SourceError, match="<end:x>, added around a text, cannot be written"):
+        make_files(folder / "spiece.model", config, split_special_tokens=False)
+
+
 @pytest.mark.parametrize(
     ("added", "said"),
     [
