@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -104,7 +105,7 @@ def _with_error(measured: Mapping[str, Any] | None) -> str:
 
 def _cell(text: str) -> str:
     """Text that must stay inside one table cell."""
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return re.sub(r"[\r\n]", " ", text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _code_list(texts: Sequence[str]) -> str:
@@ -114,4 +115,4 @@ def _code_list(texts: Sequence[str]) -> str:
 
 def _code(text: str) -> str:
     """Text that must stay inside one pair of backticks."""
-    return text.replace("\n", "\\n").replace("`", "'")
+    return text.replace("\n", "\\n").replace("\r", "\\r").replace("`", "'")

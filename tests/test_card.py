@@ -144,6 +144,24 @@ def test_nothing_in_the_sources_card_leaves_its_fold(demo_nf4: Converted, name: 
     assert sum(each.count("</details") for each in blocks) <= 1
 
 
+def test_a_carriage_return_begins_no_line_of_ours(demo_nf4: Converted) -> None:
+    """It ends one in Markdown, as a line feed does."""
+    text = '---\nlicense: other\nlicense_name: "x\\r\\r# Theirs"\n---\nwords'
+    card = render_card(with_card(demo_nf4.manifest, text))
+    tokens = MarkdownIt("commonmark").parse(read_card(card).body)
+    assert [each.tag for each in tokens if each.type == "heading_open"].count("h1") == 1
+
+
+def test_a_prompt_form_with_blank_lines_stays_inside_its_backticks(demo_nf4: Converted) -> None:
+    changed = json.loads(json.dumps(demo_nf4.manifest))
+    changed["recipe"]["prompt"] = {
+        "user": "# Q`s", "system": "# A", "separator": ":\n\n", "turn_end": "\n\n", "newline": "\n"
+    }  # fmt: skip
+    card = render_card(changed)
+    assert r"turns are `# Q's:\n\n…`, joined by `\n\n`" in card
+    assert r"`# A:\n\n`. A line break" in card
+
+
 def test_carried_metadata(demo_nf4: Converted) -> None:
     data = front(render_card(with_card(demo_nf4.manifest, CARDS["plain"])))
     assert data["language"] == ["ja"]
