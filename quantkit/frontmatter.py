@@ -87,7 +87,8 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, date):
         return value.isoformat()
-    json.dumps(value, allow_nan=False)  # a ValueError or TypeError for the rest
+    # a ValueError or TypeError for the rest, half a character among them
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     return value
 
 

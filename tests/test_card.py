@@ -207,6 +207,13 @@ def test_metadata_that_its_reader_trips_over_is_none(value: str) -> None:
     assert card.problem.startswith("not YAML")
 
 
+def test_metadata_with_half_a_character_is_none() -> None:
+    """It would be found out when the manifest is written, after all the work."""
+    card = read_card('---\nlicense: other\nlicense_name: "\\ud800"\n---\nwords')
+    assert (card.metadata, card.body) == ({}, "words")
+    assert card.problem.startswith("a value that JSON cannot hold")
+
+
 def test_metadata_of_many_keys_takes_no_time() -> None:
     import time
 
