@@ -38,7 +38,7 @@ def chat_template(prompt: Prompt) -> str:
 
 def restore_newlines(prompt: Prompt, text: str) -> str:
     """What the model said, with its newline symbol turned back into line breaks."""
-    return text.replace(prompt.newline, "\n")
+    return text.replace(prompt.newline, "\n") if prompt.newline else text
 
 
 def _literal(value: str) -> str:

@@ -68,7 +68,10 @@ def _appends(tokenizer: str) -> bool:
 def _restored(prompt: Mapping[str, Any] | None) -> str:
     """What was said, with the model's newline symbol turned back into line breaks."""
     newline = prompt["newline"] if prompt else "\n"
-    return "said" if newline == "\n" else f'said.replace({json.dumps(newline)}, "\\n")'
+    if newline in ("", "\n"):
+        return "said"
+    # not as JSON's escapes: two for one character are two characters in Python
+    return f'said.replace({json.dumps(newline, ensure_ascii=False)}, "\\n")'
 
 
 def _settings(generation: Mapping[str, Any] | None) -> str:

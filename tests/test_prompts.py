@@ -8,6 +8,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from quantkit.prompts import chat_template, restore_newlines
 from quantkit.recipe import Prompt, load_recipe
+from quantkit.snippet import _restored
 
 CONVERSATION = [
     {"role": "user", "content": "日本のおすすめの観光地を教えてください。"},
@@ -50,6 +51,19 @@ def test_newlines_inside_an_utterance_go_there_and_back(recipe: str) -> None:
     rendered = render(prompt, [{"role": "user", "content": said}], opening=False)
     assert rendered == "ユーザー: " + said.replace("\n", prompt.newline)
     assert restore_newlines(prompt, rendered) == "ユーザー: " + said
+
+
+@pytest.mark.parametrize(
+    ("newline", "back"),
+    [("<NL>", "a\nb"), ("\n", "a\nb"), ("\\", "a\nb"), ("😀", "a\nb"), ("", "ab")],
+)
+def test_a_newline_of_any_letters_comes_back_also_by_the_cards_code(
+    newline: str, back: str
+) -> None:
+    prompt = Prompt(user="u", system="s", separator=": ", turn_end="\n", newline=newline)
+    said = "a\nb".replace("\n", newline)
+    assert restore_newlines(prompt, said) == back
+    assert eval(_restored(prompt.model_dump()), {"said": said}) == back
 
 
 def test_the_gates_prompts_are_the_templates() -> None:
