@@ -13,7 +13,7 @@ from urllib.parse import quote
 #: Where a repository's pages are, whatever endpoint this machine talks to.
 SITE = "https://huggingface.co"
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
+_FENCE = re.compile(r"^ {0,3}(`{3,}+(?![^\n]*`)|~{3,})")
 # Every repeat below has an end, and no text has two ways to match: a card, hostile or only long,
 # must not keep a reader busy.
 _INLINE_CODE = re.compile(r"(?<!`)(`{1,50})(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")

@@ -68,6 +68,7 @@ CARDS = {
     "fold that closes first": "---\nlicense: mit\n---\n</details>\n# Ours now\n<details>\nwords",
     "licence on lines of its own": '---\nlicense: "mit\\n\\n# Ours now\\n\\nwords"\n---\nwords',
     "code that is none": "`\n\n</details>\n\n# Ours now\n\n`",
+    "code that is no fence": "```a``` words\n\n</details>\n\n# Ours now\n",
     "code in html": "<div>\n```\n</details>\n\n# Ours now\n```\n</div>",
     "a comment in html": "<div>\n```\n<!--\n```\n</div>\n\nwords",
     "another line's end": "`a\u2028```\u2028</details>\u2028# Ours now`",
@@ -191,6 +192,8 @@ def test_carried_metadata(demo_nf4: Converted) -> None:
         ('<a href="javascript:x">', '<a href="#">'),
         ("<a href=javascript:x>", '<a href="#">'),
         ("[r]: b.png", f"[r]: https://huggingface.co/{REPO}/resolve/{COMMIT}/b.png"),
+        ("```[a](b)``` [c](#c)\n[a](b.md)",
+         f"```[a](b)``` [c](#c)\n[a](https://huggingface.co/{REPO}/blob/{COMMIT}/b.md)"),
         ("`[a](b)` and\n```\n[a](b)\n```", "`[a](b)` and\n```\n[a](b)\n```"),
     ],
 )  # fmt: skip
@@ -244,9 +247,10 @@ def test_links_of_a_source_without_an_address_lose_their_target() -> None:
 def test_a_large_card_takes_no_time(demo_nf4: Converted) -> None:
     import time
 
-    hostile = ["[" * 50_000, "`" * 100_001, "![" * 30_000, "<img " * 40_000, "[a](" * 30_000,
-               "- [" * 60_000, "[in progress:\n\n" + "- [a](b.md)\n" * 200,
-               "```\n" * 50_001, "[a]:" * 40_000, "(" * 100_000]  # fmt: skip
+    hostile = ["[" * 50_000, "`" * 100_001, "`" * 100_000 + "x`", "![" * 30_000,
+               "<img " * 40_000, "[a](" * 30_000, "- [" * 60_000,
+               "[in progress:\n\n" + "- [a](b.md)\n" * 200, "```\n" * 50_001,
+               "[a]:" * 40_000, "(" * 100_000]  # fmt: skip
     begun = time.perf_counter()
     for each in hostile:
         render_card(with_card(demo_nf4.manifest, each))
