@@ -109,11 +109,12 @@ def _same_answers(leaves: Sequence[str], source: Answers, quantized: Answers) ->
     ours, theirs = (_answers(each.samples[leaves[0]]) for each in (source, quantized))
     if not ours or ours.keys() != theirs.keys():
         return None
-    return sum(answer == theirs[question] for question, answer in ours.items())
+    other = {key[0] for key, answer in ours.items() if answer != theirs[key]}
+    return len({question for question, _ in ours} - other)
 
 
 def _answers(samples: Sequence[Sample]) -> dict[tuple[int, str], object]:
-    """Each question's answer: the likeliest choice, or what was written."""
+    """Each question's answer by each filter: the likeliest choice, or what was written."""
     found: dict[tuple[int, str], object] = {}
     for each in samples:
         likelihoods = _likelihoods(each)

@@ -132,6 +132,24 @@ def test_figures_with_their_errors_and_the_paired_difference() -> None:
     assert found["same_answers"] == 2
 
 
+def test_a_task_of_two_filters_has_each_question_once() -> None:
+    """As gsm8k does: alike are the questions that are alike by both."""
+
+    def filtered(chosen: Sequence[int]) -> Answers:
+        ours = answers(chosen, "x")
+        said = [
+            {**each, "filter": name, "filtered_resps": [f"{chosen[at]}"[: name == "strict"]]}
+            for name in ("strict", "loose") for at, each in enumerate(ours.samples["x"])
+        ]  # fmt: skip
+        figures = {"acc,strict": 0.5, "acc,loose": 0.25}
+        return Answers(**{**vars(ours), "samples": {"x": said}, "results": {"x": figures}})
+
+    (found,) = outcomes(loaded("x"), filtered(SOURCE), filtered(QUANTIZED))
+    assert found["same_answers"] == 2
+    shown = benchmarks._rows({"benchmarks": [found], "recorded": True})
+    assert [name.strip() for name, _ in shown] == ["x", "acc (strict)", "acc (loose)"]
+
+
 def test_a_figure_that_is_no_mean_has_no_difference() -> None:
     ours, theirs = answers(SOURCE, "x"), answers(QUANTIZED, "x")
     results = {"x": {**ours.results["x"], "acc,none": 0.7, "acc_stderr,none": "N/A"}}
