@@ -91,7 +91,7 @@ def _listed(folder: Path) -> Iterator[Extra]:
             yield _extra(int(number), fields)
         for fields in _read(folder / "tokenizer.json").get("added_tokens", []):
             yield _extra(int(fields["id"]), fields)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise SourceError(f"{folder}: its lists of added tokens cannot be read: {error}") from error
 
 

@@ -154,11 +154,11 @@ def check_hidden(spiece_model: Path, source_config: Mapping[str, Any]) -> None:
         SourceError: it would; the message names them and what to set.
     """
     try:
-        extras = read_extras(spiece_model)
+        extras, listed = read_extras(spiece_model), _listed(source_config)
     except SourceError:
         return  # whoever makes the files meets the same
     named = [_content(source_config[name]) for name in _NAMED if name in source_config]
-    _refuse_hidden(extras, [*named, *_listed(source_config)])
+    _refuse_hidden(extras, [*named, *listed])
 
 
 def _refuse_hidden(extras: Sequence[Extra], special: Container[str | None]) -> None:
@@ -220,6 +220,8 @@ def _listed(config: Mapping[str, Any]) -> list[str]:
     tokens = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     if isinstance(tokens, Mapping):  # transformers 5: names of one's own
         tokens = list(tokens.values())
+    if not isinstance(tokens, list):
+        raise SourceError(f"special tokens: expected a list, got {type(tokens).__name__}")
     return [text for text in map(_content, tokens) if text is not None]
 
 

@@ -192,6 +192,21 @@ def test_a_special_token_without_an_id_is_refused() -> None:
         make_files(DEMO / "spiece.model", config)
 
 
+@pytest.mark.parametrize("tokens", [True, 5, "<s>"])
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+def test_special_tokens_that_are_no_list_are_refused(key: str, tokens: object) -> None:
+    config = config_of(DEMO) | {key: tokens}
+    with pytest.raises(SourceError, match="special tokens: expected a list"):
+        make_files(DEMO / "spiece.model", config)
+    check_hidden(DEMO / "spiece.model", config)
+
+
+def test_an_id_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "added_tokens.json").write_text('{"<|x|>": 1e999}')
+    with pytest.raises(SourceError, match="lists of added tokens cannot be read"):
+        read_extras(tmp_path / "spiece.model")
+
+
 def test_a_class_that_shifts_ids_is_seen(tmp_path: Path) -> None:
     folder = source(tmp_path / "source")
     whole = json.loads((folder / "tokenizer.json").read_text())
