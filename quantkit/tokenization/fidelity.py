@@ -13,7 +13,7 @@ from typing import Any
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.build import limits
-from quantkit.tokenization.proto import SentencePieceModel, read_model
+from quantkit.tokenization.proto import read_model
 from quantkit.tokenization.ties import Scores, all_ties
 
 Encode = Callable[[str], Sequence[int]]
@@ -125,14 +125,14 @@ class _Judge:
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        model: SentencePieceModel = read_model(path)
-        self.limits = limits(model)
-        self._scores = Scores.of(model)
-        self._pieces = [piece.text for piece in model.pieces]
-        try:
+        model = read_model(path)
+        try:  # first of all: it refuses pieces that nothing else here looks at
             self._library: Any = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise SourceError(f"{path}: not a sentencepiece model: {error}") from error
+        self.limits = limits(model)
+        self._scores = Scores.of(model)
+        self._pieces = [piece.text for piece in model.pieces]
 
     def look(self, text: str, encode: Encode, decode: Decode) -> Difference | None:
         expected = [int(each) for each in self._library.encode(text)]

@@ -140,6 +140,15 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, built: Path) -> None:
         check_fidelity(broken, built / "spiece.model", ["a"])
 
 
+def test_a_model_that_sentencepiece_refuses_is_named(tmp_path: Path, built: Path) -> None:
+    message = proto((built / "spiece.model").read_bytes())
+    next(piece for piece in message.pieces if piece.type == 6).piece = "no byte"
+    broken = tmp_path / "spiece.model"
+    broken.write_bytes(message.SerializeToString())
+    with pytest.raises(SourceError, match=r"not a sentencepiece model: .*byte piece"):
+        check_fidelity(built / "tokenizer.json", broken, ["a"])
+
+
 def _scores(**score: float) -> tuple[Scores, dict[str, int]]:
     message = proto(b"")
     message.pieces.add(piece="<unk>", type=2)
