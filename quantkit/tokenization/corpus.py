@@ -74,9 +74,9 @@ def pieces(model: SentencePieceModel) -> Iterator[str]:
             yield f"a{piece.text}あ{piece.text}"
 
 
-def piece_strings(model: SentencePieceModel, count: int, seed: int = 0) -> Iterator[str]:
+def piece_strings(model: SentencePieceModel, count: int) -> Iterator[str]:
     """Strings of pieces from all over the vocabulary, where segmentations compete."""
-    chooser = random.Random(seed)
+    chooser = random.Random(0)
     texts = [piece.text for piece in model.pieces if piece.type is PieceType.NORMAL]
     for _ in range(count if texts else 0):
         yield "".join(chooser.choices(texts, k=chooser.randint(2, 12)))
@@ -98,9 +98,9 @@ def random_strings(count: int, seed: int = 0) -> Iterator[str]:
         yield "".join(chooser.choice(chooser.choice(pools)) for _ in range(size))
 
 
-def corpus(model: SentencePieceModel, count: int = 2000, seed: int = 0) -> Iterator[str]:
+def corpus(model: SentencePieceModel, count: int) -> Iterator[str]:
     """All of the above."""
     yield from written()
     yield from pieces(model)
-    yield from piece_strings(model, count, seed)
-    yield from random_strings(count, seed)
+    yield from piece_strings(model, count)
+    yield from random_strings(count)

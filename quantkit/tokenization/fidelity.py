@@ -19,8 +19,11 @@ from quantkit.tokenization.ties import Scores, all_ties
 Encode = Callable[[str], Sequence[int]]
 Decode = Callable[[Sequence[int]], str]
 
-# How many ids are shown on either side of the first that differs.
+# How many ids are shown from the first that differs on, beside the one before it.
 _AROUND = 4
+
+# How many differences, and how many ties, are kept to be shown.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class FidelityReport:
 
 
 def check_fidelity(
-    tokenizer_json: Path, spiece_model: Path, texts: Iterable[str], *, shown: int = 5
+    tokenizer_json: Path, spiece_model: Path, texts: Iterable[str]
 ) -> FidelityReport:
     """Compare the file with sentencepiece, on every text.
 
@@ -83,17 +86,11 @@ def check_fidelity(
         lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
         spiece_model,
         texts,
-        shown=shown,
     )
 
 
 def compare(
-    encode: Encode,
-    decode: Decode,
-    spiece_model: Path,
-    texts: Iterable[str],
-    *,
-    shown: int = 5,
+    encode: Encode, decode: Decode, spiece_model: Path, texts: Iterable[str]
 ) -> FidelityReport:
     """The same for any tokenizer, such as what ``AutoTokenizer`` makes of a folder."""
     judge = _Judge(spiece_model)
@@ -105,7 +102,7 @@ def compare(
         kind = found.kind if found else "identical"
         counts[kind] += 1
         kept = ties if kind == "tie" else first
-        if found is not None and len(kept) < shown:
+        if found is not None and len(kept) < _SHOWN:
             kept.append(found)
     return FidelityReport(
         compared=sum(counts.values()),

@@ -65,7 +65,6 @@ class TrainerSpec:
 
 @dataclass(frozen=True)
 class NormalizerSpec:
-    name: str
     precompiled_charsmap: bytes
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
@@ -155,7 +154,6 @@ def _trainer(data: bytes) -> TrainerSpec:
 def _normalizer(data: bytes) -> NormalizerSpec:
     fields = dict(_fields(data))
     return NormalizerSpec(
-        name=_text(fields, 1, ""),
         precompiled_charsmap=_inner(fields.get(2, b"")),
         add_dummy_prefix=bool(_number(fields, 3, 1)),
         remove_extra_whitespaces=bool(_number(fields, 4, 1)),
