@@ -18,8 +18,9 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
     said = []
     status = manifest["source"]["status"]
     if status != "verified":
-        known = "no registry knows these digests" if status == "unlisted" else "see the card"
-        known = manifest["source"]["verdict"]["reason"] or known if status == "unlisted" else known
+        known = "see the card"
+        if status == "unlisted":
+            known = manifest["source"]["verdict"]["reason"] or "no registry knows these digests"
         said.append(f"the source is {status}: {known}")
     if manifest["gate"]["status"] == "not_run":
         reasons = sorted(set(manifest["gate"]["reasons"].values()))
@@ -31,23 +32,15 @@ def warnings(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def converted_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    gate, sizes, seconds = manifest["gate"], manifest["sizes"], manifest["seconds"]
-    ratio = sizes["output_bytes"] / sizes["source_bytes"]
-    rows = [
+    spent = ", ".join(f"{stage} {each:.1f} s" for stage, each in manifest["seconds"].items())
+    return [
         ("source", f"{manifest['source']['name']} ({manifest['source']['status']})"),
         ("recipe", f"{manifest['recipe']['name']} on {manifest['conversion']['device']}"),
         ("quantized", f"{manifest['plan']['quantized_share']:.1%} of the parameters"),
-        ("weights", f"{sizes['source_bytes']:,} -> {sizes['output_bytes']:,} bytes ({ratio:.1%})"),
-        *gate_rows(gate),
+        _weights_row(manifest["sizes"]),
+        *gate_rows(manifest["gate"]),
+        ("time", f"{spent}; peak memory {manifest['peak_rss_bytes'] / 1e6:,.0f} MB"),
     ]
-    rows.append(
-        (
-            "time",
-            ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
-            + f"; peak memory {manifest['peak_rss_bytes'] / 1e6:,.0f} MB",
-        )
-    )
-    return rows
 
 
 def gate_rows(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -112,14 +105,17 @@ def figure(value: float | str) -> str:
 
 
 def check_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    sizes = found["sizes"]
-    share = sizes["output_bytes"] / sizes["source_bytes"] if sizes["source_bytes"] else 0.0
     return [
         ("against", str(found["against"])),
         ("format", f"{found['format']}, thresholds of {found['recipe']}"),
-        ("weights", f"{sizes['source_bytes']:,} -> {sizes['output_bytes']:,} bytes ({share:.1%})"),
+        _weights_row(found["sizes"]),
         *gate_rows(found["gate"]),
     ]
+
+
+def _weights_row(sizes: Mapping[str, int]) -> tuple[str, str]:
+    before, after = sizes["source_bytes"], sizes["output_bytes"]
+    return "weights", f"{before:,} -> {after:,} bytes ({after / before:.1%})"
 
 
 COMPARED = ("folder", "format", "MB", "of source", "ppl ratio", "KL mean", "KL p99", "top-1")
