@@ -66,7 +66,6 @@ CARDS = {
     "html": '---\nlicense: mit\n---\n<div align="center"><img width=3 src="logo.png">'
             '<a href=\'doc/x.md\'>x</a></div>\n<script>alert(1)</script>\n</details>\n<!-- open',
     "fold that closes first": "---\nlicense: mit\n---\n</details>\n# Ours now\n<details>\nwords",
-    "licence on lines of its own": '---\nlicense: "mit\\n\\n# Ours now\\n\\nwords"\n---\nwords',
     "code that is none": "`\n\n</details>\n\n# Ours now\n\n`",
     "code that is no fence": "```a``` words\n\n</details>\n\n# Ours now\n",
     "code in html": "<div>\n```\n</details>\n\n# Ours now\n```\n</div>",
@@ -145,10 +144,15 @@ def test_nothing_in_the_sources_card_leaves_its_fold(demo_nf4: Converted, name: 
     assert sum(each.count("</details") for each in blocks) <= 1
 
 
-def test_a_carriage_return_begins_no_line_of_ours(demo_nf4: Converted) -> None:
-    """It ends one in Markdown, as a line feed does."""
-    text = '---\nlicense: other\nlicense_name: "x\\r\\r# Theirs"\n---\nwords'
-    card = render_card(with_card(demo_nf4.manifest, text))
+@pytest.mark.parametrize("end", [r"\n", r"\r"])
+@pytest.mark.parametrize("key", ["license", "license_name"])
+def test_a_licence_on_lines_of_its_own_begins_none_of_ours(
+    demo_nf4: Converted, key: str, end: str
+) -> None:
+    """A carriage return ends a line in Markdown, as a line feed does."""
+    stated = {"license": "other"} | {key: f"x{end}{end}# Theirs"}
+    lines = "".join(f'{name}: "{value}"\n' for name, value in stated.items())
+    card = render_card(with_card(demo_nf4.manifest, f"---\n{lines}---\nwords"))
     tokens = MarkdownIt("commonmark").parse(read_card(card).body)
     assert [each.tag for each in tokens if each.type == "heading_open"].count("h1") == 1
 
