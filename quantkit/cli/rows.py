@@ -51,8 +51,7 @@ def gate_rows(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if gate["perplexity"]:
         rows += _measure_rows(gate)
-    if gate["generation"] and "forced_agreement" in gate["generation"]:
-        found = gate["generation"]
+    if found := gate["generation"]:
         rows.append(
             (
                 "generation",
