@@ -25,7 +25,11 @@ _LINK = re.compile(
     r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]{0,500}\](?:\([^()]{0,500}\))?+){0,1000}+)\]"
     rf"\(\s{{0,20}}{_TARGET}(?P<title>\s{{1,20}}(?:\"[^\"]{{0,500}}\"|'[^']{{0,500}}'))?\s{{0,20}}\)"
 )
-_REFERENCE = re.compile(r"(?m)^( {0,3}\[[^\]\n]{1,200}\]:[ \t]{0,20})(\S{1,2000})")
+# No more than a title may follow: "[May]: we released ..." is text.
+_REFERENCE = re.compile(
+    r"(?m)^(?P<label> {0,3}\[[^\]\n]{1,200}\]:[ \t]{0,20}(?:\n[ \t]{0,20})?)"
+    r"(?:<(?P<angled>[^<>\n]*+)>|(?P<target>[^\s<]\S*+))(?=[ \t]*+(?:[\"'(]|$))"
+)
 _UNQUOTED = re.compile(
     r"(?i)(<(?:img|a|source|video)\b[^<>]{0,1000}?\s(?:src|href)\s{0,5}=\s{0,5})"
     r"([^\"'<>\s]{1,2000})"
@@ -113,7 +117,8 @@ def _resolve_links(text: str, resolve: Callable[[str, bool], str | None]) -> str
         return f"{found[1]}{found[3]}{address or '#'}{found[3]}"
 
     def reference(found: re.Match[str]) -> str:
-        return f"{found[1]}{resolve(found[2], _looks_like_a_picture(found[2])) or '#'}"
+        target = found["angled"] or found["target"] or ""
+        return f"{found['label']}{resolve(target, _looks_like_a_picture(target)) or '#'}"
 
     quoted = _UNQUOTED.sub(r'\1"\2"', text)
     return _ATTRIBUTE.sub(attribute, _REFERENCE.sub(reference, _LINK.sub(link, quoted)))

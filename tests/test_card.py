@@ -198,6 +198,10 @@ def test_carried_metadata(demo_nf4: Converted) -> None:
         ("[r]: b.png", f"[r]: https://huggingface.co/{REPO}/resolve/{COMMIT}/b.png"),
         ("```[a](b)``` [c](#c)\n[a](b.md)",
          f"```[a](b)``` [c](#c)\n[a](https://huggingface.co/{REPO}/blob/{COMMIT}/b.md)"),
+        ("[r]:\n<b c.md> 't'", f"[r]:\nhttps://huggingface.co/{REPO}/blob/{COMMIT}/b%20c.md 't'"),
+        ("[r]: <javascript:x>", "[r]: #"),
+        ("[2024/05]: We released it.", "[2024/05]: We released it."),
+        ("[^1]: See [x](#x)", "[^1]: See [x](#x)"),
         ("`[a](b)` and\n```\n[a](b)\n```", "`[a](b)` and\n```\n[a](b)\n```"),
     ],
 )  # fmt: skip
