@@ -7,7 +7,8 @@ not known they lose their target. Code is left alone. Nothing in the text can en
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote
 
 #: Where a repository's pages are, whatever endpoint this machine talks to.
@@ -39,7 +40,14 @@ _ATTRIBUTE = re.compile(
     r"([^\"'<>]{0,2000})\3"
 )
 _FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
-_DETAILS = re.compile(r"(?i)<(/?)details\b")
+# A whole tag, an address, or a comment without a tag in it: what a browser ends where this does.
+_TAG = re.compile(
+    r"(?i)<(?:!--[^<>]*-->|[a-z][a-z0-9+.-]*+[:@][^\s<>\"']*+>|(?P<end>/?)(?P<name>[a-z][a-z0-9-]*+)"
+    r"(?:\s(?:[^<>\"'\n]|\"[^\"<>\n]*+\"|'[^'<>\n]*+')*+)?/?>)"
+)
+#: What stands in these is text, or goes by rules of its own.
+_OPAQUE = ("iframe", "math", "noembed", "noframes", "noscript", "plaintext", "script", "select",
+           "style", "svg", "template", "textarea", "title", "xmp")  # fmt: skip
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 _HARMLESS = ("http:", "https:", "mailto:", "//")
 
@@ -51,26 +59,47 @@ def folded(body: str, repo_id: str | None, revision: str | None) -> str:
     the last thing on the page.
     """
     resolve = _resolver(repo_id, revision)
-    unbalanced = not _nests(body)
-    pieces = []
-    for text, is_code in _pieces(body):
-        piece = text if is_code else _resolve_links(text, resolve)
-        pieces.append(_FOLD_TAG.sub("&lt;", piece) if unbalanced else piece)
-    return "".join(pieces).strip()
+    pieces = [
+        (text if is_code else _resolve_links(text, resolve), is_code)
+        for text, is_code in _pieces(body)
+    ]
+    page = "".join(text for text, _ in pieces).strip()
+    return page if _nests(pieces) else _FOLD_TAG.sub("&lt;", page)
 
 
-def _nests(body: str) -> bool:
-    """Whether its own folds open before they close, and all close: else they would end ours.
+def _nests(pieces: Sequence[tuple[str, bool]]) -> bool:
+    """Whether its own folds are sure to open before they close, and all close: else they would
+    end ours.
 
-    A tag in what looks like code counts as none of both: to others it may be no code.
+    Sure is one that opens where a line begins, in no list or quotation whose end would be its
+    own, and that no other tag ends or hides. In what looks like code none is: to others it may
+    be no code.
     """
-    depth = 0
-    for text, is_code in _pieces(body):
-        for each in _DETAILS.finditer(text):
-            depth += -1 if each[1] else 1
-            if is_code or depth < 0:
+    if any(is_code and _FOLD_TAG.search(text) for text, is_code in pieces):
+        return False
+    page = "".join(text.replace("<", " ") if is_code else text for text, is_code in pieces)
+    opened: list[str] = []
+    counts: Counter[str] = Counter()
+    for begin in re.finditer(r"(?i)<(?=[a-z/!?])", page):
+        at = begin.start()
+        tag = _TAG.match(page, at)
+        name = tag and (tag["name"] or "").lower()
+        if tag is None or name in _OPAQUE:
+            return False
+        if name and not tag["end"]:
+            if name == "details" and page[max(at - 1, 0) : at] not in ("", "\n"):
                 return False
-    return depth == 0
+            opened.append(name)
+            counts[name] += 1
+        elif name and counts[name]:
+            while (last := opened.pop()) != name:
+                counts[last] -= 1
+                if last == "details":
+                    return False
+            counts[name] -= 1
+        elif name == "details":
+            return False
+    return not counts["details"]
 
 
 def _pieces(body: str) -> Iterator[tuple[str, bool]]:
@@ -82,7 +111,7 @@ def _pieces(body: str) -> Iterator[tuple[str, bool]]:
         if not fence and found:
             yield from _inline("".join(held))
             held, fence = [line], found[1]
-        elif fence and found and found[1].startswith(fence) and not line.strip(" \n`~"):
+        elif fence and found and found[1].startswith(fence) and not line[found.end() :].strip():
             yield "".join([*held, line]), True
             held, fence = [], ""
         else:

@@ -144,6 +144,27 @@ def test_nothing_in_the_sources_card_leaves_its_fold(demo_nf4: Converted, name: 
     assert sum(each.count("</details") for each in blocks) <= 1
 
 
+@pytest.mark.parametrize(
+    "opening",
+    ["<!-- <details> -->", "\\<details>", "- <details>", "> <details>", "[r]: x<details>",
+     "<div>\n<details>\n</div>", '<a title="\n<details>\n">x</a>', "words <details words",
+     "<textarea>\n<details>\n</textarea>", "<svg>\n<details>\n</svg>", "`<details>`"],
+)  # fmt: skip
+def test_a_fold_that_does_not_stay_open_closes_none_of_ours(opening: str) -> None:
+    """To a browser it is none, or something else ends it: its end would be that of ours."""
+    made = folded(f"{opening}\n\n</details>\n\n# Ours now", REPO, COMMIT)
+    assert "</details" not in made
+
+
+def test_the_sources_own_folds_stay() -> None:
+    body = (
+        '<!-- a note -->\n<div align="center"><br></div>\n\n'
+        "<details open>\n<summary>1 < 2</summary>\n\n<https://x.y> <s>\n\n```\na <b\n```\n\n"
+        "<details><summary>a</summary>b</details>\n</details>"
+    )
+    assert folded(body, REPO, COMMIT) == body
+
+
 @pytest.mark.parametrize("end", [r"\n", r"\r"])
 @pytest.mark.parametrize("key", ["license", "license_name"])
 def test_a_licence_on_lines_of_its_own_begins_none_of_ours(
