@@ -35,7 +35,14 @@ from quantkit.plans import Plan, TensorPlan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
 from quantkit.source import Source
-from quantkit.types import ITEM_BYTES, Digested, Listener, TensorRecord, counted
+from quantkit.types import (
+    ITEM_BYTES,
+    Digested,
+    Listener,
+    TensorRecord,
+    counted,
+    silent,
+)
 
 #: The output bytes of a weight that a calibration has quantized.
 Ready = Callable[[TensorPlan], Iterator[Write]]
@@ -63,10 +70,10 @@ def run(
     registry: Registry,
     folder: Path,
     *,
-    ready: Ready | None,
-    proven: Digested | None,
-    device: str,
-    listener: Listener,
+    ready: Ready | None = None,
+    proven: Digested | None = None,
+    device: str = "cpu",
+    listener: Listener = silent,
 ) -> Converted:
     """Execute ``plan`` into ``folder``.
 
