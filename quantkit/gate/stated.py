@@ -63,6 +63,10 @@ def _is_blocks(value: object) -> bool:
     )
 
 
+def _are_patterns(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(e, str) and _is_usual(e) for e in value)
+
+
 def is_listed(module: str, blocks: Sequence[Any]) -> bool:
     """Whether ``modules_in_block_to_quantize`` names ``module``, by its end or whole."""
     names = [each for block in blocks for each in ([block] if isinstance(block, str) else block)]
@@ -89,6 +93,11 @@ _GPTQ_KEYS: _Allowed = {
     "format": ("a name", lambda v: v is None or isinstance(v, str)),
 }
 
+#: transformers matches names of modules with these.
+_BNB_KEYS: _Allowed = {
+    "llm_int8_skip_modules": ("usual patterns", lambda v: v is None or _are_patterns(v)),
+}
+
 #: What quantize_config.json must say as config.json does.
 _SAID_TWICE = (
     "quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "format",
@@ -97,8 +106,10 @@ _SAID_TWICE = (
 
 
 def stated_failures(saved: Opened) -> Iterator[Failure]:
-    """What a GPTQ or AWQ config states that cannot be; nothing for other methods."""
-    if saved.method == "awq":
+    """What a ``quantization_config`` states that cannot be."""
+    if saved.method == "bitsandbytes":
+        yield from _wrong_values(saved.settings, _BNB_KEYS)
+    elif saved.method == "awq":
         yield from _wrong_values(saved.settings, _KEYS)
     elif saved.method == "gptq":
         yield from _gptq_config(saved)

@@ -225,6 +225,8 @@ def written(text: str) -> Change:
         (lambda tensors, _: tensors.update({STATE: torch.tensor(1 << 50)}), "unreadable"),
         (setting("bnb_4bit_quant_type", "fp4"), "bnb_4bit_quant_type"),
         (setting("bnb_4bit_use_double_quant", True), "bnb_4bit_use_double_quant"),
+        (setting("llm_int8_skip_modules", ["(.*.*.*)*x"]), "llm_int8_skip_modules"),
+        (setting("llm_int8_skip_modules", [5]), "llm_int8_skip_modules"),
     ],
 )  # fmt: skip
 def test_bitsandbytes(demo_nf4: Converted, tmp_path: Path, change: Change, said: str) -> None:
