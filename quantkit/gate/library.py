@@ -21,7 +21,8 @@ def install(model: Any, settings: Any, device: str) -> None:
 
     with quiet_loading():
         quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
-        quantizer.preprocess_model(model, device_map={"": device})
+        # a device, not its name: by name, what lies on a CPU may be left as it is
+        quantizer.preprocess_model(model, device_map={"": torch.device(device)})
     model.eval()  # the new modules begin in training, where Linear8bitLt computes otherwise
     keep_stored_layout(model)
 

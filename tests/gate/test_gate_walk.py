@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,16 @@ def test_the_figures_are_the_same_to_the_last_bit(kind: str, request) -> None:
     assert layered["levels"]["generation"] == "not_run"
     assert "one layer at a time" in layered["reasons"]["generation"]
     assert "one layer at a time" in layered["perplexity"]["protocol"]
+
+
+def test_what_may_lie_on_a_cpu_is_quantized_there(demo_nf4: Converted, tmp_path: Path) -> None:
+    """As in a whole model; transformers leaves it as it is where a device map names the CPU."""
+    folder = shutil.copytree(demo_nf4.folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["llm_int8_enable_fp32_cpu_offload"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    made = replace(demo_nf4, folder=folder)
+    assert judged(made, BY_LAYER)["levels"]["reload"] == "passed"
 
 
 @pytest.mark.parametrize("recipe", ["bnb-nf4-double", "bnb-int8"])
