@@ -153,15 +153,15 @@ def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
         # flat, as the bytes of a single number are that many zeros
         state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).flatten().tolist()))
         size, shape = int(state["blocksize"]), [int(each) for each in state["shape"]]
-        nested = "nested_blocksize" in state
+        nested = int(state["nested_blocksize"]) if "nested_blocksize" in state else None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         yield failure("quant_state", f"unreadable ({error})"[:120], "its JSON", name)
         return
-    if sorted(shape) != sorted((rows, columns)) or size < 1:
-        got = f"shape {shape}, blocks of {size}"
+    if sorted(shape) != sorted((rows, columns)) or size < 1 or (nested is not None and nested < 1):
+        got = f"shape {shape}, blocks of {size}" + (f" and {nested}" if nested is not None else "")
         yield failure("quant_state", got, f"shape {[rows, columns]}", name)
         return
-    yield from _bnb_stated(saved, name, state, nested)
+    yield from _bnb_stated(saved, name, state, nested is not None)
     yield from _bnb_sizes(saved, name, size, nested)
 
 
@@ -179,15 +179,18 @@ def _bnb_stated(
             yield failure("quantization_config", said, f"{own}, as {name}", key)
 
 
-def _bnb_sizes(saved: Opened, name: str, size: int, nested: bool) -> Iterator[Failure]:
+def _bnb_sizes(saved: Opened, name: str, size: int, nested: int | None) -> Iterator[Failure]:
+    """The library's kernel reads as much as is stated, however much there is."""
     parts = saved.parts[name]
     count = prod(_sides(saved, name))
     blocks = ceil(count / size)
     absmax, weight = parts.get("absmax"), parts.get("")
     if absmax is None or absmax.elements != blocks:
         yield failure("absmax", absmax.elements if absmax else "missing", blocks, name)
-    if nested and not {"nested_absmax", "nested_quant_map"} <= parts.keys():
-        yield failure("nested absmax", "missing", "stored", name)
+    if nested is not None:
+        absmaxes, table = parts.get("nested_absmax"), parts.get("nested_quant_map")
+        yield from _form(absmaxes, "nested absmax", name, ("float32",), (ceil(blocks / nested),))
+        yield from _form(table, "nested quant_map", name, ("float32",), (256,))
     if weight is None or weight.nbytes != ceil(count / 2):
         got = f"{weight.nbytes} bytes" if weight else "missing"
         yield failure("packed weight", got, f"{ceil(count / 2)} bytes", name)

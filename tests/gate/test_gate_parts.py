@@ -235,9 +235,41 @@ def test_bitsandbytes(demo_nf4: Converted, tmp_path: Path, change: Change, said:
     assert any(said in each for each in found)
 
 
-def test_sound_bitsandbytes_folders(demo_nf4: Converted, demo_int8: Converted) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (state("nested_blocksize", 1), "nested absmax"),
+        (state("nested_blocksize", 0), "blocks of 64 and 0"),
+        (state("nested_blocksize", "x"), "unreadable"),
+        (part("nested_absmax", lambda a: a[:0], WEIGHT), "nested absmax"),
+        (part("nested_absmax", lambda a: a.half(), WEIGHT), "nested absmax"),
+        (part("nested_quant_map", lambda m: m[:16], WEIGHT), "nested quant_map"),
+        (lambda tensors, _: tensors.pop(f"{WEIGHT}.nested_absmax"), "nested absmax"),
+    ],
+)
+def test_a_second_quantization_holds_what_its_kernel_reads(
+    twice: tuple[Path, Path], tmp_path: Path, change: Change, said: str
+) -> None:
+    """bitsandbytes does not look: it ended in a segmentation fault."""
+    found = failures(twice[0], changed(twice[1], tmp_path / "copy", change))
+    assert found
+    assert said in found[0]
+
+
+@pytest.fixture(scope="module")
+def twice(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo, and its folder with double quantization."""
+    out = tmp_path_factory.mktemp("twice") / "out"
+    quantkit.convert(demo, "bnb-nf4-double", out, no_gate=True)
+    return demo, out
+
+
+def test_sound_bitsandbytes_folders(
+    demo_nf4: Converted, demo_int8: Converted, twice: tuple[Path, Path]
+) -> None:
     for each in (demo_nf4, demo_int8):
         assert failures(each.source, each.folder) == []
+    assert failures(*twice) == []
 
 
 def test_every_method_that_is_decoded_has_its_parts_named_and_checked() -> None:
