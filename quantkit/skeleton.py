@@ -99,7 +99,12 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    named = list(getattr(parsed, "architectures", None) or [])
+    named = getattr(parsed, "architectures", None) or []
+    if not isinstance(named, list):
+        raise SourceError(
+            f"{_file(parsed)}: architectures: expected a list of names, got {repr(named)[:80]}; "
+            "correct it"
+        )
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(parsed.model_type)
     causal_names = [causal] if isinstance(causal, str) else list(causal or [])
     if getattr(parsed, "is_encoder_decoder", False) or not causal_names:

@@ -253,6 +253,15 @@ def built(folder: Path, model_type: str, **changes: object) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("named", [5, "GPTNeoXForCausalLM"])
+def test_architectures_that_are_no_list(tmp_path: Path, named: object) -> None:
+    source = write_source(tmp_path, "gpt_neox", torch.float32)
+    config = json.loads((source / "config.json").read_text()) | {"architectures": named}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="architectures: expected a list of names, got"):
+        quantkit.plan(source, "bnb-nf4")
+
+
 def test_a_dense_model_whose_config_counts_experts(tmp_path: Path) -> None:
     source = built(tmp_path / "source", "doge", is_moe=False, num_experts=16)
     assert quantkit.plan(source, "bnb-nf4").with_action("quantize")
