@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import ceil
 from typing import Any
 
 import torch
@@ -51,8 +52,10 @@ def decode_gptq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Ten
     codes = unpack(parts["qweight"].T, bits)  # (out, in)
     offset = 1 if stored == "gptq" else 0
     zeros = (unpack(parts["qzeros"], bits) + offset) & ((1 << bits) - 1)  # (groups, out)
-    groups = parts["g_idx"].long() if "g_idx" in parts else _in_order(codes.shape[1], settings)
     scales = parts["scales"].float()
+    inputs = codes.shape[1]
+    in_order = torch.arange(inputs) // ceil(inputs / scales.shape[0])
+    groups = parts["g_idx"].long() if "g_idx" in parts else in_order
     return ((codes.T - zeros[groups]).float() * scales[groups]).T.contiguous()
 
 
@@ -84,9 +87,12 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 def _bits_of(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
     """Of this weight: a mixed model's modules differ from the config's."""
-    inputs = parts["g_idx"].numel() if "g_idx" in parts else 0
-    if inputs and (parts["qweight"].shape[0] * 32) % inputs == 0:
-        return int(parts["qweight"].shape[0] * 32 // inputs)
+    if "g_idx" in parts:
+        words, codes = parts["qweight"].shape[0], parts["g_idx"].numel()
+    else:
+        words, codes = parts["qzeros"].shape[1], parts["scales"].shape[1]
+    if codes and words * 32 % codes == 0:
+        return words * 32 // codes
     return int(settings["bits"])
 
 

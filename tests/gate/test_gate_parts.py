@@ -350,6 +350,29 @@ def test_a_librarys_module_without_a_weight_is_decoded_here(made: tuple[Path, Pa
     assert 0 < found.relative < 0.25
 
 
+@pytest.mark.parametrize("own", ["bits=8", "group_size=16"])
+def test_modules_with_settings_of_their_own_and_no_indices(
+    made: tuple[Path, Path], tmp_path: Path, own: str
+) -> None:
+    source, out = made[0], tmp_path / "out"
+    override = f'method.override=[{{pattern="dense_h_to_4h", {own}}}]'
+    quantkit.convert(
+        source, "gptq-4bit-g128", out, calibration=source.parent / "ids.json", no_gate=True, set=[
+            "method.group_size=32", "calibration.length=32", "calibration.packing=apart", override,
+        ],
+    )  # fmt: skip
+    copy = changed(out, tmp_path / "copy", lambda state, _: drop_indices(state))
+    assert failures(source, copy) == []
+    weight = f"{MODULE}.weight"
+    found, wanted = (open_saved(each).load([weight])[weight] for each in (copy, out))
+    assert torch.equal(found, wanted)
+
+
+def drop_indices(state: dict[str, Tensor]) -> None:
+    for name in [each for each in state if each.endswith(".g_idx")]:
+        del state[name]
+
+
 def test_double_quantized_fp4_is_judged_as_fp4(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     quantkit.convert(demo, "bnb-fp4", out, no_gate=True, set=["method.double_quant=true"])
