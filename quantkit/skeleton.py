@@ -148,6 +148,8 @@ def _weights_on_meta(*, with_buffers: bool) -> AbstractContextManager[Any]:
 def layer_names(model: Any) -> tuple[str, ...]:
     """The decoder layers of ``model`` in order, by name: its longest list of one class.
 
+    One as long as its language model is deep comes first: a tower that sees may be deeper.
+
     Raises:
         UnsupportedModelError: there is no such list.
     """
@@ -158,7 +160,8 @@ def layer_names(model: Any) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len({type(each) for each in module}) == 1
     ]
-    found = max(lists, key=len, default=())
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    found = max(lists, key=lambda each: (len(each) == depth, len(each)), default=())
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__}: no list of decoder layers to walk one at a time"

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from transformers import GitConfig
 
 from quantkit.calls import Call, does_not_run, same
 from quantkit.errors import UnsupportedModelError, explained
@@ -59,6 +60,16 @@ def test_logits_are_the_whole_models(model_type: str, room: int, tmp_path: Path)
     for ids, got in zip(WINDOWS, swept, strict=True):
         with torch.inference_mode():
             assert torch.equal(got, model(input_ids=torch.tensor([ids])).logits[0])
+
+
+def test_a_deeper_tower_that_sees_is_not_walked() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = GitConfig(
+        vision_config={**sizes, "num_hidden_layers": 4, "image_size": 32, "patch_size": 16},
+        **sizes, vocab_size=96, num_hidden_layers=2,
+    )  # fmt: skip
+    names = layer_names(build_empty(config, "float32"))
+    assert names == ("git.encoder.layer.0", "git.encoder.layer.1")
 
 
 @pytest.mark.parametrize("room", [1 << 30, 0])
