@@ -79,7 +79,7 @@ def check_reload(
         )
     measures = {
         "modules_compared": len(errors),
-        "modules_quantized": sum(each.relative > 0 for each in quantized),
+        "modules_quantized": len(quantized),
         "max_weight_error": worst.relative,
         "min_snr_db": snr_db(worst.relative) if worst.relative else None,
         "worst_module": worst.name if worst.relative else "",

@@ -21,8 +21,10 @@ import quantkit
 from quantkit.assessment import format_name, recipe_for
 from quantkit.gate import decoding, opened, parts, stated
 from quantkit.gate.accounting import check_accounts
+from quantkit.gate.models import LoadingReport
 from quantkit.gate.opened import open_original, open_saved
-from quantkit.gate.reload import weight_errors
+from quantkit.gate.reload import WeightError, check_reload, weight_errors
+from quantkit.recipe import load_recipe
 from quantkit.source import open_source
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
@@ -371,6 +373,12 @@ def test_modules_with_settings_of_their_own_and_no_indices(
 def drop_indices(state: dict[str, Tensor]) -> None:
     for name in [each for each in state if each.endswith(".g_idx")]:
         del state[name]
+
+
+def test_a_quantized_weight_without_an_error_is_counted_too() -> None:
+    errors = [WeightError("zeros"), WeightError("other", 0.01), WeightError("norm", equal=True)]
+    found = check_reload(LoadingReport(), errors, load_recipe("bnb-nf4").gate)
+    assert found.measures["modules_quantized"] == 2
 
 
 def test_double_quantized_fp4_is_judged_as_fp4(demo: Path, tmp_path: Path) -> None:
