@@ -29,6 +29,8 @@ import random_neox
 import scale_parts
 import scale_report
 import timeline
+import trust
+from tiny import write_source
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
@@ -232,6 +234,15 @@ def test_a_stage_leaves_out_the_stages_inside_it() -> None:
     assert outer.own == pytest.approx(outer.end - outer.start - within, abs=1e-6)
     ranked = timeline.by_stage(outer.end - outer.start + 1.0, watch.spans)
     assert ranked[0][:2] == ("not timed", "MainThread")
+
+
+def test_a_conversion_without_digests_takes_none(tmp_path: Path) -> None:
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    command = [sys.executable, "-c", trust.BARE + trust.RUN, str(source), str(out)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    manifest = json.loads((out / "quantkit-manifest.json").read_text())
+    files = manifest["source"]["files"] + manifest["output"]["files"]
+    assert {each["sha256"] for each in files} == {"0" * 64}
 
 
 def test_every_function_that_is_timed_is_there() -> None:
