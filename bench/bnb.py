@@ -259,7 +259,7 @@ def line(recipe: str, side: str, run: Run, ratio: str, floor: str) -> str:
     )
 
 
-def median(runs: list[Run]) -> Run:
+def median(runs: Sequence[Run]) -> Run:
     return Run(
         statistics.median(each.seconds for each in runs),
         statistics.median(each.cpu for each in runs),

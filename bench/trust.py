@@ -11,9 +11,7 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -106,14 +104,12 @@ def main() -> None:
 def report(args: argparse.Namespace, source: Path) -> str:
     weights = next(path for path in source.iterdir() if path.suffix in (".safetensors", ".bin"))
     load = os.getloadavg()[0]
-    convert(source, args.work, RUN)  # caches filled
-    found: dict[str, list[bnb.Run]] = {"with": [], "without": []}
-    for _ in range(args.runs):
-        found["with"].append(convert(source, args.work, RUN))
-        found["without"].append(convert(source, args.work, BARE + RUN))
-    sides = ("with", "without")
-    whole, bare = (statistics.median(run.seconds for run in found[each]) for each in sides)
-    whole_cpu, bare_cpu = (statistics.median(run.cpu for run in found[each]) for each in sides)
+    out = args.work / "trust-out"
+    sides = [[sys.executable, "-c", code, str(source), str(out)] for code in (RUN, BARE + RUN)]
+    bnb.process(sides[0], out)  # caches filled
+    turns = [[bnb.process(each, out) for each in sides] for _ in range(args.runs)]
+    whole, bare = (bnb.median(runs) for runs in zip(*turns, strict=True))
+    shutil.rmtree(out)
     done = subprocess.run(
         [sys.executable, "-c", DIGESTS, weights], capture_output=True, text=True, check=True
     )
@@ -130,32 +126,15 @@ medians of 5.
 
 | what | wall s | CPU s | share of wall, of CPU |
 | --- | --- | --- | --- |
-| conversion without digests, fingerprint, stamps | {bare:.2f} | {bare_cpu:.2f} | 1 |
-| with them | {whole:.2f} | {whole_cpu:.2f} | {whole / bare - 1:+.1%}, \
-{whole_cpu / bare_cpu - 1:+.1%} |
+| conversion without digests, fingerprint, stamps | {bare.seconds:.2f} | {bare.cpu:.2f} | 1 |
+| with them | {whole.seconds:.2f} | {whole.cpu:.2f} | {whole.seconds / bare.seconds - 1:+.1%}, \
+{whole.cpu / bare.cpu - 1:+.1%} |
 | SHA-256 of the file alone | {taken["sha256"]:.2f} |  |  |
 | MD5 alone | {taken["md5"]:.2f} |  |  |
 | both in one read | {taken["both"]:.2f} |  | {taken["both"] / slower - 1:+.1%} of the slower |
 | both and the fingerprint | {taken["and tensors"]:.2f} |  | \
 {taken["and tensors"] / slower - 1:+.1%} of the slower |
 """
-
-
-def convert(source: Path, work: Path, code: str) -> bnb.Run:
-    out = work / "trust-out"
-    bnb.forget_sources(work / "cache")
-    shutil.rmtree(out, ignore_errors=True)
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-c", code, source, out],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    shutil.rmtree(out)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return bnb.Run(took, cpu, after.ru_maxrss * 1024)
 
 
 if __name__ == "__main__":
