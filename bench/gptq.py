@@ -33,6 +33,7 @@ from gptq_quality import draws, keys, quality
 from gptq_sides import VARIANTS, ours, theirs, versions
 from models import SIZES, make_model
 from random_neox import write
+from scale_sources import write_ids
 
 
 def main() -> None:
@@ -66,10 +67,7 @@ def compile_loops(args: argparse.Namespace) -> None:
 
 def speed(args: argparse.Namespace) -> str:
     source = make_model(args.work, args.model, "safetensors")
-    ids = args.work / "ids.json"
-    draw, vocabulary = random.Random(0), SIZES[args.model]["vocab_size"]
-    windows = [[draw.randrange(vocabulary) for _ in range(256)] for _ in range(32)]
-    ids.write_text(json.dumps(windows))
+    ids = write_ids(args, 32, 256)
     compile_loops(args)
     rows, bound = [], floor(SIZES[args.model], 32 * 256)
     for variant in args.variants:

@@ -18,9 +18,7 @@ peer_routes.ROUTES.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from pathlib import Path
 from bnb import Run, attempt, machine, median, record
 from models import SIZES, make_model
 from peer_routes import OURS, ROUTES, Route
+from scale_sources import write_ids
 
 #: Which package's version says what a peer is.
 PACKAGES = {"autoround": "auto-round", "transformers": "bitsandbytes"}
@@ -41,7 +40,8 @@ def main() -> None:
     args = parsed()
     args.work.mkdir(parents=True, exist_ok=True)
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
-    source, ids = make_model(args.work, args.model, "safetensors"), write_ids(args)
+    source = make_model(args.work, args.model, "safetensors")
+    ids = write_ids(args, args.samples, 256)
     peers = dict(each.split("=", 1) for each in args.peer)
     mine = [each for each in OURS if wanted(args, each) and "quantkit" in args.tools]
     rows = [ours(args, source, ids, each) for each in mine]
@@ -73,14 +73,6 @@ def parsed() -> argparse.Namespace:
 
 def wanted(args: argparse.Namespace, route: Route) -> bool:
     return args.only is None or (args.only == "calibrated") == route.slow
-
-
-def write_ids(args: argparse.Namespace) -> Path:
-    draw, vocabulary = random.Random(0), SIZES[args.model]["vocab_size"]
-    ids = [[draw.randrange(vocabulary) for _ in range(256)] for _ in range(args.samples)]
-    path = Path(args.work) / "peers-ids.json"
-    path.write_text(json.dumps(ids))
-    return path
 
 
 def ours(args: argparse.Namespace, source: Path, ids: Path, route: Route) -> str:

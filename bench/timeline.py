@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import sys
 import threading
@@ -28,6 +27,7 @@ from typing import Any
 
 from bnb import HERE, machine, process, record
 from models import SIZES, make_model
+from scale_sources import write_ids
 
 DOCS = HERE.parent / "docs"
 
@@ -145,7 +145,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     source, out = make_model(args.work, args.model, "safetensors"), args.work / "timeline-out"
-    ids, notes = write_ids(args), args.work / "timeline.json"
+    ids, notes = write_ids(args, args.samples, args.length), args.work / "timeline.json"
     warm = [sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", "bnb-nf4"]
     process([*warm, "--out", str(out), "--no-gate", "--device", "cpu"], out)
     words = [args.what, str(source), str(out), str(ids), str(args.length), str(notes)]
@@ -172,14 +172,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--plots", type=Path, default=DOCS)
     parser.add_argument("--no-record", action="store_true", help="write neither plot nor table")
     return parser.parse_args()
-
-
-def write_ids(args: argparse.Namespace) -> Path:
-    draw_id, vocabulary = random.Random(0).randrange, SIZES[args.model]["vocab_size"]
-    ids = [[draw_id(vocabulary) for _ in range(args.length)] for _ in range(args.samples)]
-    path = Path(args.work) / "timeline-ids.json"
-    path.write_text(json.dumps(ids))
-    return path
 
 
 def child(what: str, source: str, out: str, ids: str, length: str, notes: str, zero: str) -> None:
