@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from bnb import Run, machine, process, record
 from gptq_quality import draws, keys, quality
-from gptq_sides import VARIANTS, ours, theirs, versions
+from gptq_sides import VARIANTS, compile_loops, ours, theirs, versions
 from models import SIZES, make_model
 from random_neox import write
 from scale_sources import write_ids
@@ -57,18 +57,10 @@ def main() -> None:
     record(WORK[args.what](args), args)
 
 
-def compile_loops(args: argparse.Namespace) -> None:
-    """What is done once for an installation is not what is compared."""
-    small, ids = make_model(args.work, "tiny", "safetensors"), args.work / "few.json"
-    ids.write_text(json.dumps([list(range(256))] * 2))
-    out = args.work / "ours"
-    process(ours(small, out, ids, []), out)
-
-
 def speed(args: argparse.Namespace) -> str:
     source = make_model(args.work, args.model, "safetensors")
     ids = write_ids(args, 32, 256)
-    compile_loops(args)
+    compile_loops(args.work)
     rows, bound = [], floor(SIZES[args.model], 32 * 256)
     for variant in args.variants:
         overrides, options = VARIANTS[variant]
@@ -105,6 +97,7 @@ def memory(args: argparse.Namespace) -> str:
     ids = args.work / "ids.json"
     draw = random.Random(0)
     ids.write_text(json.dumps([[draw.randrange(4096) for _ in range(256)] for _ in range(32)]))
+    compile_loops(args.work)
     found = {}
     for layers in (8, 32):
         source = args.work / f"memory-{layers}"

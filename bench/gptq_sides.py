@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bnb import process
+from models import make_model
+
 PEER = """
 import json, os, sys
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
@@ -43,6 +46,13 @@ def ours(source: Path, out: Path, ids: Path, overrides: list[str]) -> list[str]:
     return words + [
         word for each in [*USUAL, "source.repo=", *overrides] for word in ("--set", each)
     ]
+
+
+def compile_loops(work: Path) -> None:
+    """What is done once for an installation is not what is compared."""
+    small, ids, out = make_model(work, "tiny", "safetensors"), work / "few.json", work / "ours"
+    ids.write_text(json.dumps([list(range(256))] * 2))
+    process(ours(small, out, ids, []), out)
 
 
 def theirs(python: Path, source: Path, out: Path, ids: Path, options: dict[str, Any]) -> list[str]:

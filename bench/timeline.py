@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bnb import HERE, machine, process, record
+from gptq_sides import compile_loops
 from models import SIZES, make_model
 from scale_sources import write_ids
 
@@ -148,6 +149,8 @@ def main() -> None:
     ids, notes = write_ids(args, args.samples, args.length), args.work / "timeline.json"
     warm = [sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", "bnb-nf4"]
     process([*warm, "--out", str(out), "--no-gate", "--device", "cpu"], out)
+    if args.what == "gptq":
+        compile_loops(args.work)
     words = [args.what, str(source), str(out), str(ids), str(args.length), str(notes)]
     command = [sys.executable, str(HERE / "timeline.py"), "--child", *words]
     gone = args.work / "none" if args.what == "gate" else out

@@ -24,6 +24,8 @@ from quantkit.checkpoint import open_checkpoint, read_tensor
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 import bnb
+import gptq
+import gptq_sides
 import peers
 import random_neox
 import scale_parts
@@ -212,6 +214,22 @@ def test_a_process_that_fails_or_takes_too_long_is_said_so(tmp_path: Path) -> No
     assert failing.strip().endswith("ValueError: no")
     slow = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert bnb.attempt(slow, tmp_path / "out", limit=0.5) == "stopped after 0 s"
+
+
+def test_what_is_compiled_once_is_in_no_peak_over_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = []
+
+    def process(command: list[str], out: Path) -> bnb.Run:
+        sources.append(Path(command[4]).name)
+        return bnb.Run(1.0, 1.0, 1)
+
+    for module in (gptq, gptq_sides):
+        monkeypatch.setattr(module, "process", process)
+    monkeypatch.setattr(gptq, "write", lambda *model: None)
+    gptq.memory(argparse.Namespace(work=tmp_path))
+    assert sources == ["tiny-safetensors", "memory-8", "memory-32"]
 
 
 def test_an_absent_peer_stands_in_the_table(tmp_path: Path) -> None:
