@@ -72,11 +72,12 @@ def main() -> None:
 def encoders(source: Path, model: Path) -> dict[str, Encode]:
     config = source / "tokenizer_config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    folder = Path(tempfile.mkdtemp())
-    (folder / model.name).write_bytes(model.read_bytes())
-    make_files(model, settings).write(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / model.name).write_bytes(model.read_bytes())
+        make_files(model, settings).write(folder)
+        theirs, ours = library_tokenizer(source), library_tokenizer(folder)
     judge = SentencePieceProcessor(model_file=str(model))
-    theirs, ours = library_tokenizer(source), library_tokenizer(folder)
     return {
         "sentencepiece": judge.encode,
         OWN: lambda t: theirs.encode(t, add_special_tokens=False),
@@ -104,7 +105,7 @@ def timed(sides: dict[str, Encode], texts: list[str], runs: int) -> dict[str, li
 def cell(found: dict[str, list[float]], name: str) -> str:
     """Seconds, and times the source's own tokenizer in the same round: medians, quartiles."""
     ratios = [mine / own for mine, own in zip(found[name], found[OWN], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return f"{statistics.median(found[name]):.3f} | {middle:.2f} ({low:.2f} to {high:.2f})"
 
 

@@ -20,6 +20,7 @@ import torch
 
 from quantkit import plan
 from quantkit.checkpoint import open_checkpoint, read_tensor
+from quantkit.resources import demo_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
@@ -275,6 +276,7 @@ def test_every_function_that_is_timed_is_there() -> None:
 
 # whole scripts
 
+DEMO = str(demo_model())
 TINY = ["--model", "tiny", "--no-record"]
 QUICK = [["scale.py", "plan", *TINY, "--runs", "1"]]
 WHOLE = [
@@ -292,6 +294,7 @@ WHOLE = [
     ["trust.py", *TINY, "--runs", "1"],
     ["peers.py", *TINY, "--runs", "1", "--samples", "2"],
     ["kernel_rates.py", "--runs", "1", "--no-record"],
+    ["tokenizer.py", DEMO, f"{DEMO}/heldout.txt", "--runs", "1", "--no-record"],
     ["timeline.py", "nf4", *TINY],
     ["timeline.py", "gptq", *TINY, "--samples", "2", "--length", "32"],
     ["timeline.py", "gate", *TINY, "--samples", "2", "--length", "32"],
@@ -318,7 +321,7 @@ def run_script(folder: Path, words: list[str]) -> str:
     """The script's table; what it would record is not."""
     before = (BENCH / "RESULTS.md").read_bytes()
     command = [sys.executable, str(BENCH / words[0]), *words[1:]]
-    if words[0] not in ("gate.py", "kernel_rates.py"):
+    if words[0] not in ("gate.py", "kernel_rates.py", "tokenizer.py"):
         command += ["--work", str(folder / "work")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
