@@ -121,7 +121,8 @@ def report(args: argparse.Namespace, rows: list[Row]) -> str:
             "",
             f"{name}; {machine()}; "
             + ", ".join(f"{each} {version(each)}" for each in libraries)
-            + f"; one run each; GPTQ on {args.samples} x {args.length} tokens.",
+            + f"; NF4 and LLM.int8 medians of {args.runs}, all else once; "
+            f"GPTQ on {args.samples} x {args.length} tokens.",
             "",
             "| what | measured | beside it | bar |",
             "| --- | --- | --- | --- |",

@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 import bnb
 import gptq
 import gptq_sides
+import gpu
 import peers
 import random_neox
 import scale_parts
@@ -272,6 +273,11 @@ def test_every_function_that_is_timed_is_there() -> None:
         "    for each in timeline.FUNCTIONS[what]: watch.watch(*each)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(BENCH)], check=True, cwd=ROOT)
+
+
+def test_the_runs_of_a_gpus_table_are_said() -> None:
+    asked = argparse.Namespace(device="cpu", model="tiny", runs=3, samples=2, length=64)
+    assert "medians of 3," in gpu.report(asked, [])
 
 
 # whole scripts
