@@ -38,7 +38,7 @@ import importlib.util, sys
 need = ("torch", "transformers", "bitsandbytes", "accelerate", "blake3", "ml_dtypes", "numba",
         "pydantic", "psutil",
         "jinja2", "sentencepiece", "google.protobuf", "tokenizers", "typer", "rich", "yaml",
-        "matplotlib", "pytest", "hypothesis")
+        "matplotlib", "pytest", "xdist")
 def absent(name):
     try:
         return importlib.util.find_spec(name) is None

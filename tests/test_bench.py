@@ -280,6 +280,18 @@ def test_the_runs_of_a_gpus_table_are_said() -> None:
     assert "medians of 3," in gpu.report(asked, [])
 
 
+def test_a_bare_machine_is_told_all_that_the_gpu_tests_need(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    asked = ["bash", str(BENCH / "gpu.sh"), "--device", "cpu", "--model", "tiny", "--no-record"]
+    environment = {**os.environ, "PYTHON": str(bare), "PYTHONPATH": ""}
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    named = done.stderr.removeprefix("missing here: ").partition(";")[0].split(", ")
+    assert {"pytest", "xdist"} <= {*named}  # gpu.py divides the tests among processes
+
+
 # whole scripts
 
 DEMO = str(demo_model())
