@@ -155,3 +155,13 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert remembered("k", ["a"], lambda: {"x": 1}, NUMBERS) == {"x": 1}
+
+
+def test_what_the_tests_themselves_keep_goes_with_their_process() -> None:
+    tests = Path(__file__).parent
+    code = "import os, conftest, fuzz.targets as t; print(os.environ['QUANTKIT_CACHE'], t._HOME)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tests.parent)},
+    )  # fmt: skip
+    assert [each for each in done.stdout.split() if Path(each).exists()] == []

@@ -7,6 +7,7 @@ exception is a finding. Nothing may run: :data:`heard` must stay empty.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import shutil
@@ -51,14 +52,14 @@ sys.addaudithook(_listen)
 _HOME = Path(
     tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 )
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
 #: A pickle in the corpora makes this file, where it runs.
 CANARY = _HOME / "canary"
 
 
-def clean_up() -> None:
+def stop_listening() -> None:
     _ears.clear()
-    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 def _sound(records: list[TensorRecord], size: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from fuzz.campaign import run
 from fuzz.mutations import SEEDS
-from fuzz.targets import CANARY, TARGETS, clean_up, heard, listen, one_tensor
+from fuzz.targets import CANARY, TARGETS, heard, listen, one_tensor, stop_listening
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +25,10 @@ LIMITS = settings(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _home() -> Iterator[None]:
+def _listening() -> Iterator[None]:
     listen()
     yield
-    clean_up()
+    stop_listening()
 
 
 @pytest.mark.parametrize("target", ["safetensors", "pickle", "index", "config"])
