@@ -57,8 +57,11 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
     if isinstance(value, dict) and value:
         for key, each in value.items():
             yield from leaves(each, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for each in value:
+            yield from leaves(each, f"{path}[]")
     elif isinstance(value, list):
-        yield from leaves(value[0], f"{path}[]") if value else iter([f"{path}[]"])
+        yield f"{path}[]"
     else:
         yield path
 
