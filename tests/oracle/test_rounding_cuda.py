@@ -79,4 +79,5 @@ def test_the_loop_for_cuda_gives_the_codes_of_torch(triton: Path) -> None:
     done = subprocess.run(words, env=env, check=True, capture_output=True, text=True)
     for case, (*same, errors, losses) in zip(CASES, json.loads(done.stdout), strict=True):
         assert all(same), case
-        assert max(errors, losses) < 1e-5, case
+        assert errors < 1e-5, case
+        assert losses < 1e-5, case  # by itself: max() passes over what is no number
