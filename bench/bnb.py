@@ -107,7 +107,7 @@ def record(text: str, args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, Any]:
     """Runs of both sides in turn, and the floor."""
-    floor(args.work, source, recipe, 1 << 20)
+    floor(args.work, source, recipe, 1 << 20)  # the source is then in the page cache for all
     found = in_turn(args, source, recipe)
     return found | {"floor": floor(args.work, source, recipe, found["written"])}
 

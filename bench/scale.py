@@ -89,9 +89,6 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# sources
-
-
 def stamped(record: Record) -> Record:
     libraries = ("torch", "transformers", "bitsandbytes", "numba")
     return replace(
@@ -174,9 +171,6 @@ def planned(source: Path, recipe: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "quantkit", "plan", str(source), "--recipe", recipe, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout))
-
-
-# in part, the rest computed
 
 
 # without the weights

@@ -18,7 +18,7 @@ from models import SIZES, make_model
 from scale_report import Record, parameters
 from scale_sources import record_of, total_layers, truncated, weight_bytes, whole_bytes, write_ids
 
-#: What a whole gate is: a recipe's windows, and how many of them the noise floor takes.
+#: What a whole gate is: a recipe's windows, of which the noise floor takes one in so many.
 WINDOWS, FLOOR_STRIDE = 64, 8
 
 #: Bytes of hidden states that a walk keeps in memory (quantkit/gate/runners.py).
