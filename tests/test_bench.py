@@ -82,7 +82,7 @@ def columns(text: str) -> set[str]:
     return found
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), BENCH / "RESULTS.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), BENCH / "RESULTS.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
