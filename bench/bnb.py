@@ -186,9 +186,16 @@ def attempt(
         timer = threading.Timer(limit or 0, os.killpg, (child.pid, signal.SIGKILL))
         if limit is not None:
             timer.start()
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except KeyboardInterrupt:
+            if limit is not None:  # in a session of its own it is not told
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            raise
+        finally:
+            timer.cancel()
         seconds = time.perf_counter() - start
-        timer.cancel()
         child.returncode = os.waitstatus_to_exitcode(status)
         if status and limit is not None and seconds >= limit:
             return f"stopped after {limit:.0f} s"

@@ -9,8 +9,10 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,22 @@ def test_a_process_that_fails_or_takes_too_long_is_said_so(tmp_path: Path) -> No
     assert failing.strip().endswith("ValueError: no")
     slow = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert bnb.attempt(slow, tmp_path / "out", limit=0.5) == "stopped after 0 s"
+
+
+def test_ctrl_c_ends_a_process_that_has_a_limit(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    child = f"import os, time; open({str(begun)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        f"import sys, bnb; bnb.attempt([sys.executable, '-c', {child!r}], bnb.HERE / '-', limit=40)"
+    )
+    waiting = subprocess.Popen([sys.executable, "-c", code], cwd=BENCH, stderr=subprocess.PIPE)
+    for _ in range(300):
+        if begun.exists() and begun.read_text():
+            break
+        time.sleep(0.1)
+    waiting.send_signal(signal.SIGINT)
+    waiting.communicate(timeout=20)
+    assert not Path("/proc", begun.read_text()).exists()
 
 
 def test_what_is_compiled_once_is_in_no_peak_over_layers(
