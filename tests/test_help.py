@@ -8,12 +8,12 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 from commanding import command, refused, succeeded
 
-import quantkit
 from quantkit.resources import shipped_folder
 
 VERBS = ("convert", "plan", "verify", "check-tokenizer", "recipes", "checksums", "demo", "eval")
@@ -59,7 +59,8 @@ def test_every_verb_has_help_and_json(verb: str) -> None:
 
 
 def test_the_version() -> None:
-    assert succeeded("--version") == f"quantkit {quantkit.__version__}\n"
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert succeeded("--version") == f"quantkit {project['version']}\n"
 
 
 def test_lists() -> None:
