@@ -103,7 +103,7 @@ def find_coverage(
     ``copied`` texts no rule may change; ``spaced`` says that a space and U+2581 end as one.
 
     Raises:
-        SourceError: every base leaves too many, or some that cannot be told apart.
+        SourceError: every base leaves too many.
     """
     wanted = _wanted(rules, copied)
     few = set(rules.single) | set(list(wanted)[::_SAMPLE])
@@ -160,9 +160,14 @@ class _Trial:
     def coverage(self) -> Coverage:
         keys = {text for text in self._wanted if len(text) > 1}
         joining = self._joining(keys)
-        hidden = _alike({text: self._found[text] for text in self.exceptions})
-        found = {text: text if hidden else self._found[text] or text for text in self._wanted}
-        self._close(joining, found)
+        found = {text: self._found[text] or text for text in self._wanted}
+        closed = self._closed(joining, found)
+        vanish = not all(self._found[text] for text in self.exceptions)
+        hidden = vanish or _alike({text: found[text] for text in closed})
+        if hidden:
+            found = {text: text for text in self._wanted}
+            closed = self._closed(joining, found)
+        self.exceptions = closed
         ordered = sorted(self.exceptions, key=lambda each: (-len(each), each))
         exceptions = tuple(Leftover(text, found[text], self._wanted[text]) for text in ordered)
         return Coverage(
@@ -180,25 +185,28 @@ class _Trial:
         found = {text for text, value in changed if len(text) == 1 and value and _joins(value[0])}
         return frozenset(found | {char for key in keys for char in key[1:]})
 
-    def _close(self, joining: frozenset[str], found: dict[str, str]) -> None:
-        """What joins the text before it gets a mark as an exception does, so it must not be
-        mistaken for one."""
-        more = set(self.exceptions)
+    def _closed(self, joining: frozenset[str], found: dict[str, str]) -> set[str]:
+        """The exceptions, and what could be mistaken for one: what joins the text before it gets
+        a mark as an exception does, and may look like one, or like the beginning of one."""
+        closed, more = set(self.exceptions), set(self.exceptions)
         for text in sorted({found[text] for text in more} - found.keys()):
             found[text] = self._wanted[text] = text  # as no rule names it
         while more:
             heads = tuple(found[text] for text in more)
+            begun = {head[:size] for head in heads for size in range(1, len(head))}
             more = {
                 text
                 for text, value in found.items()
-                if value.startswith(heads) and (text[0] in joining or _joins(text[0]))
-            } - self.exceptions
-            self.exceptions |= more
+                if (value.startswith(heads) or value in begun)
+                and (text[0] in joining or _joins(text[0]))
+            } - closed
+            closed |= more
+        return closed
 
 
 def _alike(found: dict[str, str]) -> bool:
     """Whether two texts look the same afterwards, or one like the other's beginning."""
-    return not all(found.values()) or any(
+    return any(
         found[other].startswith(found[one]) and (found[one] != one or found[other] != other)
         for one, other in permutations(found, 2)
     )

@@ -180,6 +180,23 @@ def test_options_together(tmp_path: Path, options: tuple[str | bool, ...]) -> No
     assert report.passed, report.first
 
 
+@pytest.mark.parametrize(
+    ("own", "texts"),
+    [
+        ("\t", ["a\u200bb", "\u200ba\tb", "a\t\u200b\u3000b"]),
+        ("\uff9e", ["a\uff9eb", "\uff9e\u3099", "\u304b\uff9e\uff9e"]),
+        ("\u2581\u2581", ["a\u2581 b", "a\u2581\tb", "a\u2581\u2581b", "a \u2581 b"]),
+    ],
+)
+def test_user_defined_pieces_that_rules_make_like_others(
+    tmp_path: Path, own: str, texts: list[str]
+) -> None:
+    """A mark stands before what joins, too: there it must not be taken for such a piece."""
+    data = train(model_type="char", normalization_rule_name="nmt_nfkc", user_defined_symbols=[own])
+    report = report_of(data, tmp_path, texts=texts)
+    assert report.passed, report.first
+
+
 def test_runs_of_spaces_as_pieces(tmp_path: Path) -> None:
     data = train(
         model_type="unigram",
