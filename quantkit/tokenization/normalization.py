@@ -57,6 +57,11 @@ def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer:
     spec = model.normalizer
     if not spec.escape_whitespaces:
         raise SourceError("escape_whitespaces=false: spaces kept as spaces are not supported")
+    copied = tuple(model.texts_of(PieceType.USER_DEFINED))
+    if spec.remove_extra_whitespaces and any("  " in text for text in copied):
+        raise SourceError(
+            "user_defined_symbols with two spaces beside remove_extra_whitespaces are not supported"
+        )
     steps: list[Normalizer] = []
     spaces = " "
     if spec.add_dummy_prefix and not spec.remove_extra_whitespaces:
@@ -64,7 +69,6 @@ def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer:
         steps.append(_dummy(model))
     if rules.rules:
         _check(rules)
-        copied = tuple(model.texts_of(PieceType.USER_DEFINED))
         blob, trims = spec.precompiled_charsmap, spec.remove_extra_whitespaces
         coverage = find_coverage(rules, blob, copied, spaced=not trims)
         steps += _rules(coverage, copied, blob)

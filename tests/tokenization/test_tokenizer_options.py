@@ -237,6 +237,7 @@ def test_control_pieces_that_other_pieces_spell(tmp_path: Path) -> None:
     [
         ({"model_type": "word"}, "model_type=word"),
         ({"control_symbols": ["x"]}, "control piece of one character"),
+        ({"user_defined_symbols": ["a  b"]}, "user_defined_symbols with two spaces"),
     ],
 )
 def test_refusals_from_training(options: dict[str, object], named: str) -> None:
