@@ -103,9 +103,10 @@ def _shard_limit(recipe: Recipe) -> int:
 def _fates(
     records: Sequence[TensorRecord], architecture: Architecture, form: Format, recipe: Recipe
 ) -> tuple[TensorPlan, ...]:
+    # of two that stand for one weight, the one that is not left out is what others are tied to
     in_memory = {
         memory: each.name
-        for each in records
+        for each in sorted(records, key=lambda each: _left_out_by(each, recipe) is None)
         if (memory := architecture.memory_names[each.name]) is not None
     }
     return tuple(_fate(each, architecture, form, recipe, in_memory) for each in records)
@@ -158,10 +159,13 @@ def _fate(
     return replace(_kept(record, dtype, reason or "", memory, sorted(names)), unfit=unfit)
 
 
+def _left_out_by(record: TensorRecord, recipe: Recipe) -> str | None:
+    return next((each for each in recipe.source.drop if re.search(each, record.name)), None)
+
+
 def _drop_reason(record: TensorRecord, architecture: Architecture, recipe: Recipe) -> str | None:
-    for pattern in recipe.source.drop:
-        if re.search(pattern, record.name):
-            return f"the recipe drops {pattern!r}"
+    if (pattern := _left_out_by(record, recipe)) is not None:
+        return f"the recipe drops {pattern!r}"
     if architecture.memory_names[record.name] is not None:
         return None
     if record.name in architecture.ignored:

@@ -360,6 +360,20 @@ def test_a_tied_copy_is_dropped_with_its_reason(tmp_path: Path) -> None:
     assert "model.embed_tokens.weight" in dropped.reason
 
 
+def test_a_tied_copy_must_equal_the_weight_that_stays(tmp_path: Path) -> None:
+    """Of two embeddings the recipe leaves out the one that the copy equals."""
+    source = write_source(tmp_path / "source", "llama")
+    state = source_state("llama", torch.float16)
+    own = state["model.embed_tokens.weight"]
+    state |= {"lm_head.weight": own.clone(), "embed_tokens.weight": own + 1}
+    write_state(source, state, "safetensors")
+    drop = 'source.drop=["^model.embed_tokens"]'
+    plan = quantkit.plan(source, "fp16", set=[drop])
+    assert {each.tied_to for each in plan.tensors} == {None, "embed_tokens.weight"}
+    with pytest.raises(SourceError, match=r"ties it to .*, and the checkpoint holds other values"):
+        convert(source, "fp16", tmp_path / "out", drop)
+
+
 def test_a_tied_copy_of_the_first_rows_is_no_copy(tmp_path: Path) -> None:
     """It begins where the weight begins that it is tied to."""
     source = write_source(tmp_path / "source", "llama", container="torch")
