@@ -56,10 +56,10 @@ class Gptq:
         _, group = self._bits_and_group(weight)
         if group == -1 or columns % group == 0:
             return None
-        fits = [each for each in (128, 64, 32, 16) if columns % each == 0]
+        fits = next(each for each in (128, 64, 32) if columns % each == 0)
         return (
             f"{rows} x {columns}: the {columns} input columns are no multiple of group_size "
-            f"{group}; {fits[0]} would fit"
+            f"{group}; {fits} would fit"
         )
 
     def grid(self, weight: str, columns: int) -> Grid:
