@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from quantkit.checkpoint.shards import Shard
@@ -124,7 +125,7 @@ class Plan:
     def with_action(self, action: Action) -> tuple[TensorPlan, ...]:
         return tuple(each for each in self.tensors if each.action == action)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the plan's JSON: the identity of what ``convert`` will do."""
         text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
