@@ -229,7 +229,7 @@ def stream_tensors(
         CheckpointError: a file is not as it was when its header was read, or cannot be read.
         Whatever ``consume`` raises.
     """
-    wanted = sorted(records, key=lambda each: each.offset)
+    wanted = sorted(records, key=lambda each: (each.offset, each.name))
     for name in index.files:
         path, own = folder / name, [each for each in wanted if each.file == name]
         with open_weights(path) as file:

@@ -204,3 +204,18 @@ def test_of_what_must_be_held_whole_one_piece_is_read_ahead(
     stream.stream_file(tmp_path / "w", whole, StreamDigest(md5=False), consume=consume)
     assert len(held) == len(done) == 10
     assert max(held) <= 2
+
+
+def test_tensors_are_read_again_in_the_order_in_which_a_file_is_read(tmp_path: Path) -> None:
+    """So that the output, which is laid out in that order, is digested as it is written."""
+    save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
+    index = open_checkpoint(tmp_path)
+    (own,) = index.tensors
+    doubles = [replace(own, name=name) for name in "ba"]
+    first = [each.tensor for each in stream.segments(doubles, index.file_bytes[own.file])]
+    again: list[str | None] = []
+    stream.stream_tensors(
+        tmp_path, index, doubles,
+        unit=stream.element_or_whole, consume=lambda segment, _: again.append(segment.tensor),
+    )  # fmt: skip
+    assert again == [each for each in first if each is not None] == ["a", "b"]
