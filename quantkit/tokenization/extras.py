@@ -52,8 +52,8 @@ def read_extras(path: Path, model: SentencePieceModel | None = None) -> tuple[Ex
     read; it takes half a second, and is not read where nothing is listed.
 
     Raises:
-        SourceError: a file cannot be read, or an added token takes the id or the text of
-            another piece, or the ids leave a gap.
+        SourceError: a file cannot be read, or an added token is empty or takes the id or the text
+            of another, or the ids leave a gap.
     """
     listed = list(_listed(path.parent))
     if not listed:
@@ -78,6 +78,11 @@ def read_extras(path: Path, model: SentencePieceModel | None = None) -> tuple[Ex
     ids = sorted(found)
     if ids != list(range(size, size + len(ids))):
         raise SourceError(f"added tokens with the ids {ids}, expected {size} and on, without gaps")
+    texts = {""}  # ``tokenizers`` adds no empty one, nor one twice
+    for at in ids:
+        if (text := found[at].text) in texts:
+            raise SourceError(f"added token {text!r}: the id {at} is its second, or it is empty")
+        texts.add(text)
     return tuple(found[each] for each in ids)
 
 

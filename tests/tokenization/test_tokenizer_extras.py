@@ -88,6 +88,14 @@ def test_the_older_list_of_added_tokens_is_read_too(tmp_path: Path) -> None:
     assert library.encode("<|note|>x", add_special_tokens=False)[0] == SIZE
 
 
+@pytest.mark.parametrize("again", ["<|note|>", ""])
+def test_an_added_token_that_tokenizers_would_not_add(tmp_path: Path, again: str) -> None:
+    """The tokens after it would get the ids of others."""
+    twice = source(tmp_path / "source", PLAIN, (SIZE + 1, again, False), (SIZE + 2, "<|x|>", False))
+    with pytest.raises(SourceError, match="is its second, or it is empty"):
+        written(twice, tmp_path / "out", split=True)
+
+
 def test_special_added_tokens_need_the_recipes_word(tmp_path: Path) -> None:
     folder = source(tmp_path / "source", TURN, END)
     with pytest.raises(SourceError, match=r"<\|turn\|>, <\|end\|>.*split_special_tokens = false"):
