@@ -65,8 +65,11 @@ def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer:
     steps: list[Normalizer] = []
     spaces = " "
     if spec.add_dummy_prefix and not spec.remove_extra_whitespaces:
-        # First of all, because sentencepiece asks whether the text itself is empty.
-        steps.append(_dummy(model))
+        # First of all, because sentencepiece asks whether the text itself is empty. As a space,
+        # it is not taken for part of a longer segment.
+        longer = [text for text in (*copied, *rules.several) if len(text) > 1 and SPACE in text]
+        free = rules.rules and longer and not any(" " in text for text in (*copied, *rules.rules))
+        steps.append(_dummy(model, " " if free else SPACE))
     if rules.rules:
         _check(rules)
         blob, trims = spec.precompiled_charsmap, spec.remove_extra_whitespaces
@@ -97,10 +100,10 @@ def _trim(model: SentencePieceModel) -> list[Normalizer]:
     return steps
 
 
-def _dummy(model: SentencePieceModel) -> Normalizer:
+def _dummy(model: SentencePieceModel, space: str = SPACE) -> Normalizer:
     if model.trainer.treat_whitespace_as_suffix:
-        return Replace(Regex(r"(?<=[\s\S])\z"), SPACE)
-    return Prepend(SPACE)
+        return Replace(Regex(r"(?<=[\s\S])\z"), space)
+    return Prepend(space)
 
 
 def _check(rules: Charsmap) -> None:

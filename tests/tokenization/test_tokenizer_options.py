@@ -197,6 +197,22 @@ def test_user_defined_pieces_that_rules_make_like_others(
     assert report.passed, report.first
 
 
+@pytest.mark.parametrize("suffix", [False, True])
+def test_the_space_that_is_added_is_no_part_of_a_user_defined_piece(
+    tmp_path: Path, suffix: bool
+) -> None:
+    data = train(
+        model_type="char",
+        normalization_rule_name="nmt_nfkc_cf",
+        user_defined_symbols=["The\u2581" if suffix else "\u2581The"],
+        treat_whitespace_as_suffix=suffix,
+        remove_extra_whitespaces=False,
+    )
+    texts = ["The", "The sea", "a The", "a\u2581The", "\u2581The\u2581", " The ", " ", ""]
+    report = report_of(data, tmp_path, texts=texts)
+    assert report.passed, report.first
+
+
 def test_runs_of_spaces_as_pieces(tmp_path: Path) -> None:
     data = train(
         model_type="unigram",
