@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sentencepiece import SentencePieceProcessor
 from spm_training import proto, train
 
 from quantkit.errors import SourceError
-from quantkit.tokenization import build_tokenizer_json, check_fidelity, corpus, parse_model
+from quantkit.tokenization import build_tokenizer_json, check_fidelity, compare, corpus, parse_model
 from quantkit.tokenization.corpus import random_strings
 from quantkit.tokenization.ties import Scores, all_ties
 
@@ -128,6 +129,14 @@ def test_a_changed_tokenizer_fails(built: Path, tmp_path: Path, mutation: Mutati
     assert shown.isprintable()
 
 
+def test_ids_that_end_too_early_are_shown_from_there(built: Path) -> None:
+    model = built / "spiece.model"
+    whole = [int(each) for each in SentencePieceProcessor(model_file=str(model)).encode("ab cd")]
+    (shown,) = compare(lambda _: whole[:-1], str, model, ["ab cd"]).first
+    assert shown.at == len(whole) - 1
+    assert (shown.expected_ids, shown.found_ids) == (tuple(whole[-2:]), (whole[-2],))
+
+
 def test_nothing_compared_is_not_passed(built: Path) -> None:
     report = check_fidelity(built / "tokenizer.json", built / "spiece.model", [])
     assert not report.passed
@@ -178,6 +187,30 @@ def test_rounding_grows_with_the_text() -> None:
     before = [ids["a"]] * 50_000
     assert np.spacing(np.float32(250_000)) == 1 / 64
     assert all_ties(before + one, before + other, scores)
+
+
+@pytest.mark.parametrize(("gap", "tie"), [(0.023, True), (0.024, False)])
+def test_each_piece_is_rounded_by_half_the_distance(gap: float, tie: bool) -> None:
+    """After 250,000, three pieces by 1/128 each: 0.0234."""
+    scores, ids = _scores(i=-3.0, ii=-4.0, iii=-7.0 - gap, a=-5.0)
+    before = [ids["a"]] * 50_000
+    one, other = [ids["ii"], ids["i"]], [ids["iii"]]
+    assert all_ties(before + one, before + other, scores) is tie
+
+
+def test_an_unknown_character_in_place_of_a_piece_is_no_tie() -> None:
+    scores, ids = _scores(a=-20.0, i=12.0, iiiiii=-18.0)
+    assert not all_ties([ids["<unk>"], ids["i"]], [ids["iiiiii"]], scores), "the sums are equal"
+
+
+def test_a_character_of_several_bytes_counts_once() -> None:
+    model = parse_model(train(byte_fallback=True))
+    scores = Scores.of(model)
+    assert scores is not None
+    ids = {piece.text: index for index, piece in enumerate(model.pieces)}
+    first, *others = (scores.score[ids[f"<0x{byte:02X}>"]] for byte in "猫".encode())
+    assert first == scores.score[ids["<unk>"]]
+    assert others == [0.0, 0.0]
 
 
 def test_other_text_is_no_tie() -> None:
