@@ -168,17 +168,21 @@ def _alone(partial: Path) -> Iterator[None]:
     """The lock on ``OUT.partial``, which is there."""
     fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(fd, f"output {partial}: another quantkit is writing it; wait, or choose another")
+        if not _locked(fd, partial):
+            said = "another quantkit is writing it; wait, or choose another"
+            raise UsageError(f"output {partial}: {said}")
         yield
     finally:
         os.close(fd)
 
 
-def _lock(fd: int, taken: str) -> None:
-    try:
+def _locked(fd: int, partial: Path) -> bool:
+    """Whoever had the lock may have renamed or removed the folder since it was opened here: then
+    this is a lock on what a third run does not ask for."""
+    with suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(taken) from None
+        return os.path.samestat(os.fstat(fd), partial.stat())
+    return False
 
 
 def _refuse_foreign(staging: Staging) -> None:

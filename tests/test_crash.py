@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -503,6 +504,29 @@ def test_a_second_process_is_refused_too(source: Path, tmp_path: Path) -> None:
         first.send_signal(signal.SIGCONT)
     assert first.wait(timeout=60) == 0
     assert quantkit.verify(out)["gate"] == "not_run"
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_the_lock_of_a_run_that_just_ended_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, third: bool
+) -> None:
+    """Between opening ``OUT.partial`` and locking it the folder may have been removed; where a
+    ``third`` run made it anew, two would write into it."""
+    place, flock = staging_for(tmp_path / "out"), fcntl.flock
+    place.partial.mkdir()
+
+    def ended(fd: int, operation: int) -> None:
+        monkeypatch.undo()
+        place.partial.rmdir()
+        if third:
+            place.partial.mkdir()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", ended)
+    with pytest.raises(UsageError, match="another quantkit is writing"), held(place):
+        pass
+    with held(place):
+        assert (place.partial / NOTE).is_file()
 
 
 def test_runs_on_two_outputs_do_not_meet(demo: Path, tmp_path: Path) -> None:
