@@ -71,17 +71,14 @@ def amend(
     with held(place):
         try:
             empty(place)
-            if read_raw(place.out) != before:
-                raise UsageError(
-                    f"{place.out}: {MANIFEST} changed while this ran, by another command; run again"
-                )
+            _refuse_changed(place.out, before)
             _copy(place, files)
             (place.partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             if signer is not None:
                 signer.sign(place.partial, known)
-            commit(place)
+            commit(place, lambda: _refuse_changed(place.out, before))
         except BaseException as error:
-            _undo(place)
+            shutil.rmtree(place.partial, ignore_errors=True)
             if not isinstance(error, OSError):
                 raise
             raise StorageError(
@@ -90,10 +87,11 @@ def amend(
             ) from error
 
 
-def _undo(place: Staging) -> None:
-    if place.replaced.exists() and not place.out.exists():
-        place.replaced.rename(place.out)
-    shutil.rmtree(place.partial, ignore_errors=True)
+def _refuse_changed(folder: Path, before: bytes) -> None:
+    if read_raw(folder) != before:
+        raise UsageError(
+            f"{folder}: {MANIFEST} changed while this ran, by another command; run again"
+        )
 
 
 def _copy(place: Staging, files: Mapping[str, bytes]) -> None:

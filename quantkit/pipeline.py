@@ -108,8 +108,7 @@ def convert(
         _describe(manifest, place.partial, signer)
         listener(Event("save", message=f"saving {place.out}"))
         opened.check_unchanged()
-        check_free(place, opened.folder, overwrite=overwrite)
-        commit(place)
+        commit(place, lambda: check_free(place, opened.folder, overwrite=overwrite))
     return manifest
 
 

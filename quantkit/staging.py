@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 
 from quantkit.checkpoint.shards import flush, put_whole
 from quantkit.errors import (
-    GateError,
     OutputExistsError,
     SourceError,
     StorageError,
@@ -43,11 +42,8 @@ _HEADROOM = 32 << 20
 
 @dataclass(frozen=True)
 class Staging:
-    """Where an output is made and where it will be.
-
-    ``replaced`` is where one that is overwritten waits for the new one to be in its place: under
-    a hidden name, as nobody else's folder may be taken for it.
-    """
+    """Where an output is made, where it will be, and where one that is ``replaced`` waits: under
+    a hidden name, as nobody else's folder may be taken for it."""
 
     out: Path
     partial: Path
@@ -56,8 +52,7 @@ class Staging:
 
 def staging_for(out: Path) -> Staging:
     """The places that belong to ``out``."""
-    named = bool(out.name)
-    out = Path(os.path.normpath(expanded(out).absolute()))
+    named, out = bool(out.name), Path(os.path.normpath(expanded(out).absolute()))
     if not (named and out.name):
         raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
     longest = out.with_name(f".{out.name}.quantkit-replaced")
@@ -99,9 +94,8 @@ def recover(staging: Staging) -> None:
     if not _is_ours(staging.replaced) or os.path.lexists(staging.out):
         return
     with ExitStack() as locks:
-        for each in (staging.partial, amendment_of(staging).partial):
-            if each.is_dir():
-                locks.enter_context(_alone(each))
+        for each in filter(Path.is_dir, (staging.partial, amendment_of(staging).partial)):
+            locks.enter_context(_alone(each))
         if not os.path.lexists(staging.out):
             staging.replaced.rename(staging.out)
 
@@ -177,8 +171,7 @@ def _alone(partial: Path) -> Iterator[None]:
 
 
 def _locked(fd: int, partial: Path) -> bool:
-    """Whoever had the lock may have renamed or removed the folder since it was opened here: then
-    this is a lock on what a third run does not ask for."""
+    """Whoever had it may have renamed or removed the folder since: a third run locks another."""
     with suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(fd), partial.stat())
@@ -227,9 +220,7 @@ def write_note(staging: Staging, note: dict[str, Any]) -> None:
 
 def empty(staging: Staging, keep: Collection[str] = ()) -> None:
     """Remove all in ``OUT.partial`` but its note, the layers that are finished, and ``keep``."""
-    for each in staging.partial.iterdir():
-        if each.name in (NOTE, LAYERS, *keep):
-            continue
+    for each in (p for p in staging.partial.iterdir() if p.name not in (NOTE, LAYERS, *keep)):
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
         else:
@@ -248,16 +239,28 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
             write_note(staging, note)
 
 
-def commit(staging: Staging) -> None:
-    """Give the staged output its final name: one rename, flushed to the disk."""
+def commit(staging: Staging, check: Callable[[], object]) -> None:
+    """Give the staged output its final name: one rename, flushed to the disk.
+
+    That takes minutes, so ``check`` sees after it whether the name may be had.
+    """
     for path in staging.partial.rglob("*"):
         flush(path)
-    (staging.partial / NOTE).unlink(missing_ok=True)
-    flush(staging.partial)
-    if staging.out.exists():
-        _remove_replaced(staging)
-        staging.out.rename(staging.replaced)
-    staging.partial.rename(staging.out)
+    check()
+    note = read_note(staging)
+    try:
+        (staging.partial / NOTE).unlink(missing_ok=True)
+        flush(staging.partial)
+        if staging.out.exists():
+            _remove_replaced(staging)
+            staging.out.rename(staging.replaced)
+        staging.partial.rename(staging.out)
+    except BaseException:  # also an interrupt: the old output is back, and the new one waits
+        with suppress(OSError):
+            if staging.replaced.exists() and not staging.out.exists():
+                staging.replaced.rename(staging.out)
+            write_note(staging, note)
+        raise
     flush(staging.out.parent)
     _remove_replaced(staging)
 
@@ -277,16 +280,13 @@ def cleaned(staging: Staging) -> Iterator[None]:
     """
     try:
         yield
-    except GateError:
-        raise
     except VerificationError:
         discard(staging)
         raise
     except BaseException as error:  # an interrupt, the disk, a defect
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         said = f"the disk at {staging.partial.parent} is full; free some room and run again"
-        changed = isinstance(error, SourceError)
-        if changed or "outputs" not in read_note(staging):  # the files are not all there
+        if isinstance(error, SourceError) or "outputs" not in read_note(staging):
             kept = {"state": "failed", "reason": said} if full else {"state": "interrupted"}
             layers = any((staging.partial / LAYERS).glob("*.safetensors"))
             discard(staging, kept if full or layers else None)

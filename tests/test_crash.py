@@ -27,7 +27,7 @@ from tiny import write_source
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import quantkit
-from quantkit import execution, pipeline
+from quantkit import execution, pipeline, staging
 from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
 from quantkit.staging import NOTE, amendment_of, held, staging_for
 from quantkit.types import Event
@@ -362,6 +362,50 @@ def test_files_that_are_whole_outlive_what_stops_their_last_step(
     quantkit.convert(source, "bnb-nf4", out, no_gate=True, listener=heard.append)
     assert "convert" not in [each.stage for each in heard]
     quantkit.verify(out)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError])
+def test_what_stops_the_last_rename_leaves_the_old_output_and_the_new_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    source, out, rename = write_source(tmp_path / "source"), tmp_path / "out", Path.rename
+    quantkit.convert(source, "fp16", out, no_gate=True)
+    before = made(out)
+
+    def stop(path: Path, target: Path) -> Path:
+        if path == partial(out):
+            raise error
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop)
+        with pytest.raises(error):
+            quantkit.convert(source, "bnb-nf4", out, no_gate=True, overwrite=True)
+    assert made(out) == before
+    heard: list[Event] = []
+    quantkit.convert(
+        source, "bnb-nf4", out, no_gate=True, overwrite=True, listener=heard.append
+    )  # fmt: skip
+    assert "convert" not in [each.stage for each in heard]
+    assert made(out) != before
+    assert {each.name for each in tmp_path.iterdir()} == {"source", "out"}
+
+
+def test_what_gets_the_name_while_files_are_flushed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes minutes, and nothing of others' is replaced."""
+    source, out, flush = write_source(tmp_path / "source"), tmp_path / "out", staging.flush
+
+    def beside(path: Path) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "precious").touch()
+        flush(path)
+
+    monkeypatch.setattr(staging, "flush", beside)
+    with pytest.raises(OutputExistsError, match="exists already"):
+        quantkit.convert(source, "fp16", out, no_gate=True)
+    assert [each.name for each in out.iterdir()] == ["precious"]
 
 
 def test_what_an_earlier_gate_wrote_does_not_stay_without_one(demo: Path, tmp_path: Path) -> None:

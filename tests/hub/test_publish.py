@@ -36,7 +36,7 @@ from quantkit.errors import (
 from quantkit.records import read_manifest, write_manifest
 from quantkit.signatures import SIGNATURE
 from quantkit.signing import Signer, open_signer
-from quantkit.staging import Staging
+from quantkit.staging import commit, staging_for
 from quantkit.types import Event, Verdict
 
 REPO = "me/demo-nf4"
@@ -824,7 +824,7 @@ def test_an_interrupt_leaves_the_folder_as_it_was(
 ) -> None:
     """Card and manifest name the repository from then on: both, or none."""
 
-    def stop(place: Staging) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = here(folder)
@@ -832,6 +832,25 @@ def test_an_interrupt_leaves_the_folder_as_it_was(
     with pytest.raises(KeyboardInterrupt):
         quantkit.publish(folder, REPO)
     assert here(folder) == before
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_conversion_that_ends_meanwhile_is_not_taken_away(
+    hub: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``convert --overwrite`` holds another folder beside OUT, so that both may run."""
+    place, copied = staging_for(folder), amending._copy
+
+    def beside(*given: object) -> None:
+        copied(*given)  # type: ignore[arg-type]
+        shutil.copytree(folder, place.partial)
+        edit(place.partial, lambda manifest: manifest.update(created="just now"))
+        commit(place, lambda: None)
+
+    monkeypatch.setattr(amending, "_copy", beside)
+    with pytest.raises(UsageError, match="changed while this ran"):
+        quantkit.publish(folder, REPO)
+    assert read_manifest(folder)["created"] == "just now"
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
 
 
