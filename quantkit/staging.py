@@ -180,11 +180,11 @@ def _locked(fd: int, partial: Path) -> bool:
 
 def _refuse_foreign(staging: Staging) -> None:
     """What lies in ``OUT.partial`` is emptied; so it must be an earlier run's."""
-    there = {path.name for path in staging.partial.iterdir()}
     if staging.partial.is_symlink():
         said = "a link, expected a folder; remove it, or choose another --out"
         raise OutputExistsError(f"output {staging.partial}: {said}")
-    if there - {_NEW_NOTE} and NOTE not in there and not _was_to_be(staging):
+    noted = (staging.partial / NOTE).is_file() or _was_to_be(staging)
+    if not noted and {path.name for path in staging.partial.iterdir()} - {_NEW_NOTE}:
         raise OutputExistsError(
             f"output {staging.partial}: not left by quantkit (no {NOTE}); move it away, or choose "
             "another --out"

@@ -171,6 +171,13 @@ def test_folders_that_only_sound_like_ours_are_left_alone(
     assert made(other) == before
 
 
+def test_a_folder_in_place_of_the_note_is_not_ours(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    (tmp_path / "out.partial" / NOTE).mkdir(parents=True)
+    with pytest.raises(OutputExistsError, match="not left by quantkit"):
+        quantkit.convert(source, "bnb-nf4", tmp_path / "out", no_gate=True)
+
+
 def test_a_link_in_place_of_the_staging_folder_is_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     (tmp_path / "elsewhere").mkdir()
