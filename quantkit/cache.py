@@ -132,5 +132,5 @@ def _write(path: Path, value: bytes) -> None:
                 file.close()
                 Path(file.name).replace(path)
             except BaseException:
-                Path(file.name).unlink()
+                Path(file.name).unlink(missing_ok=True)  # it may have its own name by now
                 raise

@@ -111,6 +111,21 @@ def test_who_is_stopped_while_writing_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
+def test_an_interrupt_after_the_writing_is_not_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def interrupted(path: Path, target: Path) -> None:
+        replace(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
+    assert remembered("k", ["a"], lambda: {"x": 2}, NUMBERS) == {"x": 1}
+
+
 def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", "off")
     monkeypatch.chdir(tmp_path)
