@@ -167,7 +167,9 @@ def scrub(text: str) -> str:
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what caused it: the client wraps what its threads raise."""
     at: BaseException | None = error
-    while at is not None:
+    seen: set[int] = set()  # ``raise error from error`` makes a circle
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
         yield at
         at = at.__cause__ or at.__context__
 

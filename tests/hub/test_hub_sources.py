@@ -17,6 +17,7 @@ from tiny import write_source
 
 import quantkit
 from quantkit.errors import MismatchError, SourceError, UsageError, VerificationError
+from quantkit.hub import reason
 from quantkit.signing import open_signer
 
 REPO = "quantkit/demo"
@@ -306,3 +307,9 @@ def test_a_recipe_may_ask_for_one_of_two_containers(served: Loopback, tmp_path: 
         quantkit.plan(REPO, "bnb-nf4")
     plan = quantkit.plan(REPO, "bnb-nf4", set=["source.container=torch"])
     assert {each.source.file for each in plan.tensors} == {WEIGHTS}
+
+
+def test_an_error_that_causes_itself_is_explained_too() -> None:
+    error = RuntimeError("it broke")
+    error.__cause__ = error
+    assert reason(error) == "it broke"
