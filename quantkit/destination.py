@@ -51,11 +51,12 @@ def check_names(repo_id: str, branch: str) -> None:
             f"--branch {branch}: files wait there until they have been read back, and it is "
             "removed; choose another"
         )
-    taken = not _BRANCH.fullmatch(branch) or branch.startswith("refs/")
-    if taken or any(each in branch for each in ("..", "//", "@{", "/.")) or branch[-1] in "./":
+    taken = not _BRANCH.fullmatch(branch) or branch.startswith("refs/") or branch == "HEAD"
+    never = ("..", "//", "@{", "/.", ".lock/")
+    if taken or any(each in f"{branch}/" for each in never) or branch.endswith("."):
         raise UsageError(
             f"--branch {printable(branch)!r}: not a branch's name; expected letters, digits and "
-            "._-/, no '..', and nothing below refs/"
+            "._-/, no '..', no '.lock' at an end, and nothing below refs/"
         )
 
 

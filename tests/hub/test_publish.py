@@ -473,7 +473,20 @@ def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 @pytest.mark.parametrize(
-    "branch", ["quantkit-upload", "", "a b", "a..b", "-x", "refs/heads/x", "x/", "x\ny"]
+    "branch",
+    [
+        "quantkit-upload",
+        "",
+        "a b",
+        "a..b",
+        "-x",
+        "refs/heads/x",
+        "x/",
+        "x\ny",
+        "x.lock",
+        "x.lock/y",
+        "HEAD",
+    ],
 )
 def test_a_branch_that_cannot_be(
     hub: Loopback, folder: Path, branch: str, dry: tuple[str, ...]
