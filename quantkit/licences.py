@@ -18,7 +18,7 @@ _KNOWN = ("mit", "apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "ope
 
 
 #: How the Hub's identifiers are spelt.
-_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def licence_of(card: Mapping[str, Any], registered: str | None = None) -> Licenc
         stated_id = (forbidding or several)[0].lower()
         if len({each.lower() for each in several}) > 1 and not forbidding:
             name, stated_id = ", ".join(several), "other"  # whoever takes one leaves a duty out
-        if not _ID.fullmatch(stated_id):  # words of its own, where the Hub wants a name
+        if not ID.fullmatch(stated_id):  # words of its own, where the Hub wants a name
             name, stated_id = name or stated_id, "other"
         return Licence(
             stated_id,

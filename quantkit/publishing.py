@@ -20,10 +20,10 @@ from quantkit.card import NAME as CARD
 from quantkit.carddata import identity
 from quantkit.destination import Destination, Push, check_names, look, model_of
 from quantkit.digests import digest_bytes, digest_file
-from quantkit.errors import HubError, MismatchError, SourceError, UsageError
+from quantkit.errors import HubError, MismatchError, SourceError, UsageError, printable
 from quantkit.given import expanded
 from quantkit.hub import api, explained, large_file_route
-from quantkit.licences import Licence
+from quantkit.licences import ID, Licence
 from quantkit.lineage import judge_source
 from quantkit.listed import weights_of
 from quantkit.pushing import push
@@ -215,6 +215,11 @@ def _licence(manifest: Mapping[str, Any], stated: str | None) -> Licence:
     known = Licence(**manifest["source"]["licence"])
     if stated is None:
         return known
+    if not ID.fullmatch(stated.lower()):
+        raise UsageError(
+            f"--licence {printable(stated)!r}: expected the Hub's name of a licence, such as "
+            "apache-2.0; write it so ('other' for one that has none)"
+        )
     if not known.id:
         return Licence(stated.lower(), stated_by="whoever published this")
     if known.id != stated.lower():

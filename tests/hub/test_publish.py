@@ -465,6 +465,9 @@ def test_a_licence_that_forbids_it_or_none_at_all(hub: Loopback, folder: Path) -
     stated("")
     with pytest.raises(LicenceError, match=r"states no licence.*--licence"):
         quantkit.publish(folder, REPO)
+    for name in ("Foo Bar", "mit\n# anything", ""):
+        with pytest.raises(UsageError, match=r"--licence .*expected the Hub's name"):
+            quantkit.publish(folder, REPO, licence=name)
     quantkit.publish(folder, REPO, licence="MIT")
     card = (there(hub)["README.md"] or b"").decode()
     assert card.startswith("---\nlicense: mit\n")
