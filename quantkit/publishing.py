@@ -171,7 +171,7 @@ def _written(
     """``files``, with the new card and manifest in the folder, and its signature: all at once."""
     known, before = weights_of(ready.manifest), read_raw(folder)
     new = (ready.card, manifest_text(ready.manifest).encode("utf-8"))
-    signed = signer is None or (is_signed(folder) and signer.has_signed(folder, known))
+    signed = signer is None or signer.has_signed(folder, known)
     if not signed or ((folder / CARD).read_bytes(), before) != new:
         place = staging_to_amend(folder.resolve())
         amend(place, before, ready.manifest, {CARD: ready.card}, signer, known)
