@@ -161,6 +161,31 @@ def test_two_members_over_the_same_bytes(sound: Path) -> None:
     refused(sound, "overlap")
 
 
+@pytest.mark.parametrize(("at", "hidden"), [(0, b"PK\x03\x04" + bytes(20)), (2, bytes(25))])
+def test_bytes_that_are_no_members(sound: Path, at: int, hidden: bytes) -> None:
+    """Between members there is room for a descriptor, and before the first for nothing."""
+    members = [*members_of(sound).items()]
+    with zipfile.ZipFile(sound, "w") as archive:
+        for place, (name, content) in enumerate(members):
+            if place == at:
+                assert archive.fp is not None
+                archive.fp.write(hidden)
+                archive.start_dir = archive.fp.tell()
+            archive.writestr(name, content)
+    refused(sound, "no member's")
+
+
+def test_a_local_header_that_is_none(sound: Path) -> None:
+    poke(sound, sound.read_bytes().find(b"pytorch_model/data/0") - 30, b"PK\x07\x08")
+    refused(sound, "expected a local header of that name")
+
+
+def test_a_name_beyond_ascii_without_the_flag_of_utf_8(sound: Path) -> None:
+    rewrite(sound, members_of(sound))
+    sound.write_bytes(sound.read_bytes().replace(b"pytorch_model/", b"mod\xc3\xa8le_autre/"))
+    assert [each.name for each in read_torch_index(sound)] == ["w", "b"]
+
+
 def test_checksum_of_the_pickle(sound: Path) -> None:
     patch(sound, b"_rebuild_tensor_v2", b"_rebuild_tensor_v3")
     refused(sound, "CRC-32")
@@ -221,8 +246,9 @@ def test_trailing_bytes(sound: Path, extra: bytes) -> None:
 
 def test_comment_and_prefix(sound: Path) -> None:
     content = sound.read_bytes()
-    sound.write_bytes(content[:-2] + b"\x03\0abc")
-    refused(sound, "end record")
+    for comment in (b"\x03\0abc", b"\x03\0"):
+        sound.write_bytes(content[:-2] + comment)
+        refused(sound, "end record")
     sound.write_bytes(b"#!/bin/sh\n" + content)
     refused(sound, "beginning with b'#!/b'")
 

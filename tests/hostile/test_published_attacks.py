@@ -216,6 +216,7 @@ def test_flag_bits(path: Path, name: bytes, bit: int, where: str) -> None:
     [
         (8, struct.pack("<H", 8), "method 8"),  # deflated, says the local header
         (14, b"\xde\xad\xbe\xef", "CRC-32"),
+        (6, struct.pack("<HHII", 8, 0, 0, 1), "CRC-32"),  # the same, though it follows the member
         (18, struct.pack("<I", 1), "sizes"),
         (22, struct.pack("<I", 2**31), "sizes"),
         (30, b"y", "local header of that name"),
@@ -308,6 +309,12 @@ def test_a_directory_of_millions_is_not_read(path: Path) -> None:
     count = (17 << 20) // len(entry)
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 65535, 65535, count * 46, 4, 0)
     path.write_bytes(b"PK\x03\x04" + entry * count + end)
+    refused(path, "zip directory of at most")
+    # of 64 bits, which counts for readers, beside a harmless one
+    long = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, count * 46, 4)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, 4 + count * 46, 1)
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, 46, 4, 0)
+    path.write_bytes(b"PK\x03\x04" + entry * count + long + locator + end)
     refused(path, "zip directory of at most")
 
 
