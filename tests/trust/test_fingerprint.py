@@ -10,6 +10,7 @@ import torch
 from tiny import write_state
 
 from quantkit.checkpoint import open_checkpoint
+from quantkit.checkpoint.fingerprint import TensorDigest, fingerprint
 from quantkit.checkpoint.stream import SEGMENT_BYTES, stream_checkpoint
 from quantkit.types import Fingerprint
 
@@ -133,3 +134,16 @@ def test_tied_and_partly_shared_storages(tmp_path: Path) -> None:
     shared = {"a": base, "b": base, "part": base[3:9]}
     apart = {name: value.clone() for name, value in shared.items()}
     assert taken(tmp_path / "one", shared, "torch") == taken(tmp_path / "two", apart)
+
+
+def test_what_registries_and_manifests_hold_stays_what_it_is() -> None:
+    """Another form of it would recognize no release that is listed (``FORM``)."""
+    matrix = TensorDigest("w", "float32", (2, 3), "0" * 64, "float16", "1" * 64)
+    mask = TensorDigest("mask", "bool", (2, 2), "2" * 64, "bool", "2" * 64)
+    assert fingerprint([mask, matrix]) == Fingerprint(
+        tensors="f19ce443738aaea0cc05aa48d9e8b4aa21a4329279dc3121f8fd19b8207ccd16",
+        values="74b6ecea67b629149e5948af3f5fa60bd132d086a39d51f159fa8b0a73afeb7a",
+        matrices="61214fc0cc75d78081b227d9c97ebeed88386666848223aff513a53bfd87ecb4",
+    )
+    assert fingerprint([matrix]).matrices == fingerprint([mask, matrix]).matrices
+    assert fingerprint([mask]).matrices != fingerprint([]).matrices, "of no matrices, all"
