@@ -105,9 +105,8 @@ def report(args: argparse.Namespace, source: Path) -> str:
     weights = next(path for path in source.iterdir() if path.suffix in (".safetensors", ".bin"))
     load = os.getloadavg()[0]
     out = args.work / "trust-out"
-    sides = [[sys.executable, "-c", code, str(source), str(out)] for code in (RUN, BARE + RUN)]
-    bnb.process(sides[0], out)  # caches filled
-    turns = [[bnb.process(each, out) for each in sides] for _ in range(args.runs)]
+    convert(RUN, source, out)  # caches filled
+    turns = [[convert(each, source, out) for each in (RUN, BARE + RUN)] for _ in range(args.runs)]
     whole, bare = (bnb.median(runs) for runs in zip(*turns, strict=True))
     shutil.rmtree(out)
     done = subprocess.run(
@@ -135,6 +134,10 @@ medians of 5.
 | both and the fingerprint | {taken["and tensors"]:.2f} |  | \
 {taken["and tensors"] / slower - 1:+.1%} of the slower |
 """
+
+
+def convert(code: str, source: Path, out: Path) -> bnb.Run:
+    return bnb.process([sys.executable, "-c", code, str(source), str(out)], out)
 
 
 if __name__ == "__main__":

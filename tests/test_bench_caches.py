@@ -45,7 +45,7 @@ def test_trust_times_a_new_source_each_time(
     for _ in range(2):
         cache.mkdir(exist_ok=True)
         (cache / "digests-of-an-earlier-run.bin").touch()
-        trust.convert(source, tmp_path, code)
+        trust.convert(code, source, tmp_path / "out")
         kept = [path.name for path in cache.glob("digests-*")]
         assert len(kept) == (code == trust.RUN), "and what is no digest is not kept"
         assert "digests-of-an-earlier-run.bin" not in kept
