@@ -46,7 +46,8 @@ _IMPLEMENTATION = re.compile(r"_implementation(_internal)?$")
 #: Names the file that transformers loads, whatever else lies there.
 _OTHER_WEIGHTS = "transformers_weights"
 
-_MAX_TEMPLATE_BYTES = 1 << 20
+#: Characters of a chat template; bytes of its file.
+MAX_TEMPLATE = 1 << 20
 
 #: Each is rendered in a process of its own; a model has three.
 MOST_TEMPLATES = 16
@@ -148,8 +149,8 @@ def check_template(text: object, where: str) -> None:
     Raises:
         SourceError: it is refused.
     """
-    if not isinstance(text, str) or len(text) > _MAX_TEMPLATE_BYTES:
-        raise SourceError(f"{where}: expected a text of at most {_MAX_TEMPLATE_BYTES} characters")
+    if not isinstance(text, str) or len(text) > MAX_TEMPLATE:
+        raise SourceError(f"{where}: expected a text of at most {MAX_TEMPLATE} characters")
     if found := _INSIDES.search(text):
         raise SourceError(
             f"{where}: reaches for {quoted(found[0])}, which no chat template needs; nothing was "

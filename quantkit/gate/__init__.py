@@ -4,6 +4,7 @@ report.py      levels, failures, verdict
 structure.py   names, shapes, sizes, finiteness of the staged files, held to the plan
 accounting.py  the same of any folder, held to the source
 parts.py       what a quantized weight is stored as, by its format
+stated.py      what a quantization_config may state at all
 declared.py    what stays as it was, by what quantization_config says of it
 settings.py    config and generation defaults
 templates.py   chat templates

@@ -132,8 +132,8 @@ def weight_errors(
 class _Decoded:
     """A quantized weight, float32 (out, in), as the library decodes it.
 
-    ``peaks``: ``bound`` is of single elements, in units of the block's largest; else of a
-    block's relative RMS.
+    ``bound`` is the most that a block may err: with ``peaks`` its worst element, as a share of
+    its largest one; else its norm, as a share of its own.
     """
 
     weight: Tensor

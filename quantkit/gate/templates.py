@@ -18,7 +18,7 @@ from quantkit.errors import SourceError
 from quantkit.gate.claims import Claim
 from quantkit.gate.report import Failure
 from quantkit.prompts import CHAT_TEMPLATE
-from quantkit.scrutiny import MOST_TEMPLATES, check_template, check_tokenizer_config
+from quantkit.scrutiny import MAX_TEMPLATE, MOST_TEMPLATES, check_template, check_tokenizer_config
 from quantkit.source import read_object, read_text
 
 MEASURE = "chat template"
@@ -47,8 +47,11 @@ def unfit_templates(folder: Path) -> Iterator[Failure]:
     if len(further) > MOST_TEMPLATES:
         yield Failure("structure", _FURTHER, str(len(further)), f"at most {MOST_TEMPLATES}")
     for path in filter(Path.is_file, [folder / CHAT_TEMPLATE, *further[:MOST_TEMPLATES]]):
+        if (size := path.stat().st_size) > MAX_TEMPLATE:
+            yield Failure("structure", path.name, f"{size:,} bytes", f"at most {MAX_TEMPLATE:,}")
+            continue
         try:
-            check_template(path.read_text(encoding="utf-8", errors="replace"), path.name)
+            check_template(read_text(path), path.name)
         except SourceError as error:
             yield Failure("structure", path.name, str(error), "a template")
     try:
@@ -128,6 +131,8 @@ def _templates(folder: Path) -> Templates:
         files = {_DEFAULT: folder / CHAT_TEMPLATE, **files}
     if not files:
         return Templates(named, {}, dict.fromkeys(named, _CONFIG))
+    # one that is too long is a finding already
+    files = {name: path for name, path in files.items() if path.stat().st_size <= MAX_TEMPLATE}
     used = {name: _plain(read_text(path)) for name, path in files.items()}
     return Templates(used, named, {name: path.name for name, path in files.items()})
 

@@ -133,6 +133,13 @@ def test_more_templates_than_are_scrutinized(pair: tuple[Path, Path]) -> None:
     assert "expected at most 16 templates, got 17" in said(structure(pair))
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/x.jinja"])
+def test_a_template_without_an_end_is_not_read(pair: tuple[Path, Path], name: str) -> None:
+    write(pair[1], name, FORM)
+    os.truncate(pair[1] / name, 1 << 40)  # a hole, which no memory holds
+    assert "1,099,511,627,776 bytes, expected at most 1,048,576" in said(structure(pair))
+
+
 def known_by_the_recipe(pair: tuple[Path, Path]) -> str:
     """What fails by itself passes by the recipe, and with a remark by a manifest that names it."""
     assert structure(pair).outcome == "failed"
