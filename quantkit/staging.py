@@ -240,10 +240,8 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
 
 
 def commit(staging: Staging, check: Callable[[], object]) -> None:
-    """Give the staged output its final name: one rename, flushed to the disk.
-
-    That takes minutes, so ``check`` sees after it whether the name may be had.
-    """
+    """Give the staged output its final name: one rename, flushed to the disk. That takes minutes,
+    so ``check`` sees after it whether the name may be had."""
     for path in staging.partial.rglob("*"):
         flush(path)
     check()
@@ -261,8 +259,9 @@ def commit(staging: Staging, check: Callable[[], object]) -> None:
                 staging.replaced.rename(staging.out)
             write_note(staging, note)
         raise
-    flush(staging.out.parent)
-    _remove_replaced(staging)
+    with suppress(KeyboardInterrupt):  # it is done, and must not be said to have failed
+        flush(staging.out.parent)
+        _remove_replaced(staging)
 
 
 def _remove_replaced(staging: Staging) -> None:

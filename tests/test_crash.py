@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -396,6 +397,39 @@ def test_what_stops_the_last_rename_leaves_the_old_output_and_the_new_files(
     assert "convert" not in [each.stage for each in heard]
     assert made(out) != before
     assert {each.name for each in tmp_path.iterdir()} == {"source", "out"}
+
+
+def test_an_interrupt_after_the_last_rename_denies_nothing(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def flush(path: Path) -> None:
+        if path == out.parent:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(staging, "flush", flush)
+    quantkit.convert(demo, "bnb-nf4", out, no_gate=True)
+    assert quantkit.verify(out)["status"] == "verified"
+
+
+def test_an_interrupt_while_the_end_is_told_denies_nothing(demo: Path, tmp_path: Path) -> None:
+    words = ["quantkit", "convert", str(demo), "--recipe", "bnb-nf4", "--no-gate", "--out"]
+    code = f"""
+import os, signal, sys
+from quantkit.cli import display, main
+told = display.Display.converted
+def converted(*words):
+    os.kill(os.getpid(), signal.SIGINT)
+    told(*words)
+display.Display.converted = converted
+sys.argv = {[*words, str(tmp_path / "out")]}
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "interrupted" not in done.stderr
+    assert (tmp_path / "out" / "quantkit-manifest.json").is_file()
 
 
 def test_what_gets_the_name_while_files_are_flushed_stays(

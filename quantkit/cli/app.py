@@ -29,7 +29,7 @@ from quantkit.cli.options import (
 )
 from quantkit.cli.publication import publish
 from quantkit.cli.rows import checked_json, converted_json
-from quantkit.cli.session import session
+from quantkit.cli.session import session, settled
 from quantkit.errors import GateError, QuantkitError
 from quantkit.recipe import recipe_text
 
@@ -105,6 +105,7 @@ def convert(
             )
         except GateError as error:  # a result too
             raise GateError(str(error), converted_json(source, out, error.found)) from None
+        settled()
         display.converted(source, out, manifest)
 
 
@@ -265,7 +266,9 @@ def demo(
 ) -> None:
     """Do the main job on a small model that the project made; nothing is downloaded."""
     with session(as_json=as_json) as display:
-        display.demonstrated(quantkit.demo(out, listener=display.listener))
+        shown = quantkit.demo(out, listener=display.listener)
+        settled()
+        display.demonstrated(shown)
 
 
 app.command()(publish)

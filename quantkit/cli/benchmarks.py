@@ -10,7 +10,7 @@ import typer
 
 import quantkit
 from quantkit.cli.options import AsJson, ComputeDevice, DeviceName, SigningKey
-from quantkit.cli.session import session
+from quantkit.cli.session import session, settled
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
 Tasks = Annotated[
@@ -76,6 +76,7 @@ def eval_(
             sign=sign,
             listener=display.listener,
         )
+        settled()
         display.shown(f"{dir}", _rows(found), found)
 
 

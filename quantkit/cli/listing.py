@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 import quantkit
 from quantkit.cli.options import AsJson, Checksums
-from quantkit.cli.session import session
+from quantkit.cli.session import session, settled
 
 
 class _Group(TyperGroup):
@@ -123,4 +123,5 @@ def _add(
         text = entry_text(asked, release)
         if into is not None:
             put_whole(into, text)
+            settled()
         display.entry(text, parse_entry(text, "the new entry"), into)

@@ -13,7 +13,7 @@ import typer
 import quantkit
 from quantkit.cli.display import Display
 from quantkit.cli.options import AsJson, Checksums, SigningKey
-from quantkit.cli.session import session
+from quantkit.cli.session import session, settled
 from quantkit.errors import UsageError
 from quantkit.signatures import SIGNATURE
 
@@ -93,6 +93,7 @@ def publish(
             confirm=partial(_ask, display, yes=yes, as_json=as_json),
             listener=display.listener,
         )
+        settled()
         display.shown(str(found.get("url", repo_id)), _rows(found), found)
 
 

@@ -45,6 +45,11 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
         raise typer.Exit(code) from None
 
 
+def settled() -> None:
+    """To be called once something is saved: Ctrl-C while that is told must not deny it."""
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
 def _said(error: BaseException, interrupted: str) -> tuple[str, int]:
     """An error in words, and the exit code; no words for a defect."""
     if isinstance(error, QuantkitError):
