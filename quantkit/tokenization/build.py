@@ -15,7 +15,7 @@ from collections import Counter
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.decoders import Decoder
 from tokenizers.models import BPE, Unigram
-from tokenizers.pre_tokenizers import Metaspace, PreTokenizer, Sequence, Split
+from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
 
 from quantkit.errors import SourceError
 from quantkit.tokenization.charsmap import decode_charsmap
@@ -183,7 +183,8 @@ def _words(model: SentencePieceModel) -> PreTokenizer | None:
     if SPACE not in texts:
         return None  # the unknown characters on both sides would be one token
     if not any(SPACE in text[1:] for text in texts):
-        return Metaspace(SPACE, "never")  # as ``Split``, without a regular expression
+        # ``Metaspace`` does the same, and looks for spaces to replace, of which there are none
+        return Split(SPACE, "merged_with_next")
     if not any(SPACE in text[:-1] for text in texts):
         return Split(SPACE, "merged_with_previous")
     return None
