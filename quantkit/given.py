@@ -20,7 +20,7 @@ _KINDS = (
 
 
 #: Bytes of a name, on every file system that is in use.
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 
 
 def kind_of(mode: int) -> str:
@@ -57,7 +57,7 @@ def refuse_name(path: Path, what: str) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what}: its name is not UTF-8; rename it") from None
-    if "\0" in str(path) or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+    if "\0" in str(path) or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise UsageError(f"{what[:200]}: no file can be called that; give another name")
 
 

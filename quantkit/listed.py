@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from quantkit.errors import SourceError, printable
+from quantkit.given import LONGEST_NAME
 from quantkit.staging import MANIFEST
 from quantkit.types import FileDigest, Fingerprint
 
@@ -95,7 +96,7 @@ def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
 def _may_be_a_name(name: str) -> bool:
     """Not one that no file system has: it could not even be asked for."""
     raw = name.encode("utf-8", "replace")
-    return 0 < len(raw) <= 2000 and max(map(len, raw.split(b"/"))) <= 255
+    return 0 < len(raw) <= 2000 and max(map(len, raw.split(b"/"))) <= LONGEST_NAME
 
 
 def _is_hex(pattern: re.Pattern[str], value: object) -> bool:

@@ -53,9 +53,7 @@ def decode_gptq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Ten
     offset = 1 if stored == "gptq" else 0
     zeros = (unpack(parts["qzeros"], bits) + offset) & ((1 << bits) - 1)  # (groups, out)
     scales = parts["scales"].float()
-    inputs = codes.shape[1]
-    in_order = torch.arange(inputs) // ceil(inputs / scales.shape[0])
-    groups = parts["g_idx"].long() if "g_idx" in parts else in_order
+    groups = parts["g_idx"].long() if "g_idx" in parts else _in_order(codes.shape[1], scales)
     return ((codes.T - zeros[groups]).float() * scales[groups]).T.contiguous()
 
 
@@ -68,7 +66,7 @@ def decode_awq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tens
         for name in ("qweight", "qzeros")
     )
     codes, zeros = codes.flatten(1), zeros.flatten(1)
-    groups = _in_order(codes.shape[0], settings)
+    groups = _in_order(codes.shape[0], parts["scales"])
     return ((codes - zeros[groups]).float() * parts["scales"].float()[groups]).T.contiguous()
 
 
@@ -96,9 +94,9 @@ def _bits_of(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
     return int(settings["bits"])
 
 
-def _in_order(inputs: int, settings: Mapping[str, Any]) -> Tensor:
-    size = int(settings.get("group_size", 128))
-    return torch.arange(inputs) // (size if size > 0 else inputs)
+def _in_order(inputs: int, scales: Tensor) -> Tensor:
+    """The group of each input, where none is reordered: by how many groups there are."""
+    return torch.arange(inputs) // ceil(inputs / max(1, scales.shape[0]))
 
 
 def flat_grid(settings: Mapping[str, Any]) -> tuple[Any, Any]:

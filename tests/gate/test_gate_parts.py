@@ -19,6 +19,7 @@ from torch import Tensor
 
 import quantkit
 from quantkit.assessment import format_name, recipe_for
+from quantkit.errors import CheckpointError
 from quantkit.gate import decoding, opened, parts, stated
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.models import LoadingReport
@@ -398,3 +399,16 @@ def test_a_repetition_penalty_is_taken_where_it_is_one(
     source = replace(open_source(demo_nf4.source), generation={"repetition_penalty": stated})
     settings = recipe_for(demo_nf4.folder, source).generation
     assert (settings.repetition_penalty if settings else None) == used
+
+
+@pytest.mark.parametrize("reordered", [True, False])
+def test_a_weight_without_scales_is_not_decoded(reordered: bool) -> None:
+    stored = {
+        "qweight": torch.zeros(8, 8, dtype=torch.int32),
+        "qzeros": torch.zeros(1, 1, dtype=torch.int32),
+        "scales": torch.zeros(0, 8),
+    }
+    if reordered:
+        stored["g_idx"] = torch.zeros(64, dtype=torch.int32)
+    with pytest.raises(CheckpointError, match="do not fit each other"):
+        decoding.decode("gptq", stored, {"bits": 4, "group_size": 64})
