@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -52,7 +52,7 @@ class Loop:
         signature = f"({', '.join(map(_type_of, arguments))})"
         result, exception = ctypes.c_int64(), ctypes.c_void_p()
         linked = self._linked.get(signature) or self._link(signature, arguments)
-        flat = (word for each in arguments for _, word in _words(each))
+        flat = [word for each in arguments for _, word in _words(each)]
         if status := linked(ctypes.byref(result), ctypes.byref(exception), *flat):
             raise RuntimeError(f"{self._module}.{self._name}{signature}: status {status}")
         return result.value
@@ -92,22 +92,28 @@ def _type_of(argument: Argument) -> str:
             f"{argument.dtype.str} of shape {argument.shape}, strides {argument.strides}, "
             f"aligned: {flags.aligned}"
         )
-    return f"{argument.dtype.name}[{':, ' * (argument.ndim - 1)}::1]"
+    return f"{_name_of(argument.dtype)}[{':, ' * (argument.ndim - 1)}::1]"
 
 
-def _words(argument: Argument) -> Iterator[tuple[Any, Any]]:
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # put together anew each time it is asked for
+
+
+def _words(argument: Argument) -> list[tuple[Any, Any]]:
     """An argument as what is passed, each with its type in C."""
     if isinstance(argument, tuple):
-        for part in argument:
-            yield from _words(part)
-    elif isinstance(argument, np.ndarray):
-        yield from ((ctypes.c_void_p, None), (ctypes.c_void_p, None))
-        yield from ((ctypes.c_int64, argument.size), (ctypes.c_int64, argument.itemsize))
-        yield ctypes.c_void_p, argument.ctypes.data
-        for each in (*argument.shape, *argument.strides):
-            yield ctypes.c_int64, each
-    else:
-        yield ctypes.c_int64, int(argument)
+        return [word for part in argument for word in _words(part)]
+    if not isinstance(argument, np.ndarray):
+        return [(ctypes.c_int64, int(argument))]
+    return [
+        (ctypes.c_void_p, None),
+        (ctypes.c_void_p, None),
+        (ctypes.c_int64, argument.size),
+        (ctypes.c_int64, argument.itemsize),
+        (ctypes.c_void_p, argument.ctypes.data),
+        *((ctypes.c_int64, each) for each in (*argument.shape, *argument.strides)),
+    ]
 
 
 @cache

@@ -14,6 +14,7 @@ short at the end is divided by it, and stores an absmax of at least 1e-38.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -52,9 +53,9 @@ _ORDER: dict[str, list[int]] = {
 #: How the loop reads an element's bits, by dtype.
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
-#: Elements worked on at a time: a multiple of every block size, small enough that the
-#: scratch arrays stay in the first-level cache.
-_TILE = 4096
+#: Elements worked on at a time, or a block of them where that is larger: few enough that the
+#: scratch arrays, 8 bytes for each, stay in the first-level cache.
+_TILE = 2048
 
 _QUANTIZE, _DEQUANTIZE = Loop("fourbit", "quantize"), Loop("fourbit", "dequantize")
 
@@ -86,7 +87,8 @@ def quantize_4bit(weight: Array, quant_type: QuantType, block_size: int) -> Four
     packed = np.empty(-(-count // 2), np.uint8)
     absmax = np.empty(-(-count // block_size), np.float32)
     tables = _decision_tables(quant_type)
-    scratch = np.empty(_TILE, np.float32), np.empty(_TILE, np.int32)
+    tile = max(_TILE, block_size)
+    scratch = np.empty(tile, np.float32), np.empty(tile, np.int32)
     nonfinite = _QUANTIZE(bits(weight), kind, block_size, tables, scratch, (packed, absmax))
     return FourBit(packed, absmax, nonfinite)
 
@@ -126,15 +128,16 @@ def _describe(values: Array) -> str:
     return f"{kind} {values.dtype.name} of shape {values.shape}"
 
 
-def _decision_tables(
-    quant_type: str,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Where one index ends and the next begins, for values scaled to [-1, 1].
+@cache
+def _decision_tables(quant_type: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Where one code ends and the next begins, for values scaled to [-1, 1], and their names.
 
-    Returns the 15 bounds, midway between neighbouring codes, ascending; and 16 steps:
-    the lowest code's index, then what to add on passing each bound.
+    Returns the 15 bounds, midway between neighbouring codes, ascending; and for each byte of two
+    codes' ranks the byte of their indices, or nothing where these are the same.
     """
-    order = np.array(_ORDER[quant_type], np.int32)
+    order = np.array(_ORDER[quant_type], np.uint8)
     ascending = _CODES[quant_type][order]
     bounds = (ascending[:-1] + ascending[1:]) / np.float32(2)
-    return bounds, np.diff(order, prepend=np.int32(0))
+    if np.array_equal(order, np.arange(16)):
+        return bounds, np.empty(0, np.uint8)
+    return bounds, np.add.outer(order << 4, order).reshape(-1)

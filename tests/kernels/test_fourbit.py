@@ -179,10 +179,10 @@ def test_a_bound_moved_by_one_ulp_is_noticed(
     weight = ties(quant_type, 1.0)
     for k in range(15):
         for towards in (-9.0, 9.0):
-            bounds, steps = true_tables(quant_type)
-            moved = torch.from_numpy(bounds)
+            bounds, names = true_tables(quant_type)
+            moved = torch.from_numpy(bounds.copy())
             moved[k] = torch.nextafter(moved[k], torch.tensor(towards))
-            tables = (moved.numpy(), steps)
+            tables = (moved.numpy(), names)
             monkeypatch.setattr(fourbit, "_decision_tables", lambda _, tables=tables: tables)
             assert differs(weight, quant_type, 64) == "packed", (k, towards)
 

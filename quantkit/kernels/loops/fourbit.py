@@ -15,10 +15,12 @@ _FLOAT32, _FLOAT16, _BFLOAT16 = 0, 1, 2
 def quantize(bits, kind, block_size, tables, scratch, outputs):  # type: ignore[no-untyped-def]
     """Quantize all elements tile by tile; returns how many are not finite.
 
+    ``tables``: the bounds between codes, float32, shape (15,), ascending; and the byte of two
+    indices for each byte of two ranks, uint8, shape (256,), or (0,) where a rank is its index.
     ``scratch``: float32 and int32, of one tile's size, which is a multiple of the block size.
     """
-    bounds, steps = tables
-    scaled, indices = scratch
+    bounds, renamed = tables
+    scaled, ranks = scratch
     packed, absmax = outputs
     count, tile = bits.size, scaled.size
     nonfinite = 0
@@ -43,8 +45,10 @@ def quantize(bits, kind, block_size, tables, scratch, outputs):  # type: ignore[
         if size % 2:
             scaled[size] = 0.0  # the nibble that no element fills holds a zero's index
         even = size + size % 2
-        _find_indices(scaled[:even], bounds, steps, indices)
-        _pack(indices[:even], packed[start // 2 : (start + even) // 2])
+        _rank(scaled[:even], bounds, ranks)
+        _pack(ranks[:even], packed[start // 2 : (start + even) // 2])
+        if renamed.size:
+            _rename(packed[start // 2 : (start + even) // 2], renamed)
     return nonfinite
 
 
@@ -107,26 +111,34 @@ def _divide(values, divisor):  # type: ignore[no-untyped-def]
 
 
 @loop
-def _find_indices(scaled, bounds, steps, indices):  # type: ignore[no-untyped-def]
-    """Write the index of the code nearest to each scaled value; ties to the lower code.
+def _rank(scaled, bounds, ranks):  # type: ignore[no-untyped-def]
+    """Write which of the codes, in ascending order, is nearest to each value; ties to the lower.
 
     bitsandbytes clamps to [-1, 1] first, which changes nothing: the outermost bounds lie
     inside. NaN, in blocks that hold one or an infinity, passes every bound, as there.
     """
-    # Five bounds a pass, over numbers as wide as the values, in the first-level cache: LLVM
-    # makes vectors of this loop, not of the one that holds all 15 bounds of an element.
+    # A binary search without memory or jumps: each comparison halves the bounds that are left,
+    # for all of them at once. LLVM makes vectors of it; bounds held in registers are blended.
+    a0, a1, a2, a3, a4, a5, a6, middle = (
+        bounds[0], bounds[1], bounds[2], bounds[3], bounds[4], bounds[5], bounds[6], bounds[7],
+    )  # fmt: skip
+    b0, b1, b2, b3, b4, b5, b6 = (
+        bounds[8], bounds[9], bounds[10], bounds[11], bounds[12], bounds[13], bounds[14],
+    )  # fmt: skip
     none = np.int32(0)
     for i in range(scaled.size):
-        indices[i] = steps[0]
-    for k in range(0, 15, 5):
-        a, b, c, d, e = bounds[k], bounds[k + 1], bounds[k + 2], bounds[k + 3], bounds[k + 4]
-        p, q, r = steps[k + 1], steps[k + 2], steps[k + 3]
-        s, t = steps[k + 4], steps[k + 5]
-        for i in range(scaled.size):
-            value = scaled[i]
-            passed = (none if value <= a else p) + (none if value <= b else q)
-            passed += (none if value <= c else r) + (none if value <= d else s)
-            indices[i] += passed + (none if value <= e else t)
+        value = scaled[i]
+        low = value <= middle
+        c0, c1, c2 = a0 if low else b0, a1 if low else b1, a2 if low else b2
+        c3, c4 = a3 if low else b3, a4 if low else b4
+        c5, c6 = a5 if low else b5, a6 if low else b6
+        rank = none if low else np.int32(8)
+        low = value <= c3
+        d0, d1, d2 = c0 if low else c4, c1 if low else c5, c2 if low else c6
+        rank += none if low else np.int32(4)
+        low = value <= d1
+        rank += none if low else np.int32(2)
+        ranks[i] = rank + (none if value <= (d0 if low else d2) else np.int32(1))
 
 
 @loop
@@ -134,6 +146,13 @@ def _pack(indices, packed):  # type: ignore[no-untyped-def]
     """Join two neighbouring indices in one byte, the earlier one in the high nibble."""
     for i in range(packed.size):
         packed[i] = (indices[2 * i] << 4 | indices[2 * i + 1]) & 0xFF
+
+
+@loop
+def _rename(packed, names):  # type: ignore[no-untyped-def]
+    """Replace each byte by what ``names``, uint8 of shape (256,), has for it."""
+    for i in range(packed.size):
+        packed[i] = names[packed[i]]
 
 
 @loop
