@@ -37,7 +37,7 @@ STREAM = (
     ("wait for the slowest thread", "checkpoint.stream", "_land"),
     ("digests of tensors", "checkpoint.fingerprint", "TensorDigests.feed"),
     ("quantize or copy", "conversion", "_Worker.__call__"),
-    ("wait for writes", "checkpoint.shards", "WriteQueue.put"),
+    ("wait for writes", "checkpoint.writing", "WriteQueue.put"),
     ("write", "checkpoint.shards", "ShardWriter.write"),
     ("have the disk take it", "checkpoint.shards", "ShardWriter.flush"),
     ("have the disk take it", "execution", "_flush_all"),
@@ -132,10 +132,10 @@ class Watch:
 
         def feed(digest: Any, data: memoryview) -> list[Any]:
             digest._length += len(data)
-            pairs = zip(digest._threads, digest._hashes, strict=True)
+            pairs = zip(digest._lanes, digest._hashes, strict=True)
             return [
-                thread.submit(self.timed(f"{each.name} of the source", each.update), data)
-                for thread, each in pairs
+                lane.submit(self.timed(f"{each.name} of the source", each.update), data)
+                for lane, each in pairs
             ]
 
         StreamDigest.feed = feed  # type: ignore[method-assign]

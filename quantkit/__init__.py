@@ -72,6 +72,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        given          a small file that a user names, where it is one
        digests cache clock devices heap quiet tokenizer resources
     0  types errors elements
+       lanes          threads that each do one kind of work, in order
 
 The public API is what this module lists in ``__all__``; each verb of the command
 line is the function of the same name. They are loaded on first use, so that

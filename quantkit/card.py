@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import marshal
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template
 
+from quantkit.cache import remembered_bytes
 from quantkit.carddata import identity, metadata, method_words, needs, title
 from quantkit.frontmatter import dump, read_card
 from quantkit.snippet import snippet
 from quantkit.sourcecard import SITE, folded
 
 NAME = "README.md"
+
+_TEMPLATE = "card.md.jinja"
 
 
 def write_card(manifest: Mapping[str, Any], folder: Path) -> Path:
@@ -28,13 +35,16 @@ def write_card(manifest: Mapping[str, Any], folder: Path) -> Path:
 
 @cache
 def _template() -> Template:
+    """As Python compiled it when it was first used: that takes longer than all else on a card."""
+    options: dict[str, Any] = {
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        "keep_trailing_newline": True,
+    }
     environment = Environment(
-        loader=PackageLoader("quantkit", "data"),
         undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
+        **options,
     )
     environment.filters["gigabytes"] = lambda count: f"{count / 1e9:.3f} GB"
     environment.filters["figure"] = _figure
@@ -42,7 +52,13 @@ def _template() -> Template:
     environment.filters["cell"] = _cell
     environment.filters["code"] = _code
     environment.filters["code_list"] = _code_list
-    return environment.get_template("card.md.jinja")
+    text = (files("quantkit") / "data" / _TEMPLATE).read_text("utf-8")
+    compiled = remembered_bytes(
+        "card",
+        [text, options, version("jinja2"), MAGIC_NUMBER.hex()],
+        lambda: marshal.dumps(environment.compile(text, _TEMPLATE, _TEMPLATE)),
+    )
+    return Template.from_code(environment, marshal.loads(compiled), environment.globals)
 
 
 def render_card(manifest: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.checkpoint.reading import same_values
-from quantkit.checkpoint.shards import ShardWriter, WriteQueue, write_index
+from quantkit.checkpoint.shards import ShardWriter, write_index
 from quantkit.checkpoint.stream import (
     Consumer,
     Segment,
@@ -25,6 +25,7 @@ from quantkit.checkpoint.stream import (
     stream_checkpoint,
     stream_tensors,
 )
+from quantkit.checkpoint.writing import WriteQueue
 from quantkit.companions import write_companions
 from quantkit.elements import Array, count_nonfinite, row_major
 from quantkit.errors import NonFiniteError, SourceError

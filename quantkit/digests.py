@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from quantkit.lanes import Lane, Task
 from quantkit.types import FileDigest
 
 _CHUNK = 8 << 20
@@ -19,31 +19,31 @@ _CHUNK = 8 << 20
 class StreamDigest:
     """Digests of one stream of bytes, fed in order.
 
-    ``feed`` returns at once; a buffer may be reused when all its futures are done.
+    ``feed`` returns at once; a buffer may be reused when all its tasks are done.
     """
 
     def __init__(self, *, md5: bool) -> None:
         self._hashes = [hashlib.sha256()]
         if md5:
             self._hashes.append(hashlib.md5(usedforsecurity=False))
-        self._threads = [ThreadPoolExecutor(1, f"digest-{each.name}") for each in self._hashes]
+        self._lanes = [Lane(f"digest-{each.name}") for each in self._hashes]
         self._length = 0
 
     def close(self) -> None:
-        for thread in self._threads:
-            thread.shutdown(wait=True, cancel_futures=True)
+        for lane in self._lanes:
+            lane.close(cancel=True)
 
-    def feed(self, data: memoryview) -> list[Future[None]]:
+    def feed(self, data: memoryview) -> list[Task]:
         self._length += len(data)
         return [
-            thread.submit(each.update, data)
-            for thread, each in zip(self._threads, self._hashes, strict=True)
+            lane.submit(each.update, data)
+            for lane, each in zip(self._lanes, self._hashes, strict=True)
         ]
 
     def result(self, name: str, *, is_weight: bool) -> FileDigest:
         """The digests of all that was fed."""
-        for thread in self._threads:
-            thread.shutdown(wait=True)
+        for lane in self._lanes:
+            lane.close()
         found = [each.hexdigest() for each in self._hashes]
         md5 = found[1] if len(found) > 1 else None
         return FileDigest(name, self._length, found[0], md5, is_weight)

@@ -16,22 +16,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial as partial_function
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commanding import command, the_error
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tiny import write_source
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import quantkit
 from quantkit import execution, pipeline, staging
+from quantkit.checkpoint.shards import Shard, ShardWriter, layout, set_aside
 from quantkit.errors import GateError, OutputExistsError, StorageError, UsageError
 from quantkit.staging import NOTE, amendment_of, held, staging_for
-from quantkit.types import Event
+from quantkit.types import Event, OutputTensor
 
 WIDTH, LAYERS, VOCABULARY = 512, 8, 12_000
 
@@ -324,6 +327,40 @@ def test_a_disk_that_fills_on_the_way_leaves_what_is_whole(
     quantkit.convert(demo, "bnb-nf4", disk / "out", no_gate=True, listener=heard.append)
     assert ("convert" in [each.stage for each in heard]) == (stage == "convert")
     assert quantkit.verify(disk / "out")["status"] == "verified"
+
+
+def shard_of(size: int) -> Shard:
+    (shard,) = layout([[OutputTensor("only", "uint8", (size,), size)]], 1 << 40)
+    return shard
+
+
+def test_a_file_has_its_space_from_the_start(disk: Path) -> None:
+    with closing(ShardWriter(disk, shard_of(16 << 20))) as writer:
+        fill(disk, left=0)
+        for at in range(0, 16 << 20, 1 << 20):
+            writer.write("only", at, np.full(1 << 20, at >> 20, np.uint8))
+        writer.finish()
+    read = load_file(disk / writer.file)["only"]
+    assert np.array_equal(read, np.repeat(np.arange(16, dtype=np.uint8), 1 << 20))
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_not_begun(disk: Path) -> None:
+    shard, descriptors = shard_of(64 << 20), Path("/proc/self/fd")
+    opened = len(list(descriptors.iterdir()))
+    with pytest.raises(OSError, match=r"model\.safetensors") as caught:
+        ShardWriter(disk, shard)
+    assert caught.value.errno == errno.ENOSPC
+    assert len(list(descriptors.iterdir())) == opened
+
+
+def test_where_space_cannot_be_set_aside_it_is_found_write_by_write(tmp_path: Path) -> None:
+    """A pipe has none to set aside."""
+    read, write = os.pipe()
+    try:
+        set_aside(write, 1 << 20)
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 STRICT = ["evaluation.max_windows=1", "evaluation.new_tokens=1", "gate.max_perplexity_ratio=0.5"]

@@ -25,7 +25,7 @@ PACKAGE = Path(quantkit.__file__).parent
 #: Every unit once: (floor, step) -> units. Imports go to strictly smaller pairs.
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
-    (0, 1): "elements",
+    (0, 1): "elements lanes",
     (1, 0): "cache clock devices digests frontmatter given heap licences quiet rendering resources",
     (1, 1): "compiled hub tokenization",
     (1, 2): "kernels",

@@ -12,13 +12,13 @@ a file that holds something else is digested as if it had never been seen.
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
 from quantkit.cache import keep, recall
 from quantkit.checkpoint.reading import Stamp
+from quantkit.lanes import Task
 from quantkit.types import FileDigest
 
 _KIND = "digests"
@@ -59,7 +59,7 @@ class KnownDigest:
     def close(self) -> None:
         """There is nothing to stop."""
 
-    def feed(self, data: memoryview) -> list[Future[None]]:
+    def feed(self, data: memoryview) -> list[Task]:
         self._length += len(data)
         return []
 

@@ -16,9 +16,7 @@ import errno
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +38,6 @@ _ALIGNED = max(ITEM_BYTES.values())
 
 #: What the system says where a disk, or one's share of it, has no room.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-#: How much is written before the disk is asked to take it, in bytes.
-_FLUSH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -208,58 +203,6 @@ class ShardWriter:
 
 def _bytes_of(data: Array) -> Array:
     return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-
-
-class WriteQueue:
-    """Puts bytes into the shards on a thread of its own, a few writes behind the encoders.
-
-    Two others digest them and have the disk take them meanwhile: at the end either would take
-    as long, and nothing else be left to do. After ``close`` none uses a writer any more.
-    """
-
-    _DEPTH = 8
-
-    def __init__(self, writers: Sequence[ShardWriter]) -> None:
-        self._home = {name: writer for writer in writers for name in writer.names}
-        self._writer = ThreadPoolExecutor(1, "write")
-        self._digester = ThreadPoolExecutor(1, "digest-output")
-        self._flusher = ThreadPoolExecutor(1, "flush")
-        self._flight: deque[tuple[Future[None], Future[None]]] = deque()
-        self._flushing: Future[None] | None = None
-        self._unflushed = 0
-
-    def close(self) -> None:
-        for thread in (self._writer, self._digester, self._flusher):
-            thread.shutdown(wait=True, cancel_futures=True)
-
-    def put(self, name: str, offset: int, data: Array) -> None:
-        """Queue a write; raises what an earlier one met."""
-        if len(self._flight) >= self._DEPTH:
-            self._land()
-        written = self._writer.submit(self._write, name, offset, data)
-        digested = self._digester.submit(self._home[name].digest, name, offset, data)
-        self._flight.append((written, digested))
-
-    def drain(self) -> None:
-        while self._flight:
-            self._land()
-        if self._flushing is not None:
-            self._flushing.result()
-
-    def _land(self) -> None:
-        """Wait for the oldest write and its digest."""
-        for each in self._flight.popleft():
-            each.result()
-
-    def _write(self, name: str, offset: int, data: Array) -> None:
-        writer = self._home[name]
-        writer.write(name, offset, data)
-        self._unflushed += data.nbytes
-        if self._unflushed < _FLUSH_BYTES or (self._flushing and not self._flushing.done()):
-            return
-        if self._flushing is not None:
-            self._flushing.result()  # the system tells of a fault once, and no later flush of it
-        self._flushing, self._unflushed = self._flusher.submit(writer.flush), 0
 
 
 def set_aside(fd: int, size: int) -> None:

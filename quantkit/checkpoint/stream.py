@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from quantkit.checkpoint.reading import (
 )
 from quantkit.digests import StreamDigest
 from quantkit.errors import CheckpointError
+from quantkit.lanes import Lane, Task
 from quantkit.types import ITEM_BYTES, Digested, FileDigest, TensorRecord
 
 #: The size that segments aim at, in bytes: what is read, digested, quantized and written
@@ -56,7 +56,7 @@ class Segment:
 Consumer = Callable[[Segment, memoryview], None]
 
 #: Buffers that are worked on, with the bytes of the file that they count for.
-_Flight = deque[tuple[bytearray, int, list[Future[None]]]]
+_Flight = deque[tuple[bytearray, int, list[Task]]]
 
 #: How many bytes of a tensor belong together: a piece is a multiple of it.
 Unit = Callable[[TensorRecord], int]
@@ -119,32 +119,27 @@ def stream_file(
     with (
         open_weights(path) as file,
         closing(digest),
-        ThreadPoolExecutor(1, "consume") as worker,
-        ThreadPoolExecutor(1, "tensors") as second,
+        Lane("consume") as worker,
+        Lane("tensors") as second,
     ):
         pool = _Buffers()
         stamp = stamp or stamp_of(file.fileno())
         check_unchanged(stamp, file.fileno(), path)
         flight: _Flight = deque()
-        try:
-            for segment in segments:
-                while len(flight) >= _DEPTH or (len(flight) > 1 and _is_large(flight)):
-                    progress(_land(flight, pool))
-                buffer = pool.take(segment.length)
-                view = memoryview(buffer)[: segment.length]
-                read_range(file.fileno(), segment.offset, view, str(path))
-                waits = digest.feed(view) if segment.hashed else []
-                if tensors is not None:
-                    waits.append(second.submit(tensors.feed, segment.tensor, view))
-                if consume is not None and segment.tensor is not None:
-                    waits.append(worker.submit(consume, segment, view))
-                flight.append((buffer, segment.length if segment.hashed else 0, waits))
-            while flight:
+        for segment in segments:
+            while len(flight) >= _DEPTH or (len(flight) > 1 and _is_large(flight)):
                 progress(_land(flight, pool))
-        except BaseException:
-            for thread in (worker, second):
-                thread.shutdown(wait=True, cancel_futures=True)
-            raise
+            buffer = pool.take(segment.length)
+            view = memoryview(buffer)[: segment.length]
+            read_range(file.fileno(), segment.offset, view, str(path))
+            waits = digest.feed(view) if segment.hashed else []
+            if tensors is not None:
+                waits.append(second.submit(tensors.feed, segment.tensor, view))
+            if consume is not None and segment.tensor is not None:
+                waits.append(worker.submit(consume, segment, view))
+            flight.append((buffer, segment.length if segment.hashed else 0, waits))
+        while flight:
+            progress(_land(flight, pool))
         check_unchanged(stamp, file.fileno(), path)
         return digest.result(path.name, is_weight=True)
 

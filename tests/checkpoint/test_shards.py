@@ -21,9 +21,10 @@ from tiny import CONFIGS, source_state, write_source
 
 import quantkit
 from quantkit import execution
-from quantkit.checkpoint import shards
+from quantkit.checkpoint import shards, writing
 from quantkit.checkpoint.safetensors_header import read_safetensors_header
-from quantkit.checkpoint.shards import ShardWriter, WriteQueue, layout
+from quantkit.checkpoint.shards import ShardWriter, layout
+from quantkit.checkpoint.writing import WriteQueue
 from quantkit.digests import RunningDigest, digest_file
 from quantkit.errors import StorageError
 from quantkit.types import ITEM_BYTES, OutputTensor
@@ -256,7 +257,7 @@ def test_what_a_flush_meets_while_writing_stops_the_run(
             raise OSError(code, os.strerror(code))
         usual(fd)
 
-    monkeypatch.setattr(shards, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(writing, "_FLUSH_BYTES", 1)
     monkeypatch.setattr(shards.os, "fsync", failing)
     with pytest.raises(OSError if code == errno.EIO else StorageError, match=r"model|full"):
         quantkit.convert(source, "bnb-int8", out, no_gate=True)
@@ -266,7 +267,7 @@ def test_what_a_flush_meets_while_writing_stops_the_run(
 
 def one_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ShardWriter, WriteQueue]:
     """A queue whose disk is asked to take each write."""
-    monkeypatch.setattr(shards, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(writing, "_FLUSH_BYTES", 1)
     (shard,) = layout([[OutputTensor("only", "uint8", (8,), 8)]], 1 << 40)
     writer = ShardWriter(folder, shard)
     queue = WriteQueue([writer])
