@@ -59,9 +59,11 @@ def count_nonfinite(values: Array) -> int:
     if infinity is None or not values.size:
         return 0
     patterns = bits(values)
-    magnitudes = patterns & patterns.dtype.type(np.iinfo(patterns.dtype).max >> 1)
-    if magnitudes.max() < infinity:
+    sign = np.iinfo(patterns.dtype).max // 2 + 1
+    # in order, those of negative numbers come last: no array of magnitudes is needed to see both
+    if patterns.view(f"i{values.itemsize}").max() < infinity and patterns.max() < sign + infinity:
         return 0
+    magnitudes = patterns & patterns.dtype.type(sign - 1)
     return int(np.count_nonzero(magnitudes >= infinity))
 
 
