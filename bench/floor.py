@@ -77,7 +77,11 @@ def consume(path: Path) -> None:
 
 
 def produce(path: Path, sample: bytearray, size: int) -> None:
+    """As fast as there is a way: its space set aside before, as ours."""
+    from quantkit.checkpoint.shards import set_aside
+
     with path.open("wb", buffering=0) as file:
+        set_aside(file.fileno(), size)
         for at in range(0, size, len(sample)):
             file.write(memoryview(sample)[: min(len(sample), size - at)])
         os.fsync(file.fileno())
