@@ -5,8 +5,8 @@
     python bench/bnb.py --model 3.6B --container torch --recipes bnb-nf4 --runs 1 --clean
 
 Both sides read the same random fp16 GPT-NeoX, made here, and write a folder that
-transformers opens. Runs alternate; medians and ratios are reported, with versions and
-machine, and appended to bench/RESULTS.md.
+transformers opens. Runs alternate, and the floor is measured in each turn; medians and
+ratios are reported, with versions and machine, and appended to bench/RESULTS.md.
 
 The floor is what no implementation in this process model could beat: the measured
 start-up (imports and building the model class), plus the larger of (reading the source
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -106,16 +106,26 @@ def record(text: str, args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, Any]:
-    """Runs of both sides in turn, and the floor."""
+    """Runs of both sides in turn, and the floor: measured beside each, as machines drift."""
     floor(args.work, source, recipe, 1 << 20)  # the source is then in the page cache for all
-    found = in_turn(args, source, recipe)
-    return found | {"floor": floor(args.work, source, recipe, found["written"])}
+    floors: list[dict[str, float]] = []
+    found = in_turn(
+        args, source, recipe,
+        beside=lambda written: floors.append(floor(args.work, source, recipe, written)),
+    )  # fmt: skip
+    parts = {name: statistics.median(each[name] for each in floors) for name in floors[0]}
+    return found | {"floor": parts}
 
 
-def in_turn(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, Any]:
+def in_turn(
+    args: argparse.Namespace,
+    source: Path,
+    recipe: str,
+    beside: Callable[[int], object] = lambda written: None,
+) -> dict[str, Any]:
     """Runs of both sides in turn, ours of a source never digested before and once more; after a
     first run of ours that finds quantkit's cache empty: it reads the architecture and compiles
-    the loops, and is reported too.
+    the loops, and is reported too. ``beside`` is called in each turn with the bytes written.
     """
     out = args.work / "out"
     ours_command = [
@@ -131,6 +141,7 @@ def in_turn(args: argparse.Namespace, source: Path, recipe: str) -> dict[str, An
         ours.append(process(ours_command, out))
         again.append(process(ours_command, out, recall=True))
         written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        beside(written)
         if not args.ours_only:
             theirs.append(process(theirs_command, out))
     shutil.rmtree(out, ignore_errors=True)
@@ -236,8 +247,8 @@ def report(args: argparse.Namespace, source: Path, rows: list[dict]) -> str:
         "",
         f"{machine()}; python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in names)
-        + f"; medians of {args.runs} alternating whole processes, `--no-gate`, source in the page "
-        "cache.",
+        + f"; medians of {args.runs} alternating whole processes and floors, `--no-gate`, source "
+        "in the page cache.",
         "",
         "| recipe | side | wall s | CPU s | peak MB | times transformers | times the floor |",
         "| --- | --- | --- | --- | --- | --- | --- |",
