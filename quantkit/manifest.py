@@ -153,4 +153,4 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "system": platform.platform()}
-    return found | library_versions()
+    return {**found, **library_versions()}
