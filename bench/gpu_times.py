@@ -40,6 +40,9 @@ def beside_transformers(args: argparse.Namespace, recipe: str, bar: str) -> list
     asked = argparse.Namespace(work=args.work, runs=args.runs, device=args.device, ours_only=False)
     found = bnb.in_turn(asked, source, recipe)
     ours, again, theirs = (bnb.median(found[each]) for each in ("ours", "again", "theirs"))
+    by_cpu = bnb.in_turn(
+        argparse.Namespace(**vars(asked) | {"device": "cpu", "ours_only": True}), source, recipe
+    )
     startup, limits = physical(args, source, found["written"])
     name, slowest = max(limits.items(), key=lambda each: each[1])
     parts = ", ".join(f"{each} {seconds:.2f}" for each, seconds in limits.items())
@@ -57,6 +60,18 @@ def beside_transformers(args: argparse.Namespace, recipe: str, bar: str) -> list
             f"{again.seconds:.2f} s, {again.peak / 1e6:.0f} MB",
             f"{theirs.seconds / again.seconds:.2f} x faster than transformers",
             bar,
+        ),
+        *(
+            (
+                f"{recipe}, {side}, computed by the CPU",
+                f"{run.seconds:.2f} s, {run.peak / 1e6:.0f} MB",
+                f"{theirs.seconds / run.seconds:.2f} x faster than transformers",
+                "",
+            )
+            for side, run in (
+                ("new source", bnb.median(by_cpu["ours"])),
+                ("digested before", bnb.median(by_cpu["again"])),
+            )
         ),
         *(
             (
