@@ -135,10 +135,10 @@ def _convert(job: Job, why: str) -> Staged:
             device=job.device,
             listener=listener,
         )
-        outputs = _settle(place.partial, job.plan, converted.written)
+        outputs, identity = _settle(job, converted.written)
     note = {
         "state": "staged",
-        "identity": job.identity,
+        "identity": identity,
         "source": _found(converted.source),
         "companions": _companions(job.source),
         "underflows": dict(converted.underflows),
@@ -152,13 +152,18 @@ def _convert(job: Job, why: str) -> Staged:
     return Staged(converted, outputs, note)
 
 
-def _settle(folder: Path, plan: Plan, written: Mapping[str, str]) -> tuple[FileDigest, ...]:
-    """Have the disk take what was written, and digest meanwhile what was not when it was."""
+def _settle(
+    job: Job, written: Mapping[str, str]
+) -> tuple[tuple[FileDigest, ...], Mapping[str, Any]]:
+    """Have the disk take what was written; meanwhile digest what was not when it was, and find
+    what it all depends on.
+    """
+    folder = job.place.partial
     with ThreadPoolExecutor(1, "flush") as thread:
         flushed = thread.submit(_flush_all, folder)
-        digests = _digest_output(folder, plan, written)
+        found = _digest_output(folder, job.plan, written), job.identity
         flushed.result()
-    return digests
+    return found
 
 
 def _flush_all(folder: Path) -> None:
