@@ -147,23 +147,14 @@ def in_turn(
         lambda: beside(written),
         lambda: theirs.append(process(theirs_command, out)),
     ]
-    if args.ours_only:
-        order = [step for step in steps[:-1] for _ in range(args.runs)]
-    else:
-        order = [step for _ in range(args.runs) for step in steps]
-    for step in order:
+    in_a_row = [step for step in steps[:-1] for _ in range(args.runs)]
+    for step in in_a_row if args.ours_only else steps * args.runs:
         step()
     shutil.rmtree(out, ignore_errors=True)
     return {
         "recipe": recipe, "first": first, "ours": ours, "again": again, "theirs": theirs,
         "written": written,
     }  # fmt: skip
-
-
-def forget_sources(cache: Path) -> None:
-    """As if no run had digested anything (:mod:`quantkit.checkpoint.known`)."""
-    for path in cache.glob("digests-*"):
-        path.unlink()
 
 
 def process(command: Sequence[str], out: Path, *, recall: bool = False) -> Run:
@@ -195,7 +186,8 @@ def attempt(
     env = {k: v for k, v in (env or os.environ).items() if k != "PYTHONDONTWRITEBYTECODE"}
     shutil.rmtree(out, ignore_errors=True)
     if not recall and (cache := env.get("QUANTKIT_CACHE")):
-        forget_sources(Path(cache))
+        for path in Path(cache).glob("digests-*"):  # quantkit.checkpoint.known
+            path.unlink()
     os.sync()
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
