@@ -323,6 +323,7 @@ WHOLE = [
     ["scale.py", "gate", *TINY, "--layers", "1", "--window", "64"],
     ["scale.py", "forecast", "--no-record", "--runs", "1"],
     ["bnb.py", *TINY, "--runs", "1", "--container", "torch", "--clean"],
+    ["between.py", str(ROOT), *TINY, "--runs", "1"],
     ["gptq.py", "speed", *TINY],
     ["gptq.py", "draws", "--only", "demo", "--draws", "2", "--windows", "4", "--no-record"],
     ["gate.py", "--hidden", "64", "--windows", "2", "--length", "32", "--no-record"],
