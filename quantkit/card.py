@@ -40,6 +40,7 @@ def _template() -> Template:
         "trim_blocks": True,
         "lstrip_blocks": True,
         "keep_trailing_newline": True,
+        "optimized": False,  # else a filter's values, and not its name, may be compiled in
     }
     environment = Environment(
         undefined=StrictUndefined,

@@ -7,7 +7,6 @@ without quantizing, or say why it starts over.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.shards import flush, put_whole
+from quantkit.checkpoint.shards import FULL, flush, put_whole
 from quantkit.errors import (
     OutputExistsError,
     SourceError,
@@ -283,7 +282,7 @@ def cleaned(staging: Staging) -> Iterator[None]:
         discard(staging)
         raise
     except BaseException as error:  # an interrupt, the disk, a defect
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in FULL
         said = f"the disk at {staging.partial.parent} is full; free some room and run again"
         if isinstance(error, SourceError) or "outputs" not in read_note(staging):
             kept = {"state": "failed", "reason": said} if full else {"state": "interrupted"}

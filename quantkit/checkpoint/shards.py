@@ -37,7 +37,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNED = max(ITEM_BYTES.values())
 
 #: What the system says where a disk, or one's share of it, has no room.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def set_aside(fd: int, size: int) -> None:
         return
     allocate = ctypes.CDLL(None, use_errno=True).fallocate
     allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if size and allocate(fd, 0, 0, size) and ctypes.get_errno() in _FULL:
+    if size and allocate(fd, 0, 0, size) and ctypes.get_errno() in FULL:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

@@ -53,8 +53,8 @@ _ORDER: dict[str, list[int]] = {
 #: How the loop reads an element's bits, by dtype.
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
-#: Elements worked on at a time, or a block of them where that is larger: few enough that the
-#: scratch arrays, 8 bytes for each, stay in the first-level cache.
+#: Elements worked on at a time, a multiple of the block sizes up to it, or one block where that
+#: is larger: few enough that the scratch arrays, 8 bytes for each, stay in the first-level cache.
 _TILE = 2048
 
 _QUANTIZE, _DEQUANTIZE = Loop("fourbit", "quantize"), Loop("fourbit", "dequantize")
