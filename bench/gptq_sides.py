@@ -48,11 +48,13 @@ def ours(source: Path, out: Path, ids: Path, overrides: list[str]) -> list[str]:
     ]
 
 
-def compile_loops(work: Path) -> None:
-    """What is done once for an installation is not what is compared."""
-    small, ids, out = make_model(work, "tiny", "safetensors"), work / "few.json", work / "ours"
+def warm(work: Path, peer: Path | None = None) -> None:
+    """What a side does once for an installation (compiling its loops) is not what is compared."""
+    small, ids = make_model(work, "tiny", "safetensors"), work / "few.json"
     ids.write_text(json.dumps([list(range(256))] * 2))
-    process(ours(small, out, ids, []), out)
+    process(ours(small, work / "ours", ids, []), work / "ours")
+    if peer:
+        process(theirs(peer, small, work / "theirs", ids, {"group_size": 128}), work / "theirs")
 
 
 def theirs(python: Path, source: Path, out: Path, ids: Path, options: dict[str, Any]) -> list[str]:
