@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bnb import HERE, machine, process, record
-from gptq_sides import compile_loops
+from gptq_sides import warm
 from models import SIZES, make_model
 from scale_sources import write_ids
 
@@ -147,10 +147,10 @@ def main() -> None:
     os.environ["QUANTKIT_CACHE"] = str(args.work / "cache")
     source, out = make_model(args.work, args.model, "safetensors"), args.work / "timeline-out"
     ids, notes = write_ids(args, args.samples, args.length), args.work / "timeline.json"
-    warm = [sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", "bnb-nf4"]
-    process([*warm, "--out", str(out), "--no-gate", "--device", "cpu"], out)
+    once = [sys.executable, "-m", "quantkit", "convert", str(source), "--recipe", "bnb-nf4"]
+    process([*once, "--out", str(out), "--no-gate", "--device", "cpu"], out)
     if args.what == "gptq":
-        compile_loops(args.work)
+        warm(args.work)
     words = [args.what, str(source), str(out), str(ids), str(args.length), str(notes)]
     command = [sys.executable, str(HERE / "timeline.py"), "--child", *words]
     gone = args.work / "none" if args.what == "gate" else out

@@ -1,7 +1,8 @@
 """A small cache of pure results on disk: files named by the digest of all they depend on.
 
 It holds nothing that cannot be made again, so a file that cannot be read, is damaged, or is
-another user's, is a miss, and a folder that cannot be written costs only time.
+another user's, is a miss, and a folder that cannot be written costs only time. A file that
+nothing has asked for in 90 days is removed when another is written.
 ``QUANTKIT_CACHE=off`` turns it off.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +25,13 @@ from pydantic import TypeAdapter
 T = TypeVar("T")
 
 _DIGEST = hashlib.sha256().digest_size
+
+_DAY = 24 * 60 * 60.0  # seconds
+_KEPT_FOR = 90 * _DAY
+
+#: What this module writes, in a folder where others may write too: a value, under the ending of
+#: any version; the file that a process which was killed had begun.
+_OURS = re.compile(r"[a-z]+-[0-9a-f]{64}\.(bin|json)|quantkit-\w+\.part")
 
 
 def cache_folder() -> Path | None:
@@ -113,7 +123,12 @@ def _own(path: Path) -> bytes:
         found = os.fstat(file.fileno())
         others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         ours = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not others)
-        return file.read() if ours and stat.S_ISREG(found.st_mode) else b""
+        if not (ours and stat.S_ISREG(found.st_mode)):
+            return b""
+        if found.st_mtime < time.time() - _DAY:
+            with suppress(OSError):
+                os.utime(path)  # it is in use
+        return file.read()
 
 
 def _path(folder: Path, kind: str, depends_on: object) -> Path:
@@ -126,7 +141,10 @@ def _write(path: Path, value: bytes) -> None:
     processes may write it at once."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        _remove_unused(path.parent)
+        with NamedTemporaryFile(
+            dir=path.parent, prefix="quantkit-", suffix=".part", delete=False
+        ) as file:
             try:
                 file.write(_seal(path, value) + value)
                 file.close()
@@ -134,3 +152,12 @@ def _write(path: Path, value: bytes) -> None:
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)  # it may have its own name by now
                 raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """What has not been read or written for long."""
+    for entry in os.scandir(folder):
+        if _OURS.fullmatch(entry.name):
+            with suppress(OSError):  # another process may do the same
+                if entry.stat(follow_symlinks=False).st_mtime < time.time() - _KEPT_FOR:
+                    Path(entry).unlink()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -124,6 +125,25 @@ def test_an_interrupt_after_the_writing_is_not_lost(
     with pytest.raises(KeyboardInterrupt):
         remembered("k", ["a"], lambda: {"x": 1}, NUMBERS)
     assert remembered("k", ["a"], lambda: {"x": 2}, NUMBERS) == {"x": 1}
+
+
+def test_what_nothing_asks_for_goes_after_90_days(folder: Path) -> None:
+    for each in "ab":
+        remembered("k", [each], lambda: {"x": 1}, NUMBERS)
+    (folder / "quantkit-of_1_killed.part").touch()
+    (folder / "quantkit-of_1_that_runs.part").touch()
+    others = [folder / "notes.bin", folder / "tmpabc", folder / f"dump-{'0' * 64}.bin.old"]
+    for path in others:
+        path.touch()
+    for path in folder.iterdir():
+        if "runs" not in path.name:
+            os.utime(path, (time.time() - 91 * 86400,) * 2)
+    assert recall("k", ["a"], NUMBERS) == {"x": 1}  # asked for: it stays
+    remembered("k", ["c"], lambda: {"x": 1}, NUMBERS)
+    assert recall("k", ["a"], NUMBERS) == recall("k", ["c"], NUMBERS) == {"x": 1}
+    assert recall("k", ["b"], NUMBERS) is None
+    left = {path.name for path in folder.iterdir() if not path.name.startswith("k-")}
+    assert left == {"quantkit-of_1_that_runs.part", *(path.name for path in others)}
 
 
 def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
