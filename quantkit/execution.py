@@ -231,8 +231,15 @@ def _check_touched(job: Job, proven: Digested) -> None:
     source = job.source
     for each in proven.files:
         path, then = source.folder / each.name, source.checkpoint.stamps[each.name]
-        touched = stamp_of(path).changed_ns != then.changed_ns
-        if touched and digest_file(path).sha256 != each.sha256:
+        try:
+            touched = stamp_of(path).changed_ns != then.changed_ns
+            changed = touched and digest_file(path).sha256 != each.sha256
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: it was there when layers were calibrated, and cannot be read now: "
+                f"{error.strerror}; put it back, and run again: the layers are kept"
+            ) from None
+        if changed:
             drop_layers(job.place)
             raise CheckpointError(
                 f"{path}: it was changed while layers were calibrated; see that nothing writes to "

@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import quantkit
-from quantkit import observing
+from quantkit import execution, observing
 from quantkit.checkpoint import stream
 from quantkit.digests import StreamDigest, digest_file
 from quantkit.errors import CheckpointError, NonFiniteError
+from quantkit.execution import _check_touched
 from quantkit.finished import FinishedLayers
 from quantkit.gate.decoding import decode_gptq
 from quantkit.kernels.gptq import quantize
@@ -322,6 +323,28 @@ def test_a_source_that_is_written_to_meanwhile_is_refused(
     assert not {*(tmp_path / "out.partial").rglob("*.safetensors")}
     quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
     convert(source, tmp_path / "whole", ids)  # no layer of the other source was taken up
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_source_that_goes_away_costs_no_layer(
+    tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
+    weights, aside, said = source / "model.safetensors", tmp_path / "aside", []
+
+    def check(*told: object) -> None:
+        weights.rename(aside)
+        _check_touched(*told)
+
+    options = {"calibration": ids, "no_gate": True, "set": SMALL}
+    with monkeypatch.context() as patched:
+        patched.setattr(execution, "_check_touched", check)
+        with pytest.raises(CheckpointError, match=r"cannot be read now.*the layers are kept"):
+            quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", **options)
+    aside.rename(weights)
+    quantkit.convert(source, "gptq-4bit-g128", tmp_path / "out", listener=said.append, **options)
+    assert any("all layers were finished" in event.message for event in said)
+    convert(source, tmp_path / "whole", ids)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
