@@ -275,9 +275,14 @@ def _read_pickle(fd: int, member: StoredMember, path: Path) -> bytes:
             f"got {member.nbytes}; tensors belong beside the pickle, not in it"
         )
     content = read_bytes(fd, member.offset, member.nbytes, str(path))
-    if zlib.crc32(content) != member.crc:
+    found = zlib.crc32(content)
+    if found != member.crc and member.crc == 0:  # torch.serialization.set_crc32_options(False)
         raise CheckpointError(
-            f"{path}: expected CRC-32 {member.crc:08x} of data.pkl, "
-            f"got {zlib.crc32(content):08x}; {_AGAIN}"
+            f"{path}: expected the CRC-32 of data.pkl, got 0: saved without checksums, which other "
+            f"readers of zips take for damage; {_RESAVE}"
+        )
+    if found != member.crc:
+        raise CheckpointError(
+            f"{path}: expected CRC-32 {member.crc:08x} of data.pkl, got {found:08x}; {_AGAIN}"
         )
     return content

@@ -191,6 +191,17 @@ def test_checksum_of_the_pickle(sound: Path) -> None:
     refused(sound, "CRC-32")
 
 
+def test_saved_without_checksums(tmp_path: Path) -> None:
+    """It is not damaged, and to fetch it again would not help."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(3)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    refused(path, r"saved without checksums.*save it again")
+
+
 def test_oversized_pickle(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_zip, "MAX_PICKLE_BYTES", 10)
     refused(sound, r"data\.pkl of at most 10 bytes")
