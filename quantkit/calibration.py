@@ -107,8 +107,13 @@ def read_calibration(
 
 
 def _end_of_text(config: Mapping[str, Any]) -> int | None:
-    """``None`` where a config names none, several, or one that the model does not have."""
+    """The id that ends a text; of several the first, as generation pads with.
+
+    ``None`` where a config names none, or one that the model does not have.
+    """
     end, known = config.get("eos_token_id"), config.get("vocab_size")
+    if isinstance(end, list) and end:
+        end = end[0]
     if not isinstance(end, int) or end < 0 or (isinstance(known, int) and end >= known):
         return None
     return end

@@ -120,7 +120,7 @@ def test_joined_documents_are_told_apart_by_the_end_of_text(
     assert apart.windows == ((5, 6, 7), (8, 9), (10, 11, 12))
 
 
-@pytest.mark.parametrize("end", [None, -1, 999_999, [2, 3]], ids=str)
+@pytest.mark.parametrize("end", [None, -1, 999_999, [], [-1, 2]], ids=str)
 def test_documents_are_joined_as_they_are_where_no_one_token_ends_them(
     source, planned, tmp_path: Path, end: object
 ) -> None:
@@ -128,6 +128,15 @@ def test_documents_are_joined_as_they_are_where_no_one_token_ends_them(
     path.write_text(json.dumps([[5, 6, 7], [8, 9]]))
     unlike = replace(source, config={**source.config, "eos_token_id": end})
     assert calibrate(unlike, planned, path).windows == ((5, 6, 7, 8, 9),)
+
+
+def test_of_several_ends_of_text_the_first_tells_documents_apart(
+    source, planned, tmp_path: Path
+) -> None:
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps([[5, 6, 7], [8, 9]]))
+    unlike = replace(source, config={**source.config, "eos_token_id": [2, 3]})
+    assert calibrate(unlike, planned, path).windows == ((5, 6, 7, 2, 8, 9, 2),)
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_text(source, planned, tmp_path: Path) -> None:
