@@ -19,7 +19,8 @@ from torch import Tensor
 
 import quantkit
 from quantkit.assessment import format_name, recipe_for
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, GateError
+from quantkit.formats import Bnb, Gptq
 from quantkit.gate import decoding, opened, parts, stated
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.models import LoadingReport
@@ -380,6 +381,44 @@ def test_a_quantized_weight_without_an_error_is_counted_too() -> None:
     errors = [WeightError("zeros"), WeightError("other", 0.01), WeightError("norm", equal=True)]
     found = check_reload(LoadingReport(), errors, load_recipe("bnb-nf4").gate)
     assert found.measures["modules_quantized"] == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "form", "setting", "told"),
+    [
+        ("gptq-4bit-g128", Gptq, ("sym", True), "sym: "),
+        ("gptq-4bit-g128", Gptq, ("bits", 8), "qweight"),
+        ("gptq-4bit-g128", Gptq, ("group_size", 32), "qzeros"),
+        ("gptq-4bit-g128", Gptq, ("modules_in_block_to_quantize", [["mlp.x"]]), "modules_in_block"),
+        ("bnb-nf4", Bnb, ("bnb_4bit_use_double_quant", True), "bnb_4bit_use_double_quant"),
+        ("bnb-nf4", Bnb, ("bnb_4bit_quant_type", "fp4"), "bnb_4bit_quant_type"),
+    ],
+)
+def test_a_config_that_is_as_planned_and_not_as_the_weights_fails_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, form: Any, setting: Any, told: str
+) -> None:
+    """The plan itself may state what is not so: the gate reads the files as a stranger would."""
+    source = write_source(tmp_path / "source", "gpt_neox", torch.float16)
+    text, own = tmp_path / "text.json", tmp_path / "own.json"
+    for path, step in ((text, 7), (own, 11)):
+        rows = [[(step * at + row) % 89 for at in range(32)] for row in range(4)]
+        path.write_text(json.dumps(rows))
+    true = form.quantization_config
+
+    def false(self: Any, *told: Any) -> dict[str, Any]:
+        return {**true(self, *told), setting[0]: setting[1]}
+
+    calibrated = recipe.startswith("gptq")
+    few = [
+        "method.sym=false", "method.group_size=16", "calibration.length=32",
+        "calibration.packing=apart",
+    ]  # fmt: skip
+    told_to = {"calibration": own, "set": few} if calibrated else {}
+    monkeypatch.setattr(form, "quantization_config", false)
+    with pytest.raises(GateError) as caught:
+        quantkit.convert(source, recipe, tmp_path / "out", text=text, **told_to)
+    assert "structure" in str(caught.value)
+    assert told in str(caught.value)
 
 
 def test_double_quantized_fp4_is_judged_as_fp4(demo: Path, tmp_path: Path) -> None:
