@@ -17,12 +17,10 @@ from quantkit.errors import (
 from quantkit.evaluation import Material, largest_id
 from quantkit.gate.accounting import check_accounts, goes_on
 from quantkit.gate.case import Case, make_case
-from quantkit.gate.declared import undeclared
 from quantkit.gate.field import Field, fits, opened_field
 from quantkit.gate.generation import check_generation
 from quantkit.gate.likelihood import check_likelihood
 from quantkit.gate.opened import open_original, open_saved
-from quantkit.gate.parts import check_parts
 from quantkit.gate.protocol import protocol
 from quantkit.gate.reload import WeightError, check_reload, weight_errors
 from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judged, not_run
@@ -65,9 +63,10 @@ def gate(
         raise
     except QuantkitError as error:
         return _only("the saved folder cannot be opened", structure, _unopened(error))
-    # as any other loader would see it, whatever the plan says
-    if misfits := list(check_parts(saved)) or list(undeclared(saved)):
-        structure = judged("structure", structure.measures, misfits)
+    generation = verified.source.generation
+    accounts = check_accounts(saved, original, generation, recipe, values=False)
+    if accounts.failures:  # the plan itself was wrong
+        structure = replace(accounts, measures=structure.measures)
         return _only("the structure level failed", structure)
     with listening(listener) as tell, quiet_libraries():
         case = make_case(original, saved, recipe, material, device, tell)
