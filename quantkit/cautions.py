@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from quantkit.architecture import Architecture
+from quantkit.carried import NAMED_TEMPLATES, is_carried, named_templates
 from quantkit.methods import BnbMethod, GptqMethod, PlainMethod
 from quantkit.plans import TensorPlan
 from quantkit.recipe import Recipe
@@ -32,10 +33,10 @@ def cautions(
     if odd := [each for each in tensors if each.unfit]:
         yield f"{len(odd)} modules stay {architecture.dtype}: {odd[0].source.name}: {odd[0].reason}"
     # counted, not named: a stranger's file name may be a link on the card, or no Unicode at all
-    if further := len([*source.folder.glob("additional_chat_templates/*.jinja")]):
+    if left := len([each for each in named_templates(source.folder) if not is_carried(each)]):
         yield (
-            f"additional_chat_templates/ stays behind ({further}): a published folder has one "
-            "chat template"
+            f"{NAMED_TEMPLATES}/: {left} stay behind: a name of letters, digits, '_', '-' and '.', "
+            "at most 64 of them, is carried on"
         )
     quantized = [each for each in tensors if each.action == "quantize"]
     if not isinstance(method, PlainMethod):

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from quantkit.carried import carried_files
 from quantkit.errors import SourceError
 from quantkit.plans import Plan
 from quantkit.prompts import CHAT_TEMPLATE
-from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source, read_object
+from quantkit.source import Source, read_object
 from quantkit.tokenization import make_files
 from quantkit.tokenizer import numbers_as, sentencepiece_file
 
@@ -21,7 +22,8 @@ def write_companions(plan: Plan, source: Source, folder: Path) -> str:
     quantization = plan.config.get("quantization_config", {})
     if quantization.get("quant_method") == "gptq":  # AutoGPTQ and older GPTQModel look here
         _write_json(folder / "quantize_config.json", quantization)
-    for name in source.present((*TOKENIZER_FILES, *COMPANION_FILES)):
+    for name in carried_files(source.folder):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes((source.folder / name).read_bytes())
     split = plan.split_special_tokens
     route = _write_tokenizer(source, folder, split_special_tokens=split)

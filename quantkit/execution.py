@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
+from quantkit.carried import carried_files
 from quantkit.checkpoint.reading import stamp_of
 from quantkit.checkpoint.shards import flush
 from quantkit.clock import Clock
@@ -24,7 +25,7 @@ from quantkit.formats import Gptq, format_of
 from quantkit.plans import Plan
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
-from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
+from quantkit.source import Source
 from quantkit.staging import (
     LAYERS,
     NOTE,
@@ -167,7 +168,7 @@ def _settle(
 
 
 def _flush_all(folder: Path) -> None:
-    for path in filter(Path.is_file, folder.iterdir()):
+    for path in filter(Path.is_file, folder.rglob("*")):
         flush(path)
 
 
@@ -175,11 +176,11 @@ def _digest_output(folder: Path, plan: Plan, written: Mapping[str, str]) -> tupl
     """SHA-256 of every file staged so far, weight files marked; those in ``written`` not read."""
     weights = {shard.name for shard in plan.shards}
     return tuple(
-        FileDigest(path.name, path.stat().st_size, written[path.name], None, is_weight=True)
-        if path.name in written
-        else digest_file(path, is_weight=path.name in weights)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.startswith("quantkit-")
+        FileDigest(name, path.stat().st_size, written[name], None, is_weight=True)
+        if name in written
+        else digest_file(path, name, is_weight=name in weights)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not (name := str(path.relative_to(folder))).startswith("quantkit-")
     )
 
 
@@ -279,8 +280,8 @@ def _found(digests: Digested) -> dict[str, Any]:
 
 def _companions(source: Source) -> dict[str, str]:
     """SHA-256 of each small file that the output carries on."""
-    names = source.present((*TOKENIZER_FILES, *COMPANION_FILES))
-    return {name: digest_file(source.folder / name).sha256 for name in names}
+    folder = source.folder
+    return {name: digest_file(folder / name).sha256 for name in carried_files(folder)}
 
 
 def mark_failed(place: Staging, staged: Staged, manifest: Mapping[str, Any]) -> None:

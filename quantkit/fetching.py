@@ -159,8 +159,8 @@ def cached_digests(folder: Path) -> dict[str, str]:
 
     A link to a blob that is gone is no file; whoever misses it will say so.
     """
-    links = (path for path in folder.iterdir() if path.is_symlink() and path.is_file())
-    blobs = {path.name: path.resolve() for path in links}
+    links = (path for path in folder.rglob("*") if path.is_symlink() and path.is_file())
+    blobs = {path.relative_to(folder).as_posix(): path.resolve() for path in links}
     return {
         name: blob.name
         for name, blob in blobs.items()

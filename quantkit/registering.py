@@ -48,7 +48,7 @@ def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[
     weights = stream_checkpoint(
         source.folder, source.checkpoint, md5=lambda name, size: True, progress=tell
     )
-    small = [digest_file(source.folder / each) for each in small_files(source)]
+    small = [digest_file(source.folder / each, each) for each in small_files(source)]
     # an empty file is everybody's
     return [*weights.files, *(each for each in small if each.bytes)], asdict(weights.fingerprint)
 

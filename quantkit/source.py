@@ -13,6 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantkit.carried import (
+    COMPANION_FILES,
+    NAMED_TEMPLATES,
+    TOKENIZER_FILES,
+    carried_files,
+    is_carried,
+    named_templates,
+)
 from quantkit.checkpoint import CheckpointIndex, Container, open_checkpoint
 from quantkit.checkpoint.reading import Stamp, stamp_of
 from quantkit.checkpoint.strict_json import too_many
@@ -22,33 +30,13 @@ from quantkit.given import expanded, refuse_name
 from quantkit.hub import HUB_ID
 from quantkit.scrutiny import (
     MAX_CARD_BYTES,
+    MOST_TEMPLATES,
     check_config,
     check_small_file,
     check_template,
     check_tokenizer_config,
 )
 from quantkit.types import Listener, silent
-
-#: Files of a tokenizer, by name. The first two are sentencepiece models.
-TOKENIZER_FILES = (
-    "spiece.model",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "spiece.vocab",
-)
-
-#: Other small files that a quantized repository carries on.
-COMPANION_FILES = (
-    *(f"{name}{end}" for name in ("LICENSE", "LICENCE") for end in ("", ".txt", ".md")),
-    *("license", "license.txt", "license.md", "COPYING", "COPYING.txt"),
-    *("NOTICE", "NOTICE.txt", "NOTICE.md", "USE_POLICY.md"),
-)
 
 _CACHE = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")
 
@@ -182,21 +170,31 @@ def _open_folder(
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
     """The small files that a conversion reads or carries on, as they are now."""
-    names = ("config.json", "generation_config.json", *TOKENIZER_FILES, *COMPANION_FILES)
-    return {name: stamp_of(folder / name) for name in names if (folder / name).is_file()}
+    configs = ("config.json", "generation_config.json")
+    names = [*(each for each in configs if (folder / each).is_file()), *carried_files(folder)]
+    return {name: stamp_of(folder / name) for name in names}
 
 
 def _check_small_files(folder: Path) -> None:
     """Those that are read or carried on: plain files, and nothing that needs foreign code."""
-    for name in (*TOKENIZER_FILES, *COMPANION_FILES):
+    if (folder / NAMED_TEMPLATES).is_symlink():
+        raise SourceError(f"{folder / NAMED_TEMPLATES}: a link; put the folder itself there")
+    named = [each for each in named_templates(folder) if is_carried(each)]
+    for name in (*TOKENIZER_FILES, *COMPANION_FILES, *named):
         if os.path.lexists(folder / name):
             check_small_file(folder / name)
     if os.path.lexists(folder / "README.md"):
         check_small_file(folder / "README.md", MAX_CARD_BYTES)
     path = folder / "tokenizer_config.json"
     check_tokenizer_config(read_object(path), str(path))
-    template = folder / "chat_template.jinja"
-    if os.path.lexists(template):
+    if len(named) > MOST_TEMPLATES:
+        raise SourceError(
+            f"{folder / NAMED_TEMPLATES}: expected at most {MOST_TEMPLATES} templates, got "
+            f"{len(named)}; do not trust this folder"
+        )
+    for template in (folder / each for each in ("chat_template.jinja", *named)):
+        if not os.path.lexists(template):
+            continue
         try:
             text = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -267,6 +265,5 @@ def wanted_files(names: list[str], container: Container | None = None) -> list[s
         if not weights and container in (None, kind):
             ends = (end, f"{end}.index.json")
             weights = [each for each in top if each.startswith(start) and each.endswith(ends)]
-    small = {"config.json", "generation_config.json", "README.md"}
-    small.update(TOKENIZER_FILES, COMPANION_FILES)
-    return [*weights, *(name for name in names if name in small)]
+    small = ("config.json", "generation_config.json", "README.md")
+    return [*weights, *(name for name in names if name in small or is_carried(name))]

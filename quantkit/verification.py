@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantkit.carried import carried_files
 from quantkit.checkpoint.stream import Consumer, stream_checkpoint
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, UnlistedError, WithdrawnError
 from quantkit.fetching import discard
 from quantkit.recipe import Recipe
 from quantkit.registry import Registry
-from quantkit.source import COMPANION_FILES, TOKENIZER_FILES, Source
+from quantkit.source import Source
 from quantkit.types import (
     Digested,
     FileDigest,
@@ -65,7 +66,7 @@ def settle(
     Raises:
         WithdrawnError, MismatchError, UnlistedError: the verdict forbids going on.
     """
-    small = [digest_file(source.folder / each) for each in small_files(source)]
+    small = [digest_file(source.folder / each, each) for each in small_files(source)]
     named = [e for e in (source.repo_id, recipe.source.repo if recipe else "", claimed) if e]
 
     def judged(found: Digested) -> tuple[tuple[FileDigest, ...], Verdict]:
@@ -86,7 +87,7 @@ def small_files(source: Source) -> tuple[str, ...]:
     """The files beside the weights that are read or carried on."""
     indexes = tuple(f"{each}.index.json" for each in ("model.safetensors", "pytorch_model.bin"))
     configs = ("config.json", "generation_config.json")
-    return source.present((*configs, *TOKENIZER_FILES, *indexes, *COMPANION_FILES))
+    return (*source.present((*configs, *indexes)), *carried_files(source.folder))
 
 
 def digest_source(

@@ -26,7 +26,10 @@ PACKAGE = Path(quantkit.__file__).parent
 FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
     (0, 1): "elements lanes",
-    (1, 0): "cache clock devices digests frontmatter given heap licences quiet rendering resources",
+    (1, 0): (
+        "cache carried clock devices digests frontmatter given heap licences quiet rendering "
+        "resources"
+    ),
     (1, 1): "compiled hub tokenization",
     (1, 2): "kernels",
     (1, 3): "checkpoint",

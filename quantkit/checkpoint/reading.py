@@ -75,14 +75,16 @@ def check_unchanged(stamp: Stamp, fd: int, path: Path) -> None:
 def leads_out(path: Path) -> bool:
     """Whether ``path`` is a link out of its folder, other than into the blobs of a Hub cache.
 
-    A cache has ``snapshots/COMMIT/`` beside ``blobs/``, and links each file there.
+    A cache has ``snapshots/COMMIT/`` beside ``blobs/``, and links each file there, those of a
+    folder in it too.
     """
     if not path.is_symlink():
         return False
     folder, target = path.parent.resolve(), path.resolve()
     homes = [folder]
-    if folder.parent.name == "snapshots":
-        homes.append(folder.parent.parent / "blobs")
+    for snapshot in (folder, folder.parent):
+        if snapshot.parent.name == "snapshots":
+            homes.append(snapshot.parent.parent / "blobs")
     return not any(target.is_relative_to(home) for home in homes)
 
 
