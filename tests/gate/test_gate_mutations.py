@@ -192,6 +192,10 @@ STRUCTURE: dict[str, tuple[Change, str]] = {
         lambda f: (f.path / "generation_config.json").write_text('{"bos_token_id": 2}'),
         "eos_token_id",
     ),
+    "block size wrong in quant_state": (
+        lambda f: edit_state(b'"blocksize": 64', b'"blocksize": 32')(f),
+        "absmax",
+    ),
     "a module skipped": (settings_are("llm_int8_skip_modules", ["dense"]), "quantization_config"),
 }
 
@@ -296,7 +300,6 @@ RELOAD: dict[str, tuple[Change, str]] = {
         "weight",
     ),
     "shape transposed in quant_state": (edit_state(b"[384, 128]", b"[128, 384]"), QUERY),
-    "block size wrong in quant_state": (edit_state(b'"blocksize": 64', b'"blocksize": 32'), ""),
 }
 
 
@@ -425,22 +428,41 @@ def test_a_missing_shard_and_lost_generation_settings_are_seen(tmp_path: Path) -
 # perplexity and generation, when nothing before them spoke
 
 
-@pytest.mark.parametrize(
-    ("threshold", "words"),
-    [
-        ("gate.max_perplexity_ratio=1.15", "perplexity: perplexity ratio"),
-        ("gate.max_kl_mean=0.15", "perplexity: mean KL divergence"),
-        ("gate.min_top1_agreement=0.8", "perplexity: top-1 agreement"),
-        ("gate.min_generation_agreement=0.9", "generation: teacher-forced agreement"),
-    ],
-)
+#: Stricter than the recipe's; the untouched copy keeps to each, what :func:`moved` makes to none.
+STRICT = {
+    "gate.max_perplexity_ratio=1.005": "perplexity: perplexity ratio",
+    "gate.max_kl_mean=0.1": "perplexity: mean KL divergence",
+    "gate.min_top1_agreement=0.8": "perplexity: top-1 agreement",
+    "gate.min_generation_agreement=0.9": "generation: teacher-forced agreement",
+}
+LONGER = (*QUICK, "evaluation.new_tokens=32")
+
+
+def test_no_measure_sees_anything_in_the_untouched_copy(demo: Path, folder: Folder) -> None:
+    assert judge(demo, folder.path, "bnb-nf4", *LONGER, *STRICT).failures == ()
+
+
+@pytest.mark.parametrize(("threshold", "words"), STRICT.items())
 def test_the_measures_see_what_no_weight_shows(
     demo: Path, folder: Folder, threshold: str, words: str
 ) -> None:
-    folder.config(lambda config: config.update(use_parallel_residual=True, layer_norm_eps=1.0))
-    settings = (*QUICK, *LAX, threshold)
-    report = judge(demo, folder.path, "bnb-nf4", *settings, believe_config=True)
+    """Noise: each code becomes a neighbour so near that no block's bound is passed."""
+    for name in [each.removesuffix(".absmax") for each in folder.header if "absmax" in each]:
+        folder.edit(name, "u1", lambda v: moved(v >> 4) << 4 | moved(v & 15))
+    report = judge(demo, folder.path, "bnb-nf4", *LONGER, *LAX, threshold)
     assert [str(each).startswith(words) for each in report.failures] == [True]
+
+
+def moved(codes: np.ndarray) -> np.ndarray:
+    """Up or down by one, where NF4's codes are at most 0.13 of the block's largest value apart."""
+    step = np.random.default_rng(0).choice(np.array([-1, 1]), len(codes))
+    return np.where((codes >= 3) & (codes <= 12), codes + step, codes)
+
+
+def test_a_planned_config_that_computes_something_else_fails(demo: Path, folder: Folder) -> None:
+    folder.config(lambda config: config.update(use_parallel_residual=True))
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK, *LAX, believe_config=True)
+    assert "use_parallel_residual" in str(report.failures[0])
 
 
 def test_out_of_range_ids_are_a_verdict(demo: Path, folder: Folder, tmp_path: Path) -> None:
