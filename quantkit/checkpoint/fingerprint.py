@@ -28,13 +28,13 @@ from quantkit.elements import Array, bits, row_major
 from quantkit.kernels.casting import cast
 from quantkit.types import Fingerprint, TensorRecord
 
-#: Digested with the rest: what one form says, another does not. Manifests name it.
+#: The scheme's version, digested too, so that fingerprints of two never match. Manifests name it.
 FORM = "quantkit fingerprint 2"
 
-#: The same of a file's content, which leaves this machine never.
+#: The same for a file's content, which never leaves this machine.
 CONTENT = "quantkit content 1"
 
-#: What may hold a floating tensor's values exactly in fewer bytes, or instead: by what is stored.
+#: By stored data type: the others that may hold its values exactly, in the order they are tried.
 _NARROWER: dict[str, tuple[str, ...]] = {
     "float16": (),
     "bfloat16": ("float16",),
@@ -42,7 +42,7 @@ _NARROWER: dict[str, tuple[str, ...]] = {
     "float64": ("float16", "bfloat16", "float32"),
 }
 
-#: So many elements are tried first: a tensor that does not fit is mostly seen by these.
+#: How many elements are tried first: they give most tensors away that do not fit.
 _PROBE = 4096
 
 
@@ -98,14 +98,14 @@ class TensorDigests:
                 state.narrower[dtype].update(_bytes_of(narrow))
 
     def _state(self, record: TensorRecord) -> _Open:
-        """Made when it is first asked for."""
+        """What has come in of a tensor; made when it is first asked for."""
         if record.name not in self._open:
             narrower = {each: blake3() for each in _NARROWER.get(record.dtype, ())}
             self._open[record.name] = _Open(narrower=narrower)
         return self._open[record.name]
 
     def result(self) -> tuple[TensorDigest, ...]:
-        """Each tensor's digests; those without any bytes were never fed."""
+        """Each tensor's digests, also of empty ones, which were never fed."""
         return tuple(self._finish(each) for each in self._records.values())
 
     @property
@@ -114,8 +114,8 @@ class TensorDigests:
         return all(each.stride is None for each in self._records.values())
 
     def content(self, nbytes: int) -> str | None:
-        """One digest of every byte of the file, ``nbytes`` long, once all were fed: the tensors'
-        own, where they lie, and what is between them. ``None`` where they do not see all."""
+        """One digest of every byte of the file, which is ``nbytes`` long, once all were fed. It
+        covers the tensors, their places, and what is between. ``None`` unless ``see_all``."""
         if not self.see_all:
             return None
         records = sorted(self._records.values(), key=lambda each: (each.offset, each.name))
@@ -157,12 +157,11 @@ def _exactly(values: Array, dtype: str) -> Array | None:
 
     Bit patterns are compared: a negative zero is no zero, and a NaN equals itself.
     """
-    for part in (values[:_PROBE], values) if len(values) > _PROBE else (values,):
-        narrow = cast(part, dtype)
-        back = cast(narrow, values.dtype.name)
-        if not np.array_equal(bits(back), bits(part)):
-            return None
-    return narrow
+    if len(values) > _PROBE and _exactly(values[:_PROBE], dtype) is None:
+        return None
+    narrow = cast(values, dtype)
+    back = cast(narrow, values.dtype.name)
+    return narrow if np.array_equal(bits(back), bits(values)) else None
 
 
 def _bytes_of(values: Array) -> memoryview:
