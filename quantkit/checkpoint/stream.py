@@ -55,7 +55,7 @@ class Segment:
 
 Consumer = Callable[[Segment, memoryview], None]
 
-#: Buffers that are worked on, with the bytes of the file that they count for.
+#: Buffers in work: each with the bytes of progress it counts for, and the tasks that use it.
 _Flight = deque[tuple[bytearray, int, list[Task]]]
 
 #: How many bytes of a tensor belong together: a piece is a multiple of it.
@@ -72,7 +72,7 @@ def segments(
 ) -> Iterator[Segment]:
     """A file of ``size`` bytes, once and in order: pieces of its tensors, and what is between."""
     at = 0
-    # by name where they begin alike: the order in a header must not say what is between them
+    # by name where they begin alike: a header's order must not decide what is between tensors
     for record in sorted(records, key=lambda each: (each.offset, each.name)):
         yield from _gaps(at, record.offset)
         yield from _pieces(record, unit(record), hashed=record.offset >= at)
@@ -107,8 +107,9 @@ def stream_file(
 ) -> FileDigest:
     """Read ``segments`` of ``path`` in order, digesting and consuming them.
 
-    ``digest`` is the file's, and closed at the end. ``stamp`` is of when the header was read: it
-    must hold to the end. ``tensors`` is fed all bytes; ask it for their digests afterwards.
+    ``digest`` is fed the whole file, and closed at the end. ``stamp`` was taken when the header was
+    read, and must still hold at the end. ``tensors`` is fed all bytes; ask it for their digests
+    afterwards.
     ``consume`` is called on a thread of its own, in order; the view it gets is valid until it
     returns. ``progress`` is told of bytes that everyone is done with.
 
@@ -119,8 +120,8 @@ def stream_file(
     with (
         open_weights(path) as file,
         closing(digest),
-        Lane("consume") as worker,
-        Lane("tensors") as second,
+        Lane("consume") as consumer_lane,
+        Lane("tensors") as tensor_lane,
     ):
         pool = _Buffers()
         stamp = stamp or stamp_of(file.fileno())
@@ -134,9 +135,9 @@ def stream_file(
             read_range(file.fileno(), segment.offset, view, str(path))
             waits = digest.feed(view) if segment.hashed else []
             if tensors is not None:
-                waits.append(second.submit(tensors.feed, segment.tensor, view))
+                waits.append(tensor_lane.submit(tensors.feed, segment.tensor, view))
             if consume is not None and segment.tensor is not None:
-                waits.append(worker.submit(consume, segment, view))
+                waits.append(consumer_lane.submit(consume, segment, view))
             flight.append((buffer, segment.length if segment.hashed else 0, waits))
         while flight:
             progress(_land(flight, pool))
@@ -156,9 +157,9 @@ def stream_checkpoint(
 ) -> Digested:
     """Read every weight file of a checkpoint once, whole and in order.
 
-    ``md5`` says of a file's name and size whether its MD5 is wanted; ``unit`` and
-    ``consume`` serve a conversion. ``recall`` spares a file's digests where an earlier run took
-    them and its content is the same; one that turns out to be another is read a second time.
+    ``md5`` says of a file's name and size whether its MD5 is wanted; ``unit`` and ``consume`` serve
+    a conversion. ``recall`` takes over a file's SHA-256 and MD5 from an earlier run if the content
+    is the same; a file that turns out to differ is read a second time.
 
     Raises:
         As :func:`stream_file`.
@@ -171,7 +172,7 @@ def stream_checkpoint(
         stamp, wanted = index.stamps[name], md5(name, size)
         records = [each for each in index.tensors if each.file == name]
         digests = TensorDigests(records)
-        # without a content of its own a file cannot be held to what is known, whatever its stamp
+        # where the tensors do not see every byte, there is no content to compare with the known
         known = find_known(stamp, md5=wanted) if recall and digests.see_all else None
         file = stream_file(
             path,
@@ -197,7 +198,7 @@ def stream_checkpoint(
 def _digest_again(
     path: Path, records: Sequence[TensorRecord], content: str, *, md5: bool, stamp: Stamp
 ) -> FileDigest:
-    """Of a file whose stamp was that of another content, and which still has ``content``."""
+    """Read a file in full whose stamp is known with another content; it must have ``content``."""
     digests, size = TensorDigests(records), stamp.nbytes
     whole = segments(records, size)
     file = stream_file(path, whole, StreamDigest(md5=md5), stamp=stamp, tensors=digests)
