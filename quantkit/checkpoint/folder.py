@@ -44,7 +44,13 @@ MAX_INDEX_BYTES = 16 * 2**20
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 
 _SUFFIXES: dict[Container, str] = {"safetensors": ".safetensors", "torch": ".bin"}
-#: How often a file's bytes may count, all its tensors taken together.
+
+_READERS: dict[Container, Callable[[Path], list[TensorRecord]]] = {
+    "safetensors": read_safetensors_header,
+    "torch": read_torch_index,
+}
+
+#: How many times a file's size all its tensors together may claim.
 _MOST_SHARED = 4
 
 _NAMES_SHOWN = 10
@@ -171,7 +177,7 @@ def _collect(
 
 
 def _refuse_aliases(records: Sequence[TensorRecord], size: int, path: Path) -> None:
-    """A tied weight may lie there once for two names; a thousand would be read a thousand times."""
+    """Two names may share a tied weight's bytes; a thousand names would be a thousand reads."""
     stated = sum(each.nbytes for each in records)
     if stated > _MOST_SHARED * size:
         raise CheckpointError(
@@ -199,9 +205,3 @@ def _listed(names: Iterable[str]) -> str:
     shown = ", ".join(quoted(name) for name in islice(ordered, _NAMES_SHOWN))
     more = len(ordered) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-_READERS: dict[Container, Callable[[Path], list[TensorRecord]]] = {
-    "safetensors": read_safetensors_header,
-    "torch": read_torch_index,
-}
