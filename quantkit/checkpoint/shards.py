@@ -1,10 +1,10 @@
 """Safetensors files laid out before their bytes exist, and written by position.
 
-The layout is fixed by the plan: within a shard the tensors lie in the order in which they are
-given (the plan's: as a conversion reads them), so that the file can be digested while it grows.
-Those whose length would leave the next one unaligned come after them, the wider elements first,
-and texts of variable length last. A header padded to its greatest length keeps all positions known
-while the bytes are made.
+The layout is fixed by the plan. Within a shard the tensors lie in the order in which they are
+given, which is the order in which a conversion reads them: so the file can be digested while it
+grows. Tensors whose length would leave the next one unaligned come after the others, the wider
+elements first, and texts of variable length come last. The header is padded to its greatest
+length, so that all positions are known while the bytes are made.
 
 Source: the safetensors format (8 bytes little-endian header length, JSON, data).
 """
@@ -36,7 +36,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 #: Whatever is this long leaves the next tensor aligned, whatever its elements.
 _ALIGNED = max(ITEM_BYTES.values())
 
-#: What the system says where a disk, or one's share of it, has no room.
+#: The system's error numbers for a full disk, or a quota that is used up.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -85,11 +85,12 @@ def layout(groups: Iterable[Sequence[OutputTensor]], limit: int) -> tuple[Shard,
 def _shard(name: str, tensors: Sequence[OutputTensor]) -> Shard:
     ordered = sorted(tensors, key=_place)
     longest = _header(ordered, {each.name: each.nbytes for each in ordered})
-    return Shard(name, tuple(ordered), 8 + -(-len(longest) // _ALIGNED) * _ALIGNED)
+    padded = -(-len(longest) // _ALIGNED) * _ALIGNED  # rounded up
+    return Shard(name, tuple(ordered), 8 + padded)
 
 
 def _place(tensor: OutputTensor) -> tuple[bool, bool, int]:
-    """By rank; within one rank tensors stay in the order in which they are made."""
+    """The sort key of the layout; tensors with equal keys stay in the order they are made in."""
     uneven = tensor.nbytes % _ALIGNED != 0
     return tensor.variable, uneven, -ITEM_BYTES[tensor.dtype] if uneven else 0
 
@@ -112,9 +113,10 @@ def _header(tensors: Sequence[OutputTensor], lengths: Mapping[str, int]) -> byte
 class ShardWriter:
     """Writes one shard by position; bytes may come in any order.
 
-    ``finish`` writes the header last, so that a file cut short never looks whole. Its digest starts
-    with it all the same, unless texts make its lengths unknown. Whoever wants the digest gives what
-    is written to ``digest`` too, on one thread; ``write`` and ``flush`` may run on others.
+    ``finish`` writes the header last, so that a file cut short never looks whole. The digest can
+    begin with the header all the same, unless there are texts, whose lengths come late. To have the
+    digest, give all that is written to ``digest`` too, on one thread; ``write`` and ``flush`` may
+    run on others.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -155,7 +157,7 @@ class ShardWriter:
             self._put(_bytes_of(data).data, self._at[name] + offset)
 
     def digest(self, name: str, offset: int, data: Array) -> None:
-        """The same bytes for the file's digest; what was not given has to be read for it."""
+        """Take the bytes of a ``write`` into the file's digest."""
         if self._digest is not None:
             self._digest.feed(self._at[name] + offset, _bytes_of(data).data)
 
@@ -167,8 +169,8 @@ class ShardWriter:
     def finish(self) -> str | None:
         """Append the texts, then the header.
 
-        Returns the file's SHA-256, unless it must be read for it: where there are texts, or not
-        all was given to ``digest``, more or less in the file's order.
+        Returns the file's SHA-256. ``None`` where the file must be read for it: it has texts, or
+        not all of it was given to ``digest``, roughly in the file's order.
         """
         lengths = {name: len(text) for name, text in self._texts.items()}
         at = self._shard.header_bytes + sum(
@@ -183,7 +185,7 @@ class ShardWriter:
         return self._digest.result(at) if self._digest is not None else None
 
     def _head(self, lengths: Mapping[str, int]) -> bytes:
-        """The header and its length; ``lengths`` of the texts."""
+        """The length field and the header, given the ``lengths`` of the texts."""
         room = self._shard.header_bytes - 8
         every = {each.name: each.nbytes for each in self._shard.tensors} | dict(lengths)
         return room.to_bytes(8, "little") + _header(self._shard.tensors, every).ljust(room)
@@ -194,7 +196,7 @@ class ShardWriter:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """By its descriptor the system cannot say which file it was."""
+        """Add the path to an OSError, which the system cannot tell from a descriptor."""
         try:
             yield
         except OSError as error:
@@ -206,10 +208,10 @@ def _bytes_of(data: Array) -> Array:
 
 
 def set_aside(fd: int, size: int) -> None:
-    """Have the file system find ``size`` bytes for a file at once, not write by write.
+    """Have the file system reserve ``size`` bytes for a file at once, not write by write.
 
-    That spares it half of its work, and a file never ends for want of space once it is begun.
-    Where it cannot, nothing happens; glibc's posix_fallocate would then write to every block.
+    That halves its work, and a file that was begun never runs out of space. A file system that
+    cannot do so is left alone; glibc's posix_fallocate would write to every block instead.
 
     Raises:
         OSError: there is no such space.
@@ -255,7 +257,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     if len(shards) < 2:
         return
     weight_map = {each.name: shard.name for shard in shards for each in shard.tensors}
-    # of what was written: the plan knows only the most that some tensors may take
+    # from the files: the plan knows only the greatest length of some tensors
     headers = (read_safetensors_header(folder / shard.name) for shard in shards)
     total = sum(each.nbytes for records in headers for each in records)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
