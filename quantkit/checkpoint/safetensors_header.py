@@ -78,7 +78,7 @@ def _read_header(fd: int, file_bytes: int, path: Path) -> bytes:
     if length > room:
         raise CheckpointError(
             f"{path}: expected a header of at most {room} bytes, its length says {length}; "
-            f"the file is truncated or no safetensors file, fetch it again{_pointer_hint(fd)}"
+            f"the file is truncated or no safetensors file, fetch it again{_other_kind(fd)}"
         )
     header = read_bytes(fd, _LENGTH_BYTES, length, str(path))
     if not header.startswith(b"{"):
@@ -88,8 +88,8 @@ def _read_header(fd: int, file_bytes: int, path: Path) -> bytes:
     return header
 
 
-def _pointer_hint(fd: int) -> str:
-    """What else it looks like: a pointer of git-lfs, or another kind under a wrong name."""
+def _other_kind(fd: int) -> str:
+    """A hint at what else it looks like: a git-lfs pointer, or another kind of file."""
     for magic, hint in _OTHER_KINDS:
         if os.pread(fd, len(magic), 0) == magic:
             return f" (it looks like {hint})"
