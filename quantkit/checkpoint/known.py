@@ -4,7 +4,7 @@ SHA-256 and MD5 are the longest part of reading a file, as each runs on one thre
 of its tensors are taken in any case, for the fingerprint; with what lies between the tensors they
 make the file's *content* (:meth:`~quantkit.checkpoint.fingerprint.TensorDigests.content`), one
 BLAKE3 digest of every byte. It is kept with the file's other digests. When the file is read
-again, its content alone is taken, and only where that is what it was are the kept ones the file's.
+again, only its content is taken; if that is still the same, so are the other digests.
 
 A file's stamp (times, inode) says no more than which content to expect. None of it is believed:
 a file that holds something else is digested as if it had never been seen.
@@ -37,8 +37,8 @@ class Known:
 
 
 def find_known(stamp: Stamp, *, md5: bool) -> Known | None:
-    """What is to be expected of a file with this stamp; nothing where an MD5 is wanted that
-    was never taken."""
+    """What to expect of a file with this stamp; ``None`` too where an MD5 is wanted that was
+    never taken."""
     found = recall(_KIND, asdict(stamp), TypeAdapter(Known))
     return None if found is None or (md5 and found.md5 is None) else found
 
@@ -49,8 +49,8 @@ def keep_known(stamp: Stamp, known: Known) -> None:
 
 
 class KnownDigest:
-    """In place of a :class:`~quantkit.digests.StreamDigest`: the digests of ``known``, which are
-    the stream's if its content is."""
+    """Stands in for a :class:`~quantkit.digests.StreamDigest`. Its result is that of ``known``,
+    right only if the stream proves to have the same content."""
 
     def __init__(self, known: Known, *, md5: bool) -> None:
         self._known, self._md5 = known, md5

@@ -35,8 +35,8 @@ def is_shape(values: tuple[object, ...]) -> TypeGuard[tuple[int, ...]]:
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Row-major without gaps. A dimension of one element may have any stride, and so may all
-    of a tensor that has none."""
+    """Row-major without gaps. A dimension of one element may have any stride, and so may every
+    dimension of an empty tensor."""
     if 0 in shape:
         return True
     expected = 1

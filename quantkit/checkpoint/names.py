@@ -9,6 +9,7 @@ MAX_NAME_LENGTH = 1024
 
 _QUOTED_LENGTH = 120
 
+#: What a shell or HTML acts on.
 _ACTED_ON = frozenset(" <>\"'`|\\$;&(){}*?!#")
 
 
@@ -38,8 +39,8 @@ def encodable(text: str) -> bool:
 def check_tensor_name(name: object, where: str) -> str:
     """``name`` if it can be a tensor's name; ``where`` is the file, for the message.
 
-    Names end up on cards, in pages and in commands that people copy: what these would act
-    on is in no model's names.
+    Names end up on cards, in pages and in commands that people copy. No model's names hold
+    anything that these would act on.
     """
     if isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH and encodable(name):
         if name.isprintable() and not _ACTED_ON & set(name):

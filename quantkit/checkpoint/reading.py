@@ -25,7 +25,7 @@ from quantkit.types import ITEM_BYTES, TensorRecord
 if TYPE_CHECKING:
     import torch
 
-#: Of two tensors that are compared, so much is held of each, in bytes.
+#: How much of each of two tensors is held while they are compared, in bytes.
 _PIECE = 2 << 20
 
 
@@ -56,10 +56,10 @@ def stamp_of(file: int | Path) -> Stamp:
 
 
 def check_unchanged(stamp: Stamp, fd: int, path: Path) -> None:
-    """Neither the open file was written to since ``stamp``, nor another put in its place.
+    """See that nothing wrote to the open file since ``stamp``, or put another in its place.
 
     Raises:
-        CheckpointError: it was.
+        CheckpointError: something did.
     """
     try:
         unchanged = stamp_of(fd) == stamp == stamp_of(path)
@@ -155,7 +155,7 @@ def read_bytes(fd: int, offset: int, length: int, where: str) -> bytes:
 def read_tensor(folder: Path, record: TensorRecord, stamp: Stamp | None = None) -> torch.Tensor:
     """The tensor that ``record`` describes, contiguous, with memory of its own.
 
-    ``folder`` is the one that ``record.file`` is in, which must still be as ``stamp`` has it.
+    ``record.file`` lies in ``folder``, and must still have ``stamp`` where one is given.
     Peak memory: the record's byte range, and for a strided record its elements besides.
     """
     import torch  # seconds to import, and headers are read without it
@@ -179,9 +179,9 @@ def read_tensor(folder: Path, record: TensorRecord, stamp: Stamp | None = None) 
 
 
 def same_values(folder: Path, one: TensorRecord, other: TensorRecord) -> bool:
-    """Whether two stored tensors hold equal values (``0`` and ``-0`` are, NaN is not).
+    """Whether two stored tensors hold equal values (``0`` equals ``-0``, NaN equals nothing).
 
-    A piece of each at a time, and torch is not needed, unless one is strided or their data
+    They are compared piece by piece and without torch, unless one is strided or their data
     types differ.
     """
     if one.shape != other.shape:
@@ -202,7 +202,7 @@ def same_values(folder: Path, one: TensorRecord, other: TensorRecord) -> bool:
 
 
 def _check_range(record: TensorRecord, where: str) -> None:
-    """The record agrees with itself, so that no view can leave its buffer."""
+    """Check that a record's size fits its shape, so that no view can leave its buffer."""
     item = ITEM_BYTES.get(record.dtype)
     if item is None:
         raise CheckpointError(

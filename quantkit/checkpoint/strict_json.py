@@ -12,8 +12,8 @@ from typing import NoReturn
 from quantkit.checkpoint.names import quoted
 from quantkit.errors import CheckpointError
 
-#: An object takes some hundred bytes of memory, a list half of that, whatever little is in it;
-#: each value takes time. A tensor's entry has one object, two lists and some eight values.
+#: Even when empty, an object takes some hundred bytes of memory and a list half of that; each
+#: value takes time. A tensor's entry has one object, two lists and some eight values.
 MAX_OBJECTS = 150_000
 MAX_LISTS = 300_000
 MAX_VALUES = 1_500_000

@@ -46,7 +46,7 @@ _END_MAGIC = b"PK\x05\x06"
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _DESCRIPTOR = 0x8
 _UTF8_NAME = 0x800
-#: Flags that change nothing for a stored member: a descriptor follows it, its name is UTF-8.
+#: Flags that do not change a stored member's bytes: a descriptor follows it, its name is UTF-8.
 _HARMLESS = _DESCRIPTOR | _UTF8_NAME
 #: The longest descriptor: signature, CRC-32, and two sizes of 64 bits (APPNOTE.TXT 4.3.9).
 _DESCRIPTOR_BYTES = 24
@@ -182,7 +182,7 @@ def _read_directory(stream: BinaryIO, path: Path) -> tuple[list[zipfile.ZipInfo]
 
 
 def _directory_bytes(fd: int, tail: bytes, size: int) -> int:
-    """The length that the end record states, or the one of 64 bits before it (4.3.14)."""
+    """The length that the end record states, or the zip64 record before it (4.3.14)."""
     (stated,) = struct.unpack_from("<I", tail, 12)
     record = os.pread(fd, 56, max(0, size - _END_RECORD_BYTES - 20 - 56))
     if record.startswith(b"PK\x06\x06") and len(record) == 56:
@@ -228,7 +228,7 @@ def _check_local(header: bytes, info: zipfile.ZipInfo, where: str) -> None:
             f"method {method}; {_AGAIN}"
         )
     if flags & _DESCRIPTOR and not (crc or packed or size):
-        return  # they follow the member
+        return  # CRC and sizes follow the member
     stated = [(crc, info.CRC), (packed, info.file_size), (size, info.file_size)]
     if any(local not in (told, _ZIP64) for local, told in stated[1:]) or crc != info.CRC:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""What is on its way into the shards: written, digested and taken by the disk side by side."""
+"""The queue into the shards: its bytes are written, digested and flushed side by side."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FLUSH_BYTES = 32 << 20
 class WriteQueue:
     """Puts bytes into the shards on a thread of its own, a few writes behind the encoders.
 
-    Two others digest them and have the disk take them meanwhile: at the end either would take
-    as long, and nothing else be left to do. After ``close`` none uses a writer any more.
+    Meanwhile two other threads digest and flush them: left to the end, either would take as long
+    again, with nothing else to do beside it. After ``close`` no thread uses a writer any more.
     """
 
     _DEPTH = 8
@@ -61,5 +61,5 @@ class WriteQueue:
         if self._unflushed < _FLUSH_BYTES or (self._flushing and not self._flushing.done()):
             return
         if self._flushing is not None:
-            self._flushing.result()  # the system tells of a fault once, and no later flush of it
+            self._flushing.result()  # the system reports a fault to one flush only
         self._flushing, self._unflushed = self._flusher.submit(writer.flush), 0
