@@ -80,13 +80,13 @@ def _unigram(model: SentencePieceModel, barriers: Barriers) -> Unigram:
     if not model.ids_of(PieceType.NORMAL):
         raise SourceError("the sentencepiece model has no normal pieces")
     bottom = lowest(model)
-    without = frozenset(barriers.without)
+    unsplit = frozenset(barriers.unsplit)
     # Below any sum that the pieces of one such literal can reach.
-    never = min(bottom, 0.0) * max(map(len, without), default=0) - 1.0
+    never = min(bottom, 0.0) * max(map(len, unsplit), default=0) - 1.0
     vocab: list[tuple[str, float]] = []
     for piece in model.pieces:
         if piece.type in RESERVED:
-            vocab.append((piece.text, never if piece.text in without else bottom))
+            vocab.append((piece.text, never if piece.text in unsplit else bottom))
         elif piece.type is PieceType.UNUSED:
             vocab.append((_unmatchable(piece.text), bottom))
         else:
@@ -102,10 +102,10 @@ def _unmatchable(text: str) -> str:
 def _bpe(model: SentencePieceModel, barriers: Barriers) -> BPE:
     """Also the char model, which is BPE without a merge."""
     _check_bpe(model)
-    own = bool(model.ids_of(PieceType.USER_DEFINED))
-    if own and barriers.without:
+    user_defined = bool(model.ids_of(PieceType.USER_DEFINED))
+    if user_defined and barriers.unsplit:
         raise SourceError(
-            f"user_defined_symbols of a bpe model whose pieces spell {barriers.without[0]!r} "
+            f"user_defined_symbols of a bpe model whose pieces spell {barriers.unsplit[0]!r} "
             "are not supported"
         )
     merging = model.trainer.model_type is ModelType.BPE
@@ -116,7 +116,7 @@ def _bpe(model: SentencePieceModel, barriers: Barriers) -> BPE:
         fuse_unk=True,
         byte_fallback=model.trainer.byte_fallback,
     )
-    if own:
+    if user_defined:
         _check_whole(model, bpe)
         # A user-defined piece is split off whole (below); nothing merges into it.
         bpe.ignore_merges = True
@@ -164,11 +164,11 @@ def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
 def _splitter(model: SentencePieceModel, barriers: Barriers) -> PreTokenizer | None:
     steps: list[PreTokenizer] = []
     unigram = model.trainer.model_type is ModelType.UNIGRAM
-    own = model.texts_of(PieceType.USER_DEFINED)
-    if own and not unigram:
-        steps.append(Split(Regex(longest_of(own)), "isolated"))
+    user_defined = model.texts_of(PieceType.USER_DEFINED)
+    if user_defined and not unigram:
+        steps.append(Split(Regex(longest_of(user_defined)), "isolated"))
     # BPE's merges alone never make a reserved piece.
-    if (unigram or own) and (parts := barriers.splitter()) is not None:
+    if (unigram or user_defined) and (parts := barriers.splitter()) is not None:
         steps.append(parts)
     if (words := _words(model)) is not None:
         steps.append(words)
@@ -178,12 +178,13 @@ def _splitter(model: SentencePieceModel, barriers: Barriers) -> PreTokenizer | N
 
 
 def _words(model: SentencePieceModel) -> PreTokenizer | None:
-    """A split at spaces, where no piece crosses one: ``tokenizers`` remembers short texts."""
+    """A split at spaces, where no piece crosses one: ``tokenizers`` caches what it makes of short
+    texts."""
     texts = model.texts_of(*MATCHED)
     if SPACE not in texts:
         return None  # the unknown characters on both sides would be one token
     if not any(SPACE in text[1:] for text in texts):
-        # ``Metaspace`` does the same, and looks for spaces to replace, of which there are none
+        # ``Metaspace`` does the same, but looks for spaces to replace too, and there are none
         return Split(SPACE, "merged_with_next")
     if not any(SPACE in text[:-1] for text in texts):
         return Split(SPACE, "merged_with_previous")

@@ -36,10 +36,10 @@ MATCHED = (PieceType.NORMAL, PieceType.USER_DEFINED)
 
 @dataclass(frozen=True)
 class Barriers:
-    """Where to split, and the literals that no split parts."""
+    """The ``pairs`` of characters to split between, and the literals that this leaves whole."""
 
     pairs: tuple[str, ...]
-    without: tuple[str, ...]
+    unsplit: tuple[str, ...]
 
     def splitter(self) -> PreTokenizer | None:
         if not self.pairs:
@@ -49,7 +49,7 @@ class Barriers:
 
 
 def find_barriers(model: SentencePieceModel) -> Barriers:
-    """As few pairs of characters as part every reserved literal.
+    """Few pairs of characters that together part every reserved literal.
 
     Raises:
         SourceError: a reserved piece is one character, which nothing can part.
