@@ -27,8 +27,8 @@ from quantkit.tokenization.scoring import UNKNOWN_MALUS, lowest, score_of
 class Parting:
     """Where two lists of ids part and meet again: a slice of each."""
 
-    ours: slice
-    theirs: slice
+    expected: slice
+    found: slice
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def all_ties(expected: Sequence[int], found: Sequence[int], scores: Scores) -> b
         return False
     totals = np.cumsum([scores.score[token] for token in expected])
     for place in places:
-        ours, theirs = expected[place.ours], found[place.theirs]
-        if not _same_unknown(ours, theirs, scores):
+        one, other = expected[place.expected], found[place.found]
+        if not _same_unknown(one, other, scores):
             return False
-        gap = sum(scores.score[token] for token in ours) - sum(
-            scores.score[token] for token in theirs
+        gap = sum(scores.score[token] for token in one) - sum(
+            scores.score[token] for token in other
         )
-        reached = np.float32(abs(totals[place.ours.stop - 1]))
-        rounding = 0.5 * float(np.spacing(reached)) * (len(ours) + len(theirs))
+        reached = np.float32(abs(totals[place.expected.stop - 1]))
+        rounding = 0.5 * float(np.spacing(reached)) * (len(one) + len(other))
         if abs(gap) > rounding:
             return False
     return True
@@ -110,7 +110,7 @@ def _ends(tokens: Sequence[int], scores: Scores) -> list[int]:
     return np.cumsum([scores.size[token] for token in tokens]).tolist() if tokens else []
 
 
-def _same_unknown(ours: Sequence[int], theirs: Sequence[int], scores: Scores) -> bool:
+def _same_unknown(one: Sequence[int], other: Sequence[int], scores: Scores) -> bool:
     """Unknown characters are no part of a tie: every segmentation has the same ones."""
-    left = [token for token in ours if token in scores.skipped]
-    return left == [token for token in theirs if token in scores.skipped]
+    left = [token for token in one if token in scores.skipped]
+    return left == [token for token in other if token in scores.skipped]
