@@ -9,8 +9,8 @@ sentencepiece replaces a text segment by segment (:mod:`~quantkit.tokenization.s
 2. the normalizer runs;
 3. where an exception stands behind its mark, a list of all their values is inserted
    between the two;
-4. everything is deleted but the one value that is right: the marks, the exception, the
-   other values, and the ASCII characters that the rules delete.
+4. everything but the one right value is deleted: the marks, the exception, the other values,
+   and the ASCII characters that the rules delete.
 
 A step of ``tokenizers`` replaces by one fixed text, and each costs a walk over the whole
 text; so twenty exceptions by a list are ten times cheaper than by a replacement each. In
@@ -68,8 +68,8 @@ def build_normalizer(model: SentencePieceModel, rules: Charsmap) -> Normalizer:
         # First of all, because sentencepiece asks whether the text itself is empty. As a space,
         # it is not taken for part of a longer segment.
         longer = [text for text in (*copied, *rules.several) if len(text) > 1 and SPACE in text]
-        free = rules.rules and longer and not any(" " in text for text in (*copied, *rules.rules))
-        steps.append(_dummy(model, " " if free else SPACE))
+        spaced = any(" " in text for text in (*copied, *rules.rules))
+        steps.append(_dummy(model, " " if rules.rules and longer and not spaced else SPACE))
     if rules.rules:
         _check(rules)
         blob, trims = spec.precompiled_charsmap, spec.remove_extra_whitespaces
@@ -140,7 +140,7 @@ def _rules(coverage: Coverage, copied: tuple[str, ...], blob: bytes) -> list[Nor
 
 
 def _name(number: int) -> str:
-    """Of an exception that the base must not see; none is the beginning of another."""
+    """Stands for an exception that the base must not see; no name begins with another."""
     return f"{number:08b}".replace("0", ZERO).replace("1", ONE)
 
 
@@ -162,8 +162,8 @@ def _chosen(left: list[tuple[str, str]], mark: str) -> list[str]:
     """Expressions for what is to be deleted: the list up to the right value, the rest of the
     list and what was found.
 
-    An end of the text's own stands behind a mark, with none after it; the one set at the very
-    beginning may stand before what looks like an exception.
+    They leave two kinds of END alone: the text's own, which stands behind a mark; and the one at
+    the very beginning, which may stand before what looks like an exception.
     """
     values = _values(left)
     before: list[str] = []
