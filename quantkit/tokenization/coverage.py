@@ -83,9 +83,8 @@ def normalizers_of(base: tuple[str, ...], blob: bytes) -> list[Normalizer]:
 
 
 def _one_by_one(blob: bytes) -> list[Normalizer]:
-    """The model's own rules. ``Precompiled`` reads them by grapheme cluster, and of a cluster
-    shorter than six bytes it replaces the whole by its *shortest* rule; alone on one character
-    it is exact."""
+    """The model's own rules, on one character at a time, where ``Precompiled`` is exact. It works
+    by grapheme cluster, and replaces one shorter than six bytes whole, by its *shortest* rule."""
     joins = f"[{JOINS_BEFORE}{CLUSTERS_BEFORE}&&[^{OURS}]]"
     return [
         Replace(Regex(f"(?<=[^{OURS}])(?={joins})"), GAP),
@@ -115,7 +114,7 @@ def find_coverage(
             if len(trial.exceptions) > MAX_EXCEPTIONS:
                 fewest = min(fewest, len(trial.exceptions))
                 break
-        else:
+        else:  # few enough in both
             return trial.coverage()
     raise SourceError(
         f"{fewest} or more normalization rules that no normalizer of tokenizers gives (a rule "
@@ -125,7 +124,7 @@ def find_coverage(
 
 
 class _Trial:
-    """What one base makes of each text, and which it makes something else of than wanted."""
+    """What one base makes of each text, and the texts of which it does not make what is wanted."""
 
     def __init__(
         self,
@@ -186,8 +185,8 @@ class _Trial:
         return frozenset(found | {char for key in keys for char in key[1:]})
 
     def _closed(self, joining: frozenset[str], found: dict[str, str]) -> set[str]:
-        """The exceptions, and what could be mistaken for one: what joins the text before it gets
-        a mark as an exception does, and may look like one, or like the beginning of one."""
+        """The exceptions, and texts that could be mistaken for one. A text that joins what stands
+        before it gets a mark too, and may look like an exception, or like its beginning."""
         closed, more = set(self.exceptions), set(self.exceptions)
         for text in sorted({found[text] for text in more} - found.keys()):
             found[text] = self._wanted[text] = text  # as no rule names it
@@ -231,7 +230,7 @@ def _wanted(rules: Charsmap, copied: tuple[str, ...]) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _changed_by_nfkc() -> tuple[str, ...]:
-    """NFC changes no others. Without the characters of ours, which no rule names."""
+    """The characters that NFKC changes; NFC changes no others."""
     chars = map(chr, range(1, _PLANES))
     real = [each for each in chars if not "\ud800" <= each <= "\udfff"]
     found = _based(("NFKC",), b"", tuple(real))

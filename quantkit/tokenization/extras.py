@@ -48,8 +48,8 @@ def read_extras(path: Path, model: SentencePieceModel | None = None) -> tuple[Ex
     """The added tokens of the checkpoint around the sentencepiece model in ``path``, whose ids
     follow those of its pieces.
 
-    Entries that repeat a piece under its own id are none. ``model`` is given where it has been
-    read; it takes half a second, and is not read where nothing is listed.
+    Entries that repeat a piece under its own id are left out. ``model`` is given where it has been
+    read; reading it takes half a second, and is not done where nothing is listed.
 
     Raises:
         SourceError: a file cannot be read, or an added token is empty or takes the id or the text

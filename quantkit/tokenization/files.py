@@ -46,8 +46,8 @@ _NAMED = (
     "mask_token",
 )
 
-# Before and after a text, by transformers 4.57: (default of bos, default of eos), and
-# whether the keys add_bos_token and add_eos_token of the config change it.
+# Whether a class of transformers 4.57 puts bos before a text, and eos after it; and whether the
+# keys add_bos_token and add_eos_token of the config change that.
 _ADDED_BY_CLASS = {
     "T5Tokenizer": (False, True, False),
     "LlamaTokenizer": (True, False, True),
@@ -107,7 +107,7 @@ def make_files(
 
 
 def _code() -> list[str]:
-    """What makes them, in its present state."""
+    """Digests of the code that makes the files: another version makes them anew."""
     return [digest_file(path).sha256 for path in sorted(Path(__file__).parent.glob("*.py"))]
 
 
@@ -148,7 +148,7 @@ def _make_files(
 
 
 def check_hidden(spiece_model: Path, source_config: Mapping[str, Any]) -> None:
-    """Whether ``split_special_tokens`` would take added tokens of the checkpoint apart.
+    """See that ``split_special_tokens`` would take no added token of the checkpoint apart.
 
     Raises:
         SourceError: it would; the message names them and what to set.
@@ -156,7 +156,7 @@ def check_hidden(spiece_model: Path, source_config: Mapping[str, Any]) -> None:
     try:
         extras, listed = read_extras(spiece_model), _listed(source_config)
     except SourceError:
-        return  # whoever makes the files meets the same
+        return  # make_files meets the same, and says it
     named = [_content(source_config[name]) for name in _NAMED if name in source_config]
     _refuse_hidden(extras, [*named, *listed])
 

@@ -86,7 +86,7 @@ class SentencePieceModel:
 
     @property
     def unk_id(self) -> int:
-        """sentencepiece loads no model that has not exactly one."""
+        """The unknown piece's id; sentencepiece loads no model without exactly one."""
         found = self.ids_of(PieceType.UNKNOWN)
         if len(found) != 1:
             raise SourceError(f"sentencepiece model: {len(found)} unknown pieces, expected one")

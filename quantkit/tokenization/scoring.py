@@ -20,7 +20,7 @@ def lowest(model: SentencePieceModel) -> float:
 
 
 def score_of(piece: Piece) -> float:
-    """Of a normal or user-defined piece."""
+    """What a normal or user-defined piece counts."""
     if piece.type is PieceType.USER_DEFINED:
         return _USER_DEFINED_BONUS * (len(piece.text.encode()) - 1)
     return piece.score
