@@ -70,8 +70,9 @@ def _round_rows(  # type: ignore[no-untyped-def]
     weights, scales, zeros, codes, errors, losses, passing, cost, groups, shrinks, grid
 ):
     count, kind = weights.shape[1], weights.dtype
-    tile, tile_codes, tile_errors = _rooms(count, LANES, kind)
-    rooms = _rooms(count, LANES, kind)
+    top, _, _, _, known, _ = grid
+    tile, tile_codes, tile_errors = _zeros(count, LANES, kind)
+    scratch = _zeros(count, LANES, kind)
     for first in range(0, weights.shape[0], LANES):
         live = min(LANES, weights.shape[0] - first)
         for lane in range(live):
@@ -83,16 +84,16 @@ def _round_rows(  # type: ignore[no-untyped-def]
             stop, group = start + 1, groups[start]
             while stop < count and groups[stop] == group:
                 stop += 1
-            if grid[4]:
+            if known:
                 scale, zero = np.ones(LANES, kind), np.zeros(LANES, kind)
                 scale[:live] = scales[first : first + live, group]
                 zero[:live] = zeros[first : first + live, group]
             else:
-                scale, zero = _find_scales(tile, start, stop, passing, cost, shrinks, grid, rooms)
+                scale, zero = _find_scales(tile, start, stop, passing, cost, shrinks, grid, scratch)
                 scales[first : first + live, group] = scale[:live]
                 zeros[first : first + live, group] = zero[:live]
             _round(
-                tile, start, stop, count, passing, cost, scale, zero, grid[0],
+                tile, start, stop, count, passing, cost, scale, zero, top,
                 tile_codes, tile_errors, loss,
             )  # fmt: skip
             start = stop
@@ -105,13 +106,13 @@ def _round_rows(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _find_scales(  # type: ignore[no-untyped-def]
-    tile, start, stop, passing, cost, shrinks, grid, rooms
+    tile, start, stop, passing, cost, shrinks, grid, scratch
 ):
     """Scales and zero points (lanes,) of least loss for the columns of one group."""
     top, middle, least, sym, _, tried = grid
     kind, lanes = tile.dtype, tile.shape[1]
     low, high = _ranges(tile[start:stop], sym)
-    scales, zeros, likely = _rooms(shrinks.size, lanes, kind)
+    scales, zeros, likely = _zeros(shrinks.size, lanes, kind)
     room, inverse = np.empty(1, kind), np.empty(lanes, kind)
     for trial in range(shrinks.size):
         for lane in range(lanes):
@@ -122,11 +123,11 @@ def _find_scales(  # type: ignore[no-untyped-def]
         for lane in range(lanes):
             inverse[lane] = top / top / scales[trial, lane]  # a 1 of their type
         for at in range(start, stop):
-            _lose(tile, at, scales, inverse, zeros, trial, cost[at], top, likely)
+            _add_loss(tile, at, scales, inverse, zeros, trial, cost[at], top, likely)
     best = np.full(lanes, np.inf).astype(kind)
     best_scale, best_zero = best.copy(), np.zeros(lanes, kind)
     scale, zero = np.empty((2, lanes), kind)
-    trial_tile, codes, errors = rooms
+    trial_tile, codes, errors = scratch
     for _ in range(tried):
         for lane in range(lanes):
             chosen = np.argmin(likely[:, lane])
@@ -142,8 +143,8 @@ def _find_scales(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _rooms(rows, lanes, kind):  # type: ignore[no-untyped-def]
-    """Three matrices of zeros; parts of one would not be told apart, and not be vectors."""
+def _zeros(rows, lanes, kind):  # type: ignore[no-untyped-def]
+    """Three matrices. As parts of one, LLVM could not tell them apart and would use no vectors."""
     shape = rows, lanes
     return np.zeros(shape, kind), np.zeros(shape, kind), np.zeros(shape, kind)
 
@@ -200,7 +201,7 @@ def _round_column(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _lose(  # type: ignore[no-untyped-def]
+def _add_loss(  # type: ignore[no-untyped-def]
     tile, at, scales, inverse, zeros, trial, cost, top, losses
 ):
     """Add what rounding a column costs when no error is passed on."""
@@ -221,7 +222,7 @@ def _pass_on(tile, later, errors, at, share):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _pass_four(tile, later, errors, at, passing):  # type: ignore[no-untyped-def]
-    """:func:`_pass_on` for four columns: what is passed to is read and written once."""
+    """:func:`_pass_on` for four columns at once: the later column is read and written once."""
     a, b, c, d = (
         passing[at, later],
         passing[at + 1, later],
