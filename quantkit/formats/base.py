@@ -46,8 +46,8 @@ class Encoder(Protocol):
         """The next elements of the weight, 1-D, row-major as (out, in), in the plan's data type.
 
         Every piece but the last is a multiple of the format's ``unit``; it is valid until the
-        next is asked for, so what is written of it must be a copy. Pieces and what is written
-        are the host's, whatever the device.
+        next is asked for, so what is written of it must be a copy. Pieces and writes are in the
+        host's memory, whatever the device.
 
         Raises:
             NonFiniteError: the piece holds NaN or infinity: :func:`refuse_nonfinite`, given what
@@ -67,7 +67,7 @@ class Format(Protocol):
     def calibrated(self) -> bool:
         """Whether weights are made layer by layer before the one pass, which then skips them.
 
-        Only decoder layers are then quantized. What walks them knows GPTQ alone so far.
+        Only decoder layers are then quantized. The walk through them knows GPTQ alone so far.
         """
         ...
 

@@ -62,7 +62,7 @@ class Bnb:
     def quantization_config(self, kept: Kept, quantized: Sequence[str]) -> dict[str, Any]:
         method = self.method
         four_bit = method.quant_type != "int8"
-        # naming any module replaces the rule, by which loaders find the others themselves
+        # naming any module replaces the loaders' own rule, so what that keeps is named as well
         skipped = sorted({*kept.rule, *method.ignore}) if method.ignore else None
         return {
             "_load_in_4bit": four_bit,
@@ -125,7 +125,8 @@ def _state_name(method: BnbMethod, weight: str) -> str:
 def _quant_state(
     method: BnbMethod, shape: tuple[int, int], dtype: str, offset: float | None
 ) -> bytes:
-    """bitsandbytes' JSON, keys in its order. Without ``offset``, its length less that number."""
+    """bitsandbytes' JSON, keys in its order. An ``offset`` not known yet is left blank: that text
+    is for its length alone."""
     state: dict[str, Any] = {
         "quant_type": method.quant_type,
         "blocksize": method.block_size,
@@ -143,7 +144,7 @@ def _quant_state(
 
 
 class _FourBitEncoder:
-    """Packs pieces as they come; holds back the absmax where it is quantized again."""
+    """Packs pieces as they come; holds the absmax back where double quantization needs them all."""
 
     def __init__(
         self, method: BnbMethod, weight: str, shape: tuple[int, int], dtype: str, device: str

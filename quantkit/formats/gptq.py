@@ -102,7 +102,7 @@ class Gptq:
 
     def restored(self, weight: str, tensors: Mapping[str, Tensor]) -> Quantized:
         """The inverse of :meth:`stored`, for a layer that an earlier run finished."""
-        from quantkit.kernels.gptq import Quantized  # imports torch, which a plan needs not
+        from quantkit.kernels.gptq import Quantized  # imports torch, which a plan does not need
 
         bits, _ = self._bits_and_group(weight)
         module = weight.removesuffix(".weight")
@@ -142,6 +142,7 @@ class Gptq:
 
     @property
     def _stored_less(self) -> int:
+        """How much less than a zero point is stored for it."""
         return 1 if self.method.checkpoint_format == "gptq" else 0
 
     def _bits_and_group(self, weight: str) -> tuple[int, int]:

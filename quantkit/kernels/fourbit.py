@@ -130,10 +130,10 @@ def _describe(values: Array) -> str:
 
 @cache
 def _decision_tables(quant_type: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Where one code ends and the next begins, for values scaled to [-1, 1], and their names.
+    """The tables by which a value scaled to [-1, 1] becomes the index of its code.
 
     Returns the 15 bounds, midway between neighbouring codes, ascending; and for each byte of two
-    codes' ranks the byte of their indices, or nothing where these are the same.
+    codes' ranks the byte of their indices, empty where a code's rank is its index.
     """
     order = np.array(_ORDER[quant_type], np.uint8)
     ascending = _CODES[quant_type][order]

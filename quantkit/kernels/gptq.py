@@ -3,11 +3,11 @@
 Frantar et al., arXiv 2210.17323, minimize ``(w - d) H (w - d)`` row by row, over ``d`` on a
 grid, where ``H`` is the Hessian ``sum of x x^T`` over a module's inputs ``x``. The paper
 factors ``H^-1 = U^T U`` and passes the error of each column on to all later ones, ``-error *
-U_jk / U_jj``; what stays of it costs ``(error / U_jj)^2``. Here ``H = R R^T`` is factored,
-``R = U^-1`` upper triangular, and no inverse is made but of blocks on the diagonal: what the
-columns before a block lack is ``d``, and moves the block by ``d R`` (Chen et al., arXiv
-2507.18553, on Babai's nearest plane); inside the block errors are passed on as in the paper,
-with ``U`` there the inverse of the block of ``R``. The integers are the paper's. Unlike it:
+U_jk / U_jj``; what stays of it costs ``(error / U_jj)^2``. Here ``H = R R^T`` is factored, with
+``R = U^-1`` upper triangular, and only blocks on the diagonal are inverted. What the columns
+before a block lack, ``d``, moves the block by ``d R`` (Chen et al., arXiv 2507.18553, on Babai's
+nearest plane); inside the block errors are passed on as in the paper, with the inverse of that
+block of ``R`` as ``U``. The integers are the paper's. What differs from it:
 
 * one factor serves all modules with the same input;
 * dampening grows until the factorization succeeds;
@@ -64,14 +64,13 @@ class Quantized:
 
 
 def make_good(lacking: Tensor, factor: Factor, share: float) -> Tensor:
-    """By how much a weight's columns move, in visiting order, so that its outputs make good what
-    they lack.
+    """How far a weight's columns move, in visiting order, to make good what its outputs lack.
 
     ``lacking`` (rows, columns) is the sum of ``(y - y~) x^T`` over inputs ``x``, for wanted
-    outputs ``y`` and present ones ``y~``; the least-squares answer is to add ``lacking H^-1``,
-    of which ``share`` is taken, as calibration inputs are few (GPTAQ, arXiv 2504.02692, has
-    the idea, and weighs it alike). The result, for :func:`quantize`, is that times ``passing``:
-    where each column is rounded when those before it are as they were. Nothing where the
+    outputs ``y`` and present ones ``y~``. The least-squares answer is to add ``lacking H^-1`` to
+    the weight; only ``share`` of it is taken, as calibration inputs are few (GPTAQ, arXiv
+    2504.02692, has the idea, and weighs it alike). What :func:`quantize` takes is that times
+    ``passing``: how far a column moves if those before it stay as they were. Zeros where the
     Hessian is of no use.
     """
     if not factor.usable:
@@ -148,9 +147,10 @@ def _solve(triangle: Tensor, wanted: Tensor, *, upper: bool) -> Tensor:
 
 
 def _groups(order: Tensor, grid: Grid) -> Tensor:
-    """Each visited column's group: its own, unless the order tears groups apart.
+    """The group of each column, in visiting order: the one it lies in.
 
-    Then groups are made of columns visited one after another, unless scales are static.
+    Where that order tears groups apart, columns visited one after another make new ones, unless
+    scales are static.
     """
     own = order // grid.group_size
     together = bool((own.reshape(-1, grid.group_size) == own[:: grid.group_size, None]).all())

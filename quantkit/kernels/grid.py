@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: The search looks at the whole range as the scale, and at parts of it down to the least...
+#: The search ranks so many scales, from the whole range down to this part of it...
 SHRINKS, LEAST_SHRINK = 26, 0.5
 
-#: ...and tries so many of them in earnest.
+#: ...and tries so many of the best with errors passed on.
 TRIED = 4
 
 

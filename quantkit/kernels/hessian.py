@@ -1,7 +1,7 @@
 """One input's Hessian: gathered, put in order, dampened, and factored.
 
-``H`` is the sum of ``x x^T`` over a module's inputs ``x``; ``H = R R^T`` with ``R`` upper
-triangular is the factor that :mod:`gptq` rounds by, and what it is called there.
+``H`` is the sum of ``x x^T`` over a module's inputs ``x``. Its factor, upper triangular ``R`` with
+``H = R R^T``, is what :mod:`gptq` rounds by, under the same names.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def permute(matrix: Tensor, order: Tensor) -> None:
 
 
 def factor_upper(matrix: Tensor) -> bool:
-    """``R`` with ``R R^T = matrix`` in the place of its upper triangle; false if there is none.
+    """Put ``R`` with ``R R^T = matrix`` in place of the upper triangle; false if there is none.
 
     The lower triangle, without the diagonal, stays. By blocks, from the last to the first.
     """

@@ -19,11 +19,11 @@ from quantkit.kernels.grid import Grid
 class Block:
     """``n`` columns rounded together, in visiting order.
 
-    ``weights`` (rows, n), which :func:`round_block` of this module overwrites and the compiled
-    ones leave; ``passing`` (n, n) is how much of each column's error the later ones take, and
-    ``cost`` (n,) as in :class:`~quantkit.kernels.hessian.Factor`. ``groups`` int64 (n,) names
-    each column's column in ``scales`` and ``zero_points`` (rows, groups). ``known`` says that
-    those are found already; otherwise a group of the grid's size begins wherever ``groups``
+    ``weights`` (rows, n) are overwritten by :func:`round_block` of this module, and left alone by
+    the compiled ones. ``passing`` (n, n) is how much of each column's error the later ones take;
+    ``cost`` (n,) is as in :class:`~quantkit.kernels.hessian.Factor`. ``groups`` int64 (n,) says
+    which column of ``scales`` and ``zero_points`` (rows, groups) is each column's. ``known`` says
+    that those are found already; otherwise a group of the grid's size begins wherever ``groups``
     changes, and its scale is found there.
     """
 
@@ -93,7 +93,7 @@ def _loss_alone(weights: Tensor, cost: Tensor, scale: Tensor, zero: Tensor, grid
 
 
 def _runs(groups: Tensor) -> list[tuple[int, int]]:
-    """Stretches of neighbouring columns of one group."""
+    """Stretches ``(start, stop)`` of neighbouring columns of one group."""
     names = groups.tolist()
     edges = [at for at in range(1, len(names)) if names[at] != names[at - 1]]
     return list(zip([0, *edges], [*edges, len(names)], strict=True))
