@@ -31,8 +31,9 @@ from quantkit.prompts import CHAT_TEMPLATE
 from quantkit.recipe import Recipe
 from quantkit.types import FLOAT_DTYPES, TensorRecord
 
-#: transformers', where a config names none.
 _THRESHOLD = "llm_int8_threshold"
+
+#: transformers' threshold where a config names none.
 _USUAL_THRESHOLD = 6.0
 
 #: After these measures the models can still be opened and compared.
@@ -47,13 +48,18 @@ def check_accounts(
     *,
     values: bool = True,
 ) -> Level:
-    """``generation`` is the source's generation_config.json; what ``recipe`` would have written
-    is as good as the source's own. ``values`` looks for NaN and infinities in every float."""
-    renamed, remarks = _names(saved, original)
+    """Hold ``saved`` to ``original``.
+
+    ``generation`` is the source's generation_config.json; what ``recipe`` would have written is as
+    good as the source's own. ``values`` looks for NaN and infinities in every float.
+    """
+    renamed, name_remarks = _names(saved, original)
     wanted = expected_generation(generation, original.parsed)
     known = claims(saved.folder, recipe)
-    asked, asking = templates.compare_templates(saved.folder, original.folder, known)
-    unsaid, said = added_generation(saved.folder, wanted, original.config, known)
+    other_templates, template_remarks = templates.compare_templates(
+        saved.folder, original.folder, known
+    )
+    added, added_remarks = added_generation(saved.folder, wanted, original.config, known)
     parts = list(check_parts(saved))
     failures = [
         *_left_over(saved),
@@ -62,20 +68,20 @@ def check_accounts(
         *_shapes(saved),
         *adapters(saved),
         *templates.unfit_templates(saved.folder),
-        *asked,
+        *other_templates,
         *(parts or undeclared(saved)),
         *config_failures(saved.parsed, original.parsed),
         *generation_failures(saved.folder, wanted, known, required=bool(generation)),
-        *unsaid,
+        *added,
         *(nonfinite(saved.folder, saved.index) if values else ()),
     ]
     measures = {
         "tensors": len(saved.index.tensors),
         "bytes": sum(saved.index.file_bytes.values()),
         "remarks": [
-            *remarks,
-            *asking,
-            *said,
+            *name_remarks,
+            *template_remarks,
+            *added_remarks,
             *_threshold(saved, recipe),
             *_casts(saved, original),
             *other_weights(saved),
@@ -85,7 +91,7 @@ def check_accounts(
     return judged("structure", measures, failures)
 
 
-def goes_on(structure: Level) -> bool:
+def models_readable(structure: Level) -> bool:
     """Whether what failed leaves the models readable."""
     return all(each.measure in READABLE for each in structure.failures)
 
@@ -121,7 +127,7 @@ def _names(saved: Opened, original: Opened) -> tuple[list[Failure], list[str]]:
 
 
 def _stored_name(parts: Mapping[str, Any]) -> str:
-    """The stored name of a parameter, a quantized one's as if it were not."""
+    """The stored name of a parameter; a quantized one's as it would be unquantized."""
     if "" in parts:
         return str(parts[""].name)
     return next((f"{each.name.removesuffix(part)}weight" for part, each in parts.items()), "")

@@ -15,7 +15,7 @@ from quantkit.errors import (
     on_one_line,
 )
 from quantkit.evaluation import Material, largest_id
-from quantkit.gate.accounting import check_accounts, goes_on
+from quantkit.gate.accounting import check_accounts, models_readable
 from quantkit.gate.case import Case, make_case
 from quantkit.gate.field import Field, fits, opened_field
 from quantkit.gate.generation import check_generation
@@ -84,7 +84,7 @@ def gate_folder(
     """Judge any quantized ``folder`` against its source; no plan or manifest is needed.
 
     It goes on after a structure failure that leaves the models readable (a renamed tensor,
-    a changed config), since whoever checks a stranger's folder wants to see all of it.
+    a changed config), so that a check of a stranger's folder shows all that is wrong.
 
     Raises:
         SourceError: the source, or the folder's config, cannot be read.
@@ -99,7 +99,7 @@ def gate_folder(
     with listening(listener) as tell, quiet_libraries():
         case = make_case(original, saved, recipe, material, device, tell)
         tokens = _tokenizer(case)
-        if not goes_on(structure):
+        if not models_readable(structure):
             return _only("the structure level failed", structure, tokens)
         return GateReport((structure, *_judge(replace(case, tokens=tokens))))
 
@@ -135,8 +135,9 @@ def _judge(case: Case) -> Sequence[Level]:
 
 
 def _rest(reason: str, case: Case, *ran: Level) -> Sequence[Level]:
-    """The levels after structure of which only ``ran`` did, and the tokenizer's if it was."""
-    return _only(reason, *ran, *(each for each in (case.tokens,) if each)).levels[1:]
+    """The levels after structure: those that ``ran``, the tokenizer's if it did, others not run."""
+    tokens = [case.tokens] if case.tokens else []
+    return _only(reason, *ran, *tokens).levels[1:]
 
 
 def _only(reason: str, *ran: Level) -> GateReport:
@@ -174,7 +175,7 @@ def _unknown_id(case: Case) -> Level | None:
 
 def _reload(case: Case, opened: Field) -> Level:
     """Every piece of the models in step; the walk ends at the first weight that is wrong."""
-    runners = [opened.reference, opened.saved[0], *(each for each in (opened.floor,) if each)]
+    runners = [opened.reference, opened.saved[0], *([opened.floor] if opened.floor else [])]
     errors: list[WeightError] = []
     # strict: each walk must come to its own end, where its last layer is run
     steps = zip(*(each.pieces() for each in runners), strict=True)
@@ -204,7 +205,7 @@ def _tokenizer(case: Case) -> Level:
 
 
 def _unproven(name: str, case: Case, tokens: Level) -> Level | None:
-    """A level that would measure on ids which the tokenizer level did not prove.
+    """A level not run, if it would measure on ids that the tokenizer level did not prove.
 
     Ids that were given, and sentencepiece's own, are right whatever the folder's tokenizer
     makes of a text.
