@@ -38,13 +38,14 @@ def check_parts(saved: Opened) -> Iterator[Failure]:
             yield from _CHECKED[saved.method](saved, name)
 
 
-def _form(
+def _misfit(
     record: TensorRecord | None,
     what: str,
     name: str,
     dtypes: tuple[str, ...],
     shape: tuple[int, ...],
 ) -> Iterator[Failure]:
+    """How one part is missing, or of another data type or shape than it should be."""
     if record is None:
         yield failure(what, "missing", "stored", name)
     elif record.dtype not in dtypes or tuple(record.shape) != shape:
@@ -80,12 +81,12 @@ def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     groups = columns // size
     packed = ceil(columns * bits / 32)
     failures = [
-        *_form(parts.get("qweight"), "qweight", name, _INT32, (packed, rows)),
-        *_form(parts.get("qzeros"), "qzeros", name, _INT32, (groups, ceil(rows * bits / 32))),
-        *_form(parts.get("scales"), "scales", name, _HALVES, (groups, rows)),
+        *_misfit(parts.get("qweight"), "qweight", name, _INT32, (packed, rows)),
+        *_misfit(parts.get("qzeros"), "qzeros", name, _INT32, (groups, ceil(rows * bits / 32))),
+        *_misfit(parts.get("scales"), "scales", name, _HALVES, (groups, rows)),
     ]
     if "g_idx" in parts:
-        failures += _form(parts["g_idx"], "g_idx", name, _INT32, (columns,))
+        failures += _misfit(parts["g_idx"], "g_idx", name, _INT32, (columns,))
         if not failures:
             in_order = settings.get("desc_act") is False
             failures += _indices(saved, parts["g_idx"], groups, size if in_order else None)
@@ -116,7 +117,7 @@ def _indices(
 
 
 def _midpoints(saved: Opened, record: TensorRecord, bits: int) -> Iterator[Failure]:
-    """Kernels that are told of symmetry skip the zero points."""
+    """Kernels that are told of symmetry skip the zero points, and take the middle for all."""
     stored = saved.settings.get("checkpoint_format") or saved.settings.get("format") or "gptq"
     zeros = unpack(read_tensor(saved.folder, record), bits) + (stored == "gptq")
     if not bool(((zeros & ((1 << bits) - 1)) == 1 << (bits - 1)).all()):
@@ -128,9 +129,9 @@ def _awq(saved: Opened, name: str) -> Iterator[Failure]:
     size = int(saved.settings.get("group_size", 128))
     groups = ceil(columns / size) if size > 0 else 1
     packed = ceil(rows / 8)
-    yield from _form(parts.get("qweight"), "qweight", name, _INT32, (columns, packed))
-    yield from _form(parts.get("qzeros"), "qzeros", name, _INT32, (groups, packed))
-    yield from _form(parts.get("scales"), "scales", name, _HALVES, (groups, rows))
+    yield from _misfit(parts.get("qweight"), "qweight", name, _INT32, (columns, packed))
+    yield from _misfit(parts.get("qzeros"), "qzeros", name, _INT32, (groups, packed))
+    yield from _misfit(parts.get("scales"), "scales", name, _HALVES, (groups, rows))
 
 
 # bitsandbytes
@@ -139,8 +140,8 @@ def _awq(saved: Opened, name: str) -> Iterator[Failure]:
 def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
     parts, (rows, columns) = saved.parts[name], _sides(saved, name)
     if "SCB" in parts:
-        yield from _form(parts.get(""), "weight", name, ("int8",), (rows, columns))
-        yield from _form(parts["SCB"], "SCB", name, ("float32",), (rows,))
+        yield from _misfit(parts.get(""), "weight", name, ("int8",), (rows, columns))
+        yield from _misfit(parts["SCB"], "SCB", name, ("float32",), (rows,))
         return
     stated = next((part for part in parts if part.startswith("quant_state.")), None)
     if stated is None:
@@ -150,7 +151,7 @@ def _bnb(saved: Opened, name: str) -> Iterator[Failure]:
         yield failure("quant_state", f"{parts[stated].nbytes} bytes", "a few hundred", name)
         return
     try:
-        # flat, as the bytes of a single number are that many zeros
+        # flattened, as bytes() of a single number would be that many zeros
         state = json.loads(bytes(read_tensor(saved.folder, parts[stated]).flatten().tolist()))
         size, shape = int(state["blocksize"]), [int(each) for each in state["shape"]]
         nested = int(state["nested_blocksize"]) if "nested_blocksize" in state else None
@@ -180,7 +181,7 @@ def _bnb_stated(
 
 
 def _bnb_sizes(saved: Opened, name: str, size: int, nested: int | None) -> Iterator[Failure]:
-    """The library's kernel reads as much as is stated, however much there is."""
+    """The parts are as long as stated: the library's kernel reads that much whatever there is."""
     parts = saved.parts[name]
     count = prod(_sides(saved, name))
     blocks = ceil(count / size)
@@ -189,8 +190,8 @@ def _bnb_sizes(saved: Opened, name: str, size: int, nested: int | None) -> Itera
         yield failure("absmax", absmax.elements if absmax else "missing", blocks, name)
     if nested is not None:
         absmaxes, table = parts.get("nested_absmax"), parts.get("nested_quant_map")
-        yield from _form(absmaxes, "nested absmax", name, ("float32",), (ceil(blocks / nested),))
-        yield from _form(table, "nested quant_map", name, ("float32",), (256,))
+        yield from _misfit(absmaxes, "nested absmax", name, ("float32",), (ceil(blocks / nested),))
+        yield from _misfit(table, "nested quant_map", name, ("float32",), (256,))
     if weight is None or weight.nbytes != ceil(count / 2):
         got = f"{weight.nbytes} bytes" if weight else "missing"
         yield failure("packed weight", got, f"{ceil(count / 2)} bytes", name)
