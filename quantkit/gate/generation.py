@@ -78,7 +78,7 @@ def _special(reference: Any, tokenizer: Tokenizer | None) -> frozenset[int]:
 
 
 def _named_id(config: Any, name: str) -> Any:
-    """A special id, or ids; its language model's where a model that sees, too, states none."""
+    """A special id, or ids; those of the text config where a multimodal one states none."""
     own = getattr(config, name, None)
     return getattr(config.get_text_config(), name, None) if own is None else own
 
@@ -145,6 +145,6 @@ def _example(
         "reference": decode(source),
         "quantized": decode(saved),
         "shared": decode(source[:divergence]),
-        "agreement": (sum(same) + (not source and not saved)) / longest,
+        "agreement": sum(same) / longest if source or saved else 1.0,
         "first_divergence": divergence,
     }
