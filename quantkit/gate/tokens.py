@@ -48,8 +48,8 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Ways:
     """How the level looks at a folder: the recipe's settings, and who encodes for the gate.
 
-    ``ids`` is the tokenizer whose ids are measured on; its ids and the folder's must be the
-    same on every text. A stranger's folder is judged without one.
+    ``ids`` is the tokenizer whose ids later levels measure on; the folder's must be the same on
+    every text. A stranger's folder is judged without one.
     """
 
     allow_ties: bool
@@ -71,7 +71,7 @@ def check_tokenizer_level(
     """
     model = sentencepiece_file(source)
     if not has_library_files(folder) and sentencepiece_file(folder) is None:
-        return _without(source, model)
+        return _without_tokenizer(source, model)
     try:
         library = library_tokenizer(folder)
     except SourceError as error:
@@ -91,7 +91,7 @@ def check_tokenizer_level(
     return judged("tokenizer", {**level.measures, **route}, [*level.failures, *wrong])
 
 
-def _without(source: Path, model: Path | None) -> Level:
+def _without_tokenizer(source: Path, model: Path | None) -> Level:
     """The folder brings no tokenizer; that is right only where the source brings none."""
     if model is None and not has_library_files(source):
         return not_run("tokenizer", "the source has no tokenizer")
@@ -104,7 +104,7 @@ def _by_library(ways: Ways) -> bool:
 
 
 def _against_model(library: Any, model: Path, texts: Iterable[str], ways: Ways) -> Level:
-    """sentencepiece is the judge, but of texts with added tokens, of which it knows nothing."""
+    """sentencepiece is the judge, except of texts with added tokens, which it does not know."""
     try:
         extras = read_extras(model)
     except SourceError as error:
@@ -123,7 +123,7 @@ def _against_model(library: Any, model: Path, texts: Iterable[str], ways: Ways) 
 
 
 def _apart(library: Any, extras: Sequence[Extra], ways: Ways) -> list[str]:
-    """Of texts that hold one of these, sentencepiece knows nothing."""
+    """The tokens that sentencepiece does not know: it cannot judge a text that holds one."""
     special = [] if ways.split_special_tokens else library.all_special_tokens
     return [*(each.text for each in extras), *special]
 
@@ -142,16 +142,16 @@ def _beside_the_source(
     if at := [at for at, each in enumerate(failures) if each.measure == _OTHER_IDS]:
         apart = _apart(library, read_extras(model), ways)
         everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
-        judged_by = _without_any(apart, everything, [])
+        plain = _without_any(apart, everything, [])
         split = ways.split_special_tokens
-        words = older_fault(library, model, judged_by, split_special_tokens=split)
+        words = older_fault(library, model, plain, split_special_tokens=split)
         first = failures[at[0]]
         failures[at[0]] = replace(first, threshold=f"{first.threshold}{words}")
     return judged("tokenizer", level.measures, failures)
 
 
 def _without_any(apart: list[str], texts: Iterable[str], aside: list[str]) -> Iterator[str]:
-    """The texts that hold none of ``apart``; the others are put ``aside``."""
+    """The texts that hold none of ``apart``; the others are put ``aside`` as they come."""
     for text in texts:
         if any(each in text for each in apart):
             aside.append(text)
@@ -217,7 +217,7 @@ def _failures(report: FidelityReport, allow_ties: bool) -> Iterator[Failure]:
 
 
 def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
-    """No sentencepiece model that numbers the ids: the same files must give the same ids."""
+    """Without a sentencepiece model that numbers the ids, the source's own files are the judge."""
     original = library_tokenizer(source)
     compared, different, decoded = 0, [], []
     for text in texts:
