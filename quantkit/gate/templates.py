@@ -33,8 +33,8 @@ _BEFORE = 16
 
 @dataclass(frozen=True)
 class Templates:
-    """A folder's templates by name: what transformers renders, and what stands in
-    tokenizer_config.json beside it for others to read."""
+    """A folder's templates by name: those that transformers uses, and those that stand in
+    tokenizer_config.json ``beside`` them for others to read. ``where`` names the files used."""
 
     used: Mapping[str, str]
     beside: Mapping[str, str]
@@ -63,10 +63,10 @@ def unfit_templates(folder: Path) -> Iterator[Failure]:
 def compare_templates(
     folder: Path, source: Path, known: Sequence[Claim]
 ) -> tuple[list[Failure], list[str]]:
-    """Failures for what asks the model otherwise than the source does, and remarks.
+    """Failures for templates that prompt the model otherwise than the source's, and remarks.
 
-    A template that the source lacks altogether is a remark: who has none to render cannot be
-    asked otherwise. ``known`` are the forms that a recipe has written.
+    Where the source has none at all, a template is a remark: there is nothing to differ from.
+    ``known`` are the forms that a recipe has written.
     """
     here, there = _templates(folder), _templates(source)
     recipes = {_plain(each.template): each.by for each in known if each.template is not None}
@@ -80,8 +80,8 @@ def compare_templates(
                 remarks.append(f"{MEASURE}: the prompt form of {recipes[text]}")
         elif not there.used:
             remarks.append(
-                f"{MEASURE}: {here.where[name]} is there, and the source has none; who sends "
-                f"messages asks by it: {quoted(text)}"
+                f"{MEASURE}: {here.where[name]} is there, and the source has none; it forms the "
+                f"prompt of whoever sends messages: {quoted(text)}"
             )
         else:
             failures.append(_other(text, wanted, here.where[name]))
@@ -113,7 +113,7 @@ def _other(text: str, wanted: str | None, where: str) -> Failure:
 
 
 def _excerpt(line: str | None, other: str | None) -> str:
-    """A line about where it differs from the other's."""
+    """A line from shortly before it differs from the ``other``."""
     if line is None:
         return "no such line"
     pairs = zip(line, other or "", strict=False)
@@ -149,7 +149,7 @@ def _in_config(found: Any) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Without what Jinja does not see: how lines end, and the end of the last."""
+    """A template without what Jinja does not see: how lines end, and the end of the last."""
     return text.replace("\r\n", "\n").removesuffix("\n")
 
 
