@@ -81,7 +81,7 @@ def measure_folders(
             protocol(material.texts, total, case.length, each, field, device) for each in saved
         )
         dtype = field.floor_dtype
-    measures = [likelihood_measures(each) for each in scores]
+    measures = [likelihood_measures(each) for each in scores]  # the floor's last, if there is one
     found = [
         each | {"max_weight_error": error} for each, error in zip(measures, worst, strict=False)
     ]
@@ -90,7 +90,7 @@ def measure_folders(
 
 
 def _refuse_incomparable(saved: Opened, original: Opened, source: Source) -> None:
-    """What is not there would be filled in by whoever loads it, and the figures be of that."""
+    """A loader would fill in what is missing, and the figures would be of that."""
     got, wanted = (each.parsed.get_text_config().vocab_size for each in (saved, original))
     if got != wanted:
         raise SourceError(
@@ -115,7 +115,7 @@ def _unopened(error: Exception) -> SourceError:
 
 def _walk(field: Field, saved: Sequence[Opened]) -> list[float]:
     """Every runner to its end, in step; the largest error of each folder's weights."""
-    runners = [field.reference, *field.saved, *(each for each in (field.floor,) if each)]
+    runners = [field.reference, *field.saved, *([field.floor] if field.floor else [])]
     worst = [0.0 for _ in saved]
     for step in zip(*(each.pieces() for each in runners), strict=True):
         (prefix, wanted), *others = step
