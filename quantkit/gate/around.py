@@ -1,7 +1,7 @@
 """What the source's own files say of a tokenizer, where sentencepiece is the judge of ids.
 
-sentencepiece knows nothing of the special tokens that a default call puts around a text, and
-not who is to blame for ids that are not its own.
+sentencepiece cannot tell which special tokens a default call puts around a text, nor who is to
+blame for ids that are not its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quantkit.source import read_object
 from quantkit.tokenization import make_files
 from quantkit.tokenizer import library_tokenizer
 
-#: Texts that stand for any; the first that is a token.
+#: Texts that stand for any: the first that has ids is taken.
 _PROBES = ("a", "1", "\u3042")
 
 #: Texts with other ids than sentencepiece's that are asked of the source's files.
@@ -79,9 +79,9 @@ def _written(model: Path, split_special_tokens: bool) -> Around:
 def older_fault(
     library: Any, model: Path, texts: Iterable[str], *, split_special_tokens: bool
 ) -> str:
-    """Words for a failure whose ids the source's own files give too; else none.
+    """What to add to a failure if the source's own files give the same ids; else nothing.
 
-    Asked of the first texts that sentencepiece encodes otherwise.
+    They are asked for the first texts that sentencepiece encodes otherwise.
     """
     from sentencepiece import SentencePieceProcessor
 

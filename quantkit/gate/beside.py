@@ -17,7 +17,7 @@ _SHOWN = 5
 
 
 def adapters(saved: Opened) -> Iterator[Failure]:
-    """transformers, where peft is installed, would load it over the model, or another model."""
+    """With an adapter's config, and peft installed, transformers would change the model."""
     if (saved.folder / _ADAPTER).exists():
         yield Failure("structure", _ADAPTER, "there", "no adapter")
 

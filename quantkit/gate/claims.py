@@ -1,4 +1,4 @@
-"""What a recipe of quantkit's has a folder say beside the source's own words.
+"""What a recipe makes a folder say beside what its source says.
 
 ``convert`` writes a recipe's prompt form as the chat template, and its generation settings. A
 folder's own manifest names the recipe; that is a claim like any other, and is said as one.
@@ -23,8 +23,8 @@ from quantkit.staging import MANIFEST
 
 @dataclass(frozen=True)
 class Claim:
-    """One recipe's chat template and generation defaults; ``by`` is whose word it is, empty
-    where it is that of the recipe which the folder is judged by."""
+    """One recipe's chat template and generation defaults. ``by`` says which recipe's, and is empty
+    for the one that the folder is judged by."""
 
     by: str
     template: str | None
@@ -32,7 +32,7 @@ class Claim:
 
 
 def claims(folder: Path, recipe: Recipe | None) -> tuple[Claim, ...]:
-    """Of the ``recipe`` that was asked for, and of the one that the folder's manifest names."""
+    """Those of the ``recipe`` that was asked for, and of the one that the manifest names."""
     found = [_claim("", recipe.prompt, recipe.generation)] if recipe else []
     return (*found, *_of_manifest(folder))
 

@@ -1,7 +1,7 @@
 """Whether a module that is stored as it was is declared so.
 
-Loaders of GPTQ and AWQ build quantized modules for every Linear of a layer before they read a
-tensor, but for those that ``quantization_config`` takes out.
+Before they read a tensor, loaders of GPTQ and AWQ build a quantized module for every Linear of a
+layer, except those that ``quantization_config`` takes out.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 
 def _bits_of(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
-    """Of this weight: a mixed model's modules differ from the config's."""
+    """This weight's own, seen by its parts: a mixed model's modules differ from the config."""
     if "g_idx" in parts:
         words, codes = parts["qweight"].shape[0], parts["g_idx"].numel()
     else:
@@ -95,13 +95,13 @@ def _bits_of(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
 
 
 def _in_order(inputs: int, scales: Tensor) -> Tensor:
-    """The group of each input, where none is reordered: by how many groups there are."""
+    """The group of each input where none is reordered, from the number of groups."""
     return torch.arange(inputs) // ceil(inputs / max(1, scales.shape[0]))
 
 
 def flat_grid(settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Bits and group size where a config states them as GPTQ's and AWQ's do, else as they are
-    decoded. Nobody has held them to be numbers yet."""
+    """Bits and group size as GPTQ's and AWQ's configs state them, else as decoding assumes them.
+    Nothing has checked yet that they are numbers."""
     return settings.get("bits", 4), settings.get("group_size", 128)
 
 
@@ -111,10 +111,9 @@ class Decoder:
     folders with; none where it is always decoded here.
 
     ``grid`` finds bits and group size (-1: a whole row) in a ``quantization_config``, as they
-    stand there, and raises nothing whatever it holds: by them a folder is named, and ``bounds``
-    applied. ``bounds`` is how far a row's group may be from its source at worst, by bits: the
-    relative RMS of its error, with room for what moves weights on purpose. A scale that is
-    doubled or zeroed is off by about 1.
+    stand there, and never raises. They name a folder, and choose its bound. ``bounds`` is how far
+    a row's group may be from its source at worst, by bits: the relative RMS of its error, with
+    room for what moves weights on purpose. A scale that is doubled or zeroed is off by about 1.
     """
 
     weight: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]

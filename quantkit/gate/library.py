@@ -43,7 +43,7 @@ def place(
 ) -> None:
     """Fill ``module``: weights by name, a quantized one's parts as ``NAME.PART``.
 
-    ``dtype`` is left to whoever read the values, who knows what each is stored as.
+    ``dtype`` is not applied here: what read the values did so, and knows how each is stored.
     """
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in values.keys() & names}

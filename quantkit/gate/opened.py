@@ -100,7 +100,7 @@ class Opened:
         return found
 
     def _stored_as(self, name: str) -> str:
-        """Of a tied pair either may be what is stored."""
+        """The parameter that is stored for ``name``: of a tied pair it may be either."""
         ties = self.architecture.ties
         other = {own: tied for tied, own in ties.items()} | dict(ties)
         return name if name in self.parts else other.get(name, name)

@@ -34,9 +34,11 @@ _MAX_NESTED_BLOCK_ERROR = 0.5
 
 @dataclass(frozen=True)
 class WeightError:
-    """How far one parameter is from its source. ``block`` in units of its bound.
+    """How far one parameter is from its source.
 
-    ``equal`` is ``None`` for a quantized one; for any other whether it is the source's.
+    ``relative`` is of a whole weight, ``block`` of its worst block, in units of its bound.
+    ``table`` says whether its code table is the library's. ``equal`` is ``None`` for a quantized
+    one; for any other whether it is the source's.
     """
 
     name: str
@@ -132,8 +134,8 @@ def weight_errors(
 class _Decoded:
     """A quantized weight, float32 (out, in), as the library decodes it.
 
-    ``bound`` is the most that a block may err: with ``peaks`` its worst element, as a share of
-    its largest one; else its norm, as a share of its own.
+    ``bound`` is the most that a block may err. With ``peaks`` that is its largest error, as a
+    share of its largest element; else its error's norm, as a share of its own norm.
     """
 
     weight: Tensor

@@ -41,7 +41,7 @@ _NO_SETTING = frozenset({"_from_model_config", "transformers_version"})
 
 GENERATION = "generation_config.json"
 
-#: Generation settings that change an answer of whoever asks for nothing, and the value at which
+#: Generation settings that change the answers of users who set nothing, and the value at which
 #: each does nothing: transformers' default (4.57 and 5).
 _CHANGING: Mapping[str, Any] = {
     "bad_words_ids": None,
@@ -116,8 +116,8 @@ def config_failures(saved: Any, original: Any) -> Iterator[Failure]:
 def generation_failures(
     folder: Path, wanted: Mapping[str, Any], known: Sequence[Claim] = (), *, required: bool = True
 ) -> Iterator[Failure]:
-    """Every generation default that is ``wanted``, or ``known`` in its place, and not in the
-    folder; more may be there.
+    """Every ``wanted`` generation default that the folder has otherwise, unless a ``known`` claim
+    is for that value. The folder may have more.
 
     The file may be absent unless ``required``: loaders then take the config's special ids.
     """
@@ -143,8 +143,8 @@ def generation_failures(
 def added_generation(
     folder: Path, wanted: Mapping[str, Any], config: Mapping[str, Any], known: Sequence[Claim]
 ) -> tuple[list[Failure], list[str]]:
-    """What the folder states and the source leaves to the library, its ``config`` too: failures
-    for what changes answers, and remarks."""
+    """What the folder states, and the source and its ``config`` leave to the library: failures for
+    what changes answers, remarks for the rest."""
     try:
         written = read_object(folder / GENERATION)
     except SourceError:  # which generation_failures says

@@ -16,16 +16,17 @@ from quantkit.source import read_object
 
 
 def failure(what: str, got: object, expected: object, where: str) -> Failure:
-    """Of the structure level."""
+    """A failure of the structure level."""
     return Failure("structure", what, str(got), str(expected), where)
 
 
 def _pattern(key: str) -> str:
+    """A key of ``dynamic`` without its sign."""
     return key[2:] if key[:2] in ("+:", "-:") else key
 
 
-#: A stranger's pattern must not keep us: nothing that repeats may hold what repeats itself, and
-#: what may match in several ways is rare. ``?`` counts too, but for ``(?:`` and the lazy ``*?``.
+#: A stranger's pattern must not run for ever: no group may be repeated, and only few things may
+#: be. ``?`` counts as a repeat, except in ``(?:`` and in the lazy ``*?``.
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _REPEATED = re.compile(r"[*+{]|(?<![(*+?])\?")
 _LONGEST_PATTERN, _MOST_REPEATED, _MOST_GROUPS = 300, 4, 4
@@ -40,6 +41,7 @@ def _is_dynamic(value: object) -> bool:
 
 
 def _is_usual(pattern: str) -> bool:
+    """Whether it is a pattern of the simple kind that is matched at once."""
     plain = re.sub(r"\\.", "x", pattern)  # what is escaped repeats nothing
     if len(pattern) > _LONGEST_PATTERN or len(_REPEATED.findall(plain)) > _MOST_REPEATED:
         return False
