@@ -43,26 +43,26 @@ class Kind(StrEnum):
 listing = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=None)
 
 
-@listing.callback()
-def _default(context: typer.Context, folders: Checksums = None, as_json: AsJson = False) -> None:
-    """List the releases that the registry knows, show one repository's, or add a folder's."""
-    context.obj = _Said(tuple(folders or ()), as_json)
-    if context.invoked_subcommand is None:
-        _list(context)
-
-
 @dataclass(frozen=True)
-class _Said:
-    """What was said before the word that follows: it counts for that too."""
+class _Before:
+    """The options that stand before a subcommand: they count for it too."""
 
     folders: tuple[Path, ...]
     as_json: bool
 
 
+@listing.callback()
+def _default(context: typer.Context, folders: Checksums = None, as_json: AsJson = False) -> None:
+    """List the releases that the registry knows, show one repository's, or add a folder's."""
+    context.obj = _Before(tuple(folders or ()), as_json)
+    if context.invoked_subcommand is None:
+        _list(context)
+
+
 @listing.command("list")
 def _list(context: typer.Context, folders: Checksums = None, as_json: AsJson = False) -> None:
     """Every release, with its status and the reason."""
-    before: _Said = context.obj
+    before: _Before = context.obj
     with session(as_json=as_json or before.as_json) as display:
         display.registry(quantkit.checksums([*before.folders, *(folders or ())]), None)
 
@@ -75,7 +75,7 @@ def _show(
     as_json: AsJson = False,
 ) -> None:
     """One repository's entry, whole, as JSON."""
-    before: _Said = context.obj
+    before: _Before = context.obj
     with session(as_json=as_json or before.as_json) as display:
         display.registry(quantkit.checksums([*before.folders, *(folders or ())]), repository)
 
@@ -116,7 +116,7 @@ def _add(
         "kind": kind.value if kind else None, "stated_at": stated_at,
         "reason": reason, "advice": advice,
     }  # fmt: skip
-    before: _Said = context.obj
+    before: _Before = context.obj
     with session(as_json=as_json or before.as_json) as display:
         asked = check_request(repository, facts, licence=licence, aliases=alias or (), into=into)
         release = describe_release(folder, facts, display.listener)
