@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from quantkit.plans import Plan
     from quantkit.releases import Release
 
+COMPARED = ("folder", "format", "MB", "of source", "ppl ratio", "KL mean", "KL p99", "top-1")
+
+_QUANTILES = ("median", "p90", "p99", "max")
+
 
 def warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """What the user should know of a conversion that went through."""
     said = []
     status = manifest["source"]["status"]
     if status != "verified":
@@ -95,9 +100,6 @@ def _measure_rows(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-_QUANTILES = ("median", "p90", "p99", "max")
-
-
 def figure(value: float | str) -> str:
     """Five significant digits; what is no number is a text already."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -115,9 +117,6 @@ def check_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _weights_row(sizes: Mapping[str, int]) -> tuple[str, str]:
     before, after = sizes["source_bytes"], sizes["output_bytes"]
     return "weights", f"{before:,} -> {after:,} bytes ({after / before:.1%})"
-
-
-COMPARED = ("folder", "format", "MB", "of source", "ppl ratio", "KL mean", "KL p99", "top-1")
 
 
 def compare_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -166,7 +165,7 @@ def without_examples(gate: Mapping[str, Any]) -> dict[str, Any]:
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     from quantkit.plans import memory_forecast
 
-    exact = "" if not plan.slack_bytes else f", at most; {plan.slack_bytes} fewer at least"
+    exact = "" if not plan.slack_bytes else f" at most, or up to {plan.slack_bytes:,} fewer"
     return [
         ("model", f"{plan.class_name}, {plan.dtype}"),
         ("tensors", ", ".join(f"{action} {len(plan.with_action(action))}" for action in ACTIONS)),
