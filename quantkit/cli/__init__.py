@@ -30,7 +30,7 @@ __all__ = ["main"]
 def main() -> None:
     """The console script. The verbs are imported here, so that Ctrl-C never is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # a stream that was closed is nothing to Python, and libraries do not expect that
+    # Python has None for a stream that was closed, which libraries do not expect
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     _take_every_letter()
@@ -52,7 +52,7 @@ def main() -> None:
         with suppress(OSError):
             print(f"quantkit: {error.strerror or error}", file=sys.stderr)  # noqa: T201
         code = 1
-    except KeyboardInterrupt:  # a verb's handler was at work, and its session had ended
+    except KeyboardInterrupt:  # of a verb's handler, once its session has ended
         code = INTERRUPTED
     _leave(code)
 

@@ -91,8 +91,8 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             both = f"source {_figure(each['source'])}, quantized {_figure(each['quantized'])}"
             if each["difference"]:
                 both += f", difference {_figure(each['difference'])}"
-            kept = "" if each["filter"] == "none" else f" ({each['filter']})"
-            rows.append((f"  {each['name']}{kept}", both))
+            filtered = "" if each["filter"] == "none" else f" ({each['filter']})"
+            rows.append((f"  {each['name']}{filtered}", both))
     if not found["recorded"]:
         rows.append(("recorded", "nothing: a trial (--limit)"))
     return rows

@@ -93,7 +93,7 @@ class Display:
         value = error_json(message, kind, exit_code)
         print(f"quantkit: {value['error']['message']}", file=sys.stderr)  # noqa: T201
         if self._as_json and not self._printed:
-            with suppress(OSError):  # it may be what the error is of
+            with suppress(OSError):  # standard output may be what failed
                 self._json({**found, **value})
 
     def say(self, message: str) -> None:
@@ -260,7 +260,7 @@ class Display:
         _console().print(table)
 
     def _json(self, value: Mapping[str, Any]) -> None:
-        self._stop()  # while it runs, standard output goes where it is drawn
+        self._stop()  # while progress is shown, it takes standard output as well
         self._printed = True
         print(json.dumps(value, ensure_ascii=False, default=str, allow_nan=False))  # noqa: T201
 

@@ -46,7 +46,7 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
 
 
 def settled() -> None:
-    """To be called once something is saved: Ctrl-C while that is told must not deny it."""
+    """Call it once something is saved: a Ctrl-C while the result is shown must not deny it."""
     signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
