@@ -34,9 +34,9 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
 
     Raises:
         UnsupportedModelError: the architecture is refused by name.
-        SourceError: a tensor is left over, missing, there under two names, or of another shape
-            than the model's; one that the recipe's values do not go with; its tokenizer would take
-            added tokens apart.
+        SourceError: a tensor is left over, missing, there under two names, of another shape than
+            the model's, or does not go with the recipe's values; or the tokenizer would take added
+            tokens apart.
     """
     records = source.checkpoint.tensors
     architecture = read_architecture(
@@ -83,8 +83,8 @@ def _refuse_hidden_tokens(source: Source, recipe: Recipe) -> None:
 def _as_made(source: Source, tensors: Sequence[TensorPlan]) -> list[Sequence[OutputTensor]]:
     """What stands for each tensor, in the order in which a conversion reads the source.
 
-    That is :func:`quantkit.checkpoint.stream.segments`', by name where two begin alike; what a
-    calibration makes is written after all that is read.
+    It is the order of :func:`quantkit.checkpoint.stream.segments`: by name where two begin alike.
+    What a calibration makes is written after all that is read.
     """
     order = {name: at for at, name in enumerate(source.checkpoint.files)}
 
@@ -103,13 +103,13 @@ def _shard_limit(recipe: Recipe) -> int:
 def _fates(
     records: Sequence[TensorRecord], architecture: Architecture, form: Format, recipe: Recipe
 ) -> tuple[TensorPlan, ...]:
-    # of two that stand for one weight, the one that is not left out is what others are tied to
-    in_memory = {
+    # of two tensors for one weight the last stays, for others to be tied to: one that is kept
+    by_memory = {
         memory: each.name
         for each in sorted(records, key=lambda each: _left_out_by(each, recipe) is None)
         if (memory := architecture.memory_names[each.name]) is not None
     }
-    return tuple(_fate(each, architecture, form, recipe, in_memory) for each in records)
+    return tuple(_fate(each, architecture, form, recipe, by_memory) for each in records)
 
 
 def _fate(
@@ -117,30 +117,19 @@ def _fate(
     architecture: Architecture,
     form: Format,
     recipe: Recipe,
-    in_memory: Mapping[str, str],
+    by_memory: Mapping[str, str],
 ) -> TensorPlan:
     if reason := _drop_reason(record, architecture, recipe):
         return TensorPlan(record, "drop", reason, record.dtype)
     memory = architecture.memory_names[record.name]
     assert memory is not None  # a tensor without a place was dropped or refused above
-    own = in_memory.get(architecture.ties.get(memory, ""))
+    own = by_memory.get(architecture.ties.get(memory, ""))
     if own is not None and own != record.name:
         return TensorPlan(
             record, "drop", f"tied to {own}: the same weight twice", record.dtype, tied_to=own
         )
     shape, dtype = architecture.parameters[memory]
-    if record.dtype == "float64":
-        raise SourceError(f"{record.name}: float64 weights are not supported; cast them first")
-    if dtype in FLOAT_DTYPES and record.dtype not in FLOAT_DTYPES:
-        raise SourceError(
-            f"{record.name}: stored as {record.dtype}, expected a float's type: it is damaged, or "
-            "quantized already; give the unquantized checkpoint"
-        )
-    if record.shape != shape:
-        raise SourceError(
-            f"{record.name}: expected the shape {list(shape)} that config.json gives, got "
-            f"{list(record.shape)}; config.json and the weights are of different models"
-        )
+    _refuse_unlike(record, shape, dtype)
     module, _, leaf = memory.rpartition(".")
     linear = architecture.linears.get(module) if leaf == "weight" else None
     reason, unfit = _why_kept(module, linear, architecture, form, recipe), None
@@ -157,6 +146,22 @@ def _fate(
         reason = f"does not fit the format: {unfit}"
     names = {record.name, *_head_names(memory, module, architecture, recipe)}
     return replace(_kept(record, dtype, reason or "", memory, sorted(names)), unfit=unfit)
+
+
+def _refuse_unlike(record: TensorRecord, shape: tuple[int, ...], dtype: str) -> None:
+    """Refuse a tensor that is not as the model's parameter is."""
+    if record.dtype == "float64":
+        raise SourceError(f"{record.name}: float64 weights are not supported; cast them first")
+    if dtype in FLOAT_DTYPES and record.dtype not in FLOAT_DTYPES:
+        raise SourceError(
+            f"{record.name}: stored as {record.dtype}, expected a float's type: it is damaged, or "
+            "quantized already; give the unquantized checkpoint"
+        )
+    if record.shape != shape:
+        raise SourceError(
+            f"{record.name}: expected the shape {list(shape)} that config.json gives, got "
+            f"{list(record.shape)}; config.json and the weights are of different models"
+        )
 
 
 def _left_out_by(record: TensorRecord, recipe: Recipe) -> str | None:
@@ -200,8 +205,8 @@ def _head_names(
 ) -> tuple[str, ...]:
     """Under which other names GPTQ's loaders look for the output head.
 
-    GPTQModel fills it with zeros where it is not under transformers' name, AutoGPTQ where it
-    is not under the checkpoint's, or, if it is tied, not there besides its embedding.
+    They fill it with zeros where they do not find it. GPTQModel looks under transformers' name,
+    AutoGPTQ under the checkpoint's, and for a tied head beside its embedding.
     """
     method = recipe.method
     if not (isinstance(method, GptqMethod) and method.both_head_names):
@@ -242,14 +247,14 @@ def _quantized(
 def _refuse_mostly_skipped(
     tensors: Sequence[TensorPlan], architecture: Architecture, recipe: Recipe
 ) -> None:
-    """Modules that fit no loader stay as they are, but not most of a model."""
+    """Modules that fit no loader may stay as they are, but not most of a model."""
     method = recipe.method
     if not isinstance(method, GptqMethod):
         return
     unfit = [(each.source.name, each.unfit) for each in tensors if each.unfit]
     meant = len(unfit) + sum(each.action == "quantize" for each in tensors)
     if len(unfit) > method.max_skipped_share * meant:
-        # of all, one that tells what to do
+        # shown is one whose reason tells what to do, if there is one
         name, why = next((each for each in unfit if "would fit" in each[1]), unfit[0])
         raise SourceError(
             f"{architecture.class_name}: {len(unfit)} of {meant} modules cannot be quantized, more "
@@ -260,7 +265,7 @@ def _refuse_mostly_skipped(
 
 
 def _refuse_doubles(tensors: Sequence[TensorPlan], architecture: Architecture) -> None:
-    """Two tensors under two names of one weight: loaders would not agree on which it is."""
+    """Refuse two tensors for one weight: loaders would not agree on which it is."""
     found: dict[str, str] = {}
     for item in tensors:
         name = item.source.name
