@@ -58,13 +58,13 @@ _LIBRARIES = (
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Of each library that computes, reads or writes something of an output."""
+    """The version of each library that computes, reads or writes something of an output."""
     return {name: version(name) for name in _LIBRARIES}
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a conversion is told: what is planned, of what, by whom let pass, and where."""
+    """All that a conversion is given: the plan, the source, what is let pass, the place."""
 
     plan: Plan
     source: Source
@@ -99,7 +99,7 @@ class Staged:
 
     @property
     def ungated(self) -> str:
-        """Why a run without the gate has none; an earlier gate's failure is not forgotten."""
+        """Why no gate has run, and what an earlier gate found wrong."""
         failures = dict(self.note.get("gate", {})).get("failures", [])
         return "; ".join(["--no-gate", *(f"an earlier gate failed: {each}" for each in failures)])
 
@@ -113,7 +113,7 @@ def stage(job: Job) -> Staged:
 
 
 def _convert(job: Job, why: str) -> Staged:
-    """``why`` an earlier run's files, if there are any, are not taken up."""
+    """Convert from the start; ``why`` says why an earlier run's files, if any, are not used."""
     place, listener = job.place, job.listener
     if {path.name for path in place.partial.iterdir()} - {NOTE, LAYERS}:
         again = "writing the files again" if _finished_bytes(job) else "starting over"
@@ -136,7 +136,7 @@ def _convert(job: Job, why: str) -> Staged:
             device=job.device,
             listener=listener,
         )
-        outputs, identity = _settle(job, converted.written)
+        outputs, identity = _flush_and_digest(job, converted.written)
     note = {
         "state": "staged",
         "identity": identity,
@@ -153,11 +153,11 @@ def _convert(job: Job, why: str) -> Staged:
     return Staged(converted, outputs, note)
 
 
-def _settle(
+def _flush_and_digest(
     job: Job, written: Mapping[str, str]
 ) -> tuple[tuple[FileDigest, ...], Mapping[str, Any]]:
-    """Have the disk take what was written; meanwhile digest what was not when it was, and find
-    what it all depends on.
+    """Have the disk take the output; meanwhile find what it depends on, and digest the files that
+    were not digested as they were ``written``.
     """
     folder = job.place.partial
     with ThreadPoolExecutor(1, "flush") as thread:
@@ -173,7 +173,7 @@ def _flush_all(folder: Path) -> None:
 
 
 def _digest_output(folder: Path, plan: Plan, written: Mapping[str, str]) -> tuple[FileDigest, ...]:
-    """SHA-256 of every file staged so far, weight files marked; those in ``written`` not read."""
+    """SHA-256 of every staged file, weight files marked; ``written`` has those known already."""
     weights = {shard.name for shard in plan.shards}
     return tuple(
         FileDigest(name, path.stat().st_size, written[name], None, is_weight=True)
@@ -203,7 +203,7 @@ def _calibrate(job: Job) -> Calibrated | None:
     if job.calibration is None or not isinstance(form, Gptq):
         return None
     with ThreadPoolExecutor(1, "import") as side, job.clock.measure("verify"):
-        # seconds; no more than torch, as what both threads import may reach one of them half done
+        # takes seconds; torch alone, as one thread may see half done what the other imports
         side.submit(import_module, "torch")
         look = refuse_damaged(job.plan)
         found = digest_source(job.source, job.registry, job.listener, look, recall=True)
@@ -226,8 +226,8 @@ def _calibrate(job: Job) -> Calibrated | None:
 
 
 def _check_touched(job: Job, proven: Digested) -> None:
-    """A weight file that something was done to since it was digested is digested again: a link
-    or other permissions change nothing, and a writer may set a file's time back.
+    """Digest a weight file again where the system noted a change since. A link or other permissions
+    change no byte; but a writer may set the time of its last write back.
     """
     source = job.source
     for each in proven.files:
@@ -249,8 +249,8 @@ def _check_touched(job: Job, proven: Digested) -> None:
 
 
 def _reuse(job: Job) -> Staged | str:
-    """What an earlier run staged, if it was this plan's and neither it nor the source changed;
-    else why not."""
+    """What an earlier run staged, if it is this plan's and neither it nor the source changed;
+    else why it is not used."""
     note = read_note(job.place)
     if "outputs" not in note:
         return "unfinished"
@@ -259,7 +259,7 @@ def _reuse(job: Job) -> Staged | str:
         return f"made with another {' and '.join(others)}"
     if note.get("companions") != _companions(job.source):
         return "the source's small files changed since"
-    empty(job.place, keep=note["files"])  # not a card, nor what an earlier gate said of them
+    empty(job.place, keep=note["files"])  # a card goes, and what an earlier gate said
     with job.clock.measure("verify"):
         outputs = _digest_output(job.place.partial, job.plan, written={})
         if [asdict(each) for each in outputs] != note["outputs"]:
