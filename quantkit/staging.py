@@ -41,8 +41,8 @@ _HEADROOM = 32 << 20
 
 @dataclass(frozen=True)
 class Staging:
-    """Where an output is made, where it will be, and where one that is ``replaced`` waits: under
-    a hidden name, as nobody else's folder may be taken for it."""
+    """Where an output will be, where it is made, and where one that is ``replaced`` waits: under a
+    hidden name, so that nobody else's folder is taken for it."""
 
     out: Path
     partial: Path
@@ -54,18 +54,20 @@ def staging_for(out: Path) -> Staging:
     named, out = bool(out.name), Path(os.path.normpath(expanded(out).absolute()))
     if not (named and out.name):
         raise UsageError(f"output {out}: not a folder that can be made; choose another --out")
-    longest = out.with_name(f".{out.name}.quantkit-replaced")
-    refuse_name(longest, f"output {printable(str(out))}")
-    return Staging(out, partial=out.with_name(f"{out.name}.partial"), replaced=longest)
+    replaced = out.with_name(f".{out.name}.quantkit-replaced")
+    refuse_name(replaced, f"output {printable(str(out))}")  # the longest of the three
+    return Staging(out, partial=out.with_name(f"{out.name}.partial"), replaced=replaced)
 
 
 def amendment_of(usual: Staging) -> Staging:
-    """A name of its own: ``OUT.partial`` may hold a conversion that waits to be judged again."""
+    """The places of an amendment: not ``OUT.partial``, where a conversion may wait to be judged."""
     return Staging(usual.out, usual.out.with_name(f"{usual.out.name}.amended"), usual.replaced)
 
 
 def check_free(staging: Staging, source: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless it may be replaced and quantkit made it.
+
+    What a killed run left aside is put back first (:func:`recover`).
 
     Raises:
         OutputExistsError: it exists and may not be replaced, or the ``source`` lies in its way.
@@ -88,7 +90,7 @@ def recover(staging: Staging) -> None:
     """Put back what a run that was killed between the two renames of a replacement left aside.
 
     Raises:
-        UsageError: the run is not dead, but between them just now.
+        UsageError: the run is alive, and between them just now.
     """
     if not _is_ours(staging.replaced) or os.path.lexists(staging.out):
         return
@@ -100,7 +102,7 @@ def recover(staging: Staging) -> None:
 
 
 def _refuse_source(staging: Staging, source: Path) -> None:
-    """Whatever is written, emptied or replaced must hold nothing of the source, nor lie in it."""
+    """Refuse to write, empty or replace what holds the source or something of it, or lies in it."""
     out, given = staging.out, _real(source)
     if _real(out) == given:
         raise OutputExistsError(f"output {out}: is the source; choose another --out")
@@ -158,7 +160,7 @@ def held(staging: Staging) -> Iterator[None]:
 
 @contextmanager
 def _alone(partial: Path) -> Iterator[None]:
-    """The lock on ``OUT.partial``, which is there."""
+    """Hold the lock on ``OUT.partial``, which must be there."""
     fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if not _locked(fd, partial):
@@ -170,7 +172,7 @@ def _alone(partial: Path) -> Iterator[None]:
 
 
 def _locked(fd: int, partial: Path) -> bool:
-    """Whoever had it may have renamed or removed the folder since: a third run locks another."""
+    """Lock ``fd``; false where another run holds it, or has renamed or removed the folder since."""
     with suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(fd), partial.stat())
@@ -178,7 +180,7 @@ def _locked(fd: int, partial: Path) -> bool:
 
 
 def _refuse_foreign(staging: Staging) -> None:
-    """What lies in ``OUT.partial`` is emptied; so it must be an earlier run's."""
+    """``OUT.partial`` will be emptied, so what is in it must be an earlier run's."""
     if staging.partial.is_symlink():
         said = "a link, expected a folder; remove it, or choose another --out"
         raise OutputExistsError(f"output {staging.partial}: {said}")
@@ -194,7 +196,7 @@ def _was_to_be(staging: Staging) -> bool:
     """Whether a manifest says that it was on its way to ``OUT``.
 
     :func:`commit` takes the note away just before the rename. A whole output that somebody
-    called ``OUT.partial`` says another name.
+    renamed to ``OUT.partial`` states another name.
     """
     try:
         manifest = json.loads((staging.partial / MANIFEST).read_text(encoding="utf-8"))
@@ -239,8 +241,8 @@ def discard(staging: Staging, note: dict[str, Any] | None = None) -> None:
 
 
 def commit(staging: Staging, check: Callable[[], object]) -> None:
-    """Give the staged output its final name: one rename, flushed to the disk. That takes minutes,
-    so ``check`` sees after it whether the name may be had."""
+    """Give the staged output its final name: one rename, after all is on the disk. That takes
+    minutes, so ``check`` sees again whether the name may be had."""
     for path in staging.partial.rglob("*"):
         flush(path)
     check()
@@ -265,16 +267,16 @@ def commit(staging: Staging, check: Callable[[], object]) -> None:
 
 def _remove_replaced(staging: Staging) -> None:
     with suppress(OSError):
-        (staging.replaced / MANIFEST).unlink()  # first: what is half gone is not to come back
+        (staging.replaced / MANIFEST).unlink()  # first: what is half gone must not be recovered
     shutil.rmtree(staging.replaced, ignore_errors=True)
 
 
 @contextmanager
 def cleaned(staging: Staging) -> Iterator[None]:
-    """Whatever stops a run leaves nothing but what a rerun can take up, and a note.
+    """Whatever stops a run, leave only what a rerun can take up, and a note.
 
-    That is staged files that are whole, but of a source that changed, and the layers that a
-    calibration has finished; of a source that was refused nothing stays.
+    That is the layers that a calibration has finished, and staged files that are whole, unless
+    the source changed. Of a source that was refused nothing stays.
     """
     try:
         yield
