@@ -35,8 +35,8 @@ class Registry:
     def needs_md5(self, name: str, size: int) -> bool:
         """Whether some entry states only an MD5 for a file that this one could be.
 
-        A file of a size that cannot be is out; another container (``.bin`` against
-        ``.safetensors``) is too. MD5 runs on one thread and takes longer than all else.
+        A file of another size or container (``.bin``, ``.safetensors``) could not. MD5 is taken no
+        more often than that, as it runs on one thread and takes longer than all else.
         """
         suffix = Path(name).suffix.lower()
         return any(
@@ -58,7 +58,7 @@ class Registry:
 
         ``files`` are the weight and tokenizer files; only a weight file's digest, or the
         ``fingerprint``, can prove a withdrawn release, since releases share tokenizers.
-        ``revision`` is what the source claims to be of a claimed repository.
+        ``revision`` is the one that the source claims to be.
         """
         named = list(claims)
         claimed = [entry for entry in self.entries if any(entry.named(each) for each in named)]
@@ -91,11 +91,10 @@ def _standing(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Release]]:
 def _proof(
     entry: Entry, release: Release, weights: Sequence[FileDigest], found: Fingerprint | None
 ) -> str | None:
-    """By what the weights are this withdrawn release's, and no good release's too.
+    """What proves that the weights are this withdrawn release's and no good release's too.
 
-    A shard that an entry lists under a release in good standing as well does not tell
-    the two apart; neither does a fingerprint that is no closer than the good release's, nor
-    one of files that are all the good release's.
+    Nothing is proved by a shard that a good release lists as well; by a fingerprint that is a
+    good release's just as closely; or by any fingerprint where all files are a good release's.
     """
     good = [other for other in entry.releases if other.status != "withdrawn"]
     spared = [listed for other in good for listed in other.files]
@@ -132,11 +131,10 @@ def _is_revision(release: Release, claimed: str | None) -> bool:
 def _identity(
     release: Release, files: Sequence[FileDigest], found: Fingerprint | None
 ) -> str | None:
-    """By what the weights are the release's whole; no file may contradict it.
+    """What proves that the weights are the whole release; no file may contradict it.
 
-    The matrices alone are no identity: names and the other tensors count too. Nor are the
-    same tensors in a file of a listed name that is another file: a flipped bit may lie
-    where no tensor does.
+    The matrices alone do not: names and the other tensors count too. Nor do the same tensors in
+    a file that the release lists with another digest: a flipped bit may lie outside all tensors.
     """
     weights = [file for file in files if file.is_weight]
     if not weights or _contradicting(release, files):
@@ -172,10 +170,9 @@ def _unproven(claimed: Sequence[Entry], files: Sequence[FileDigest]) -> Verdict:
                 stated_at=release.stated_at,
             )
     entry = claimed[0]
-    differing = _differing(entry, files)
-    what = f"{', '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}; " * bool(
-        differing
-    )
+    what = ""
+    if differing := _differing(entry, files):
+        what = f"{', '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}; "
     return Verdict(
         "mismatch",
         repository=entry.repository,
@@ -188,7 +185,7 @@ def _unproven(claimed: Sequence[Entry], files: Sequence[FileDigest]) -> Verdict:
 
 
 def _differing(entry: Entry, files: Sequence[FileDigest]) -> list[str]:
-    """Which files are not the nearest release's: the one that most files are of."""
+    """Which files are not the nearest release's, that is the one that most files belong to."""
     nearest = max(
         (release for _, release in _standing([entry])),
         key=lambda each: sum(_listed(each.files, file) for file in files),
@@ -203,7 +200,7 @@ def _differing(entry: Entry, files: Sequence[FileDigest]) -> list[str]:
 def _near(
     entries: Iterable[Entry], files: Sequence[FileDigest], found: Fingerprint | None
 ) -> Verdict:
-    """Unlisted; where most of it is a release that is listed, which files are not."""
+    """Unlisted; where some of it is a listed release, the reason says which files are not."""
     weights = [file for file in files if file.is_weight]
     for entry, release in _standing(entries):
         strange = [file.name for file in weights if not _listed(release.files, file)]
