@@ -100,7 +100,8 @@ def digest_source(
 ) -> Digested:
     """Digests of the weight files and their tensors; ``look`` sees the pieces too.
 
-    ``recall`` is for who has more to do than to verify (:mod:`quantkit.checkpoint.known`).
+    ``recall`` takes over digests of an earlier run (:mod:`quantkit.checkpoint.known`); a caller
+    that only verifies leaves it out.
     """
     tell = counted(listener, "verify", source.weight_bytes)
     return stream_checkpoint(
@@ -123,15 +124,16 @@ def _check_hub(source: Source, files: Sequence[FileDigest]) -> None:
         path = source.folder / file.name
         if path.is_symlink():  # into a Hub cache, whose blobs are named by their digests
             discard(path)
+        fate = f"to be deleted ({path})" if path.exists() else "removed"
         raise MismatchError(
             f"{file.name}: the Hub lists SHA-256 {source.hub_sha256[file.name]} for "
             f"{source.repo_id} at {source.revision}, got {file.sha256}; the download was damaged "
-            f"and is {f'to be deleted ({path})' if path.exists() else 'removed'}: run again"
+            f"and is {fate}: run again"
         )
 
 
 def prove(source: Source, listener: Listener = silent) -> Source:
-    """Hold a source's weights to the Hub's digests, for those who will not digest them.
+    """Hold a source's weights to the Hub's digests, where they will not be digested otherwise.
 
     Raises:
         MismatchError: one is damaged.
