@@ -122,7 +122,7 @@ def _end_of_text(config: Mapping[str, Any]) -> int | None:
 def described(calibration: Calibration, plan: Plan) -> str:
     """What is calibrated on, in one line, and whether that is too little.
 
-    Of fewer tokens than a module has columns no Hessian is of full rank: what the missing
+    With fewer tokens than a module has columns, no Hessian has full rank: what the missing
     directions cost is then the dampening's guess.
     """
     widest = max(each.shape[1] for each in plan.tensors if each.shape is not None)
@@ -157,7 +157,7 @@ def _check_ids(calibration: Calibration, plan: Plan) -> None:
 
 
 def refuse_overlap(calibration: Calibration, evaluated: Sequence[Sequence[int]]) -> None:
-    """Who calibrates on the text that a model is judged on has shown nothing.
+    """Refuse to calibrate on the text that a model is judged on, which would show nothing.
 
     Raises:
         UsageError: a window shares a run of tokens with ``evaluated``.
@@ -259,17 +259,18 @@ def _windows(
 ) -> list[tuple[int, ...]]:
     """Windows of ``length`` ids; a document's last may be shorter, but not under two.
 
-    Joined documents are told apart by the model's end-of-text id, where it has one.
+    Joined documents are told apart by the model's end-of-text id, where it has one. Their last
+    window is left out if it is shorter, unless it is the only one.
     """
     if packing == "joined":
         mark = [] if end is None or len(documents) == 1 else [end]
         documents = [list(chain.from_iterable([*each, *mark] for each in documents))]
-    return [
-        tuple(each[at : at + length])
-        for each in documents
-        for at in range(0, len(each), length)
-        if len(each) - at >= (length if packing == "joined" and len(each) >= length else 2)
-    ]
+    windows = []
+    for each in documents:
+        least = length if packing == "joined" and len(each) >= length else 2
+        starts = range(0, len(each), length)
+        windows += [tuple(each[at : at + length]) for at in starts if len(each) - at >= least]
+    return windows
 
 
 def _choose(
