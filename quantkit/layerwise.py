@@ -133,6 +133,7 @@ def _on_tensor_cores(plan: Plan, device: str) -> bool:
 def _counter(
     listener: Listener, index: int, layers: int, batches: Sequence[Sequence[object]]
 ) -> Callable[[int], None]:
+    """A function that is told how many batches a layer has seen, and tells of windows in all."""
     ends = [0, *accumulate(map(len, batches))]
     return lambda done: listener(
         Event("calibrate", index * ends[-1] + ends[done], layers * ends[-1], "windows")
@@ -226,7 +227,8 @@ def _moved(
     good: Tensor | None,
     method: GptqMethod,
 ) -> Tensor | None:
-    """By how much a weight moves; ``good`` is the same of what is ``crossed``, made once."""
+    """How far a weight moves: times ``good``, made once of what is ``crossed``, or by what it
+    lacks."""
     if good is not None:
         return weight @ good
     lacking = shared.lacking.pop(name, None)  # let go before the weight is rounded
@@ -240,7 +242,8 @@ def _gathered(
     states: Activations | None,
     tell: Callable[[int], None],
 ) -> Iterator[Shared]:
-    """The Hessians, of all groups in one run or of each in its own; then modules never run."""
+    """The Hessians, of all groups in one run or of each in its own; then of modules that never
+    run."""
     wanted = shared_inputs(layer, names) if states is None else advance(layer, states, names)
     groups = wanted.groups
     runs = [[group] for group in groups] if method.true_sequential else [groups]
@@ -264,9 +267,9 @@ def _flat(groups: Sequence[Sequence[str]]) -> list[str]:
 
 def _factors(shared: Shared, method: GptqMethod, group_sizes: set[int]) -> dict[int, Factor]:
     """One for each group size; the Hessian is used up by the last."""
-    made = {}
-    for left, size in zip(reversed(range(len(group_sizes))), sorted(group_sizes), strict=True):
-        hessian = shared.hessian.clone() if left else shared.hessian
+    made, last = {}, max(group_sizes)
+    for size in sorted(group_sizes):
+        hessian = shared.hessian if size == last else shared.hessian.clone()
         made[size] = factorize(hessian, method.damp_percent, _order(method), size)
     return made
 
