@@ -60,15 +60,15 @@ class Layer:
         return self._open.enter_context(self._lend(width))
 
     def keep(self, final: Collection[str], changing: Collection[str]) -> None:
-        """From now on compute what modules with ``final`` weights give once a window, no more.
+        """From now on run modules whose weights are ``final`` once a window, and keep the outputs.
 
-        Where no module inside a parent is still ``changing``, that is what the parent gives:
-        an attention block is run once more, and then never. On a CUDA device nothing less is
-        kept: a single product is sooner done than fetched.
+        Where no module inside a parent is still ``changing``, the parent's output is kept: an
+        attention block is run once more, and then never. On a CUDA device only parents are kept:
+        a single product is sooner done than fetched.
         """
-        there = next(self.module.parameters()).device.type != "cpu"
+        on_device = next(self.module.parameters()).device.type != "cpu"
         for name in {_largest(name, changing) for name in final} - self._kept:
-            if there and name in final:
+            if on_device and name in final:
                 continue
             self._kept.add(name)
             self._keep(self.module.get_submodule(name))
@@ -92,7 +92,7 @@ class Layer:
             return made
 
         module.forward = forward
-        self._open.callback(delattr, module, "forward")  # else they would hold each other
+        self._open.callback(delattr, module, "forward")  # a cycle otherwise
 
     def _fits(self, tensor: Tensor) -> bool:
         width, tokens = tensor.shape[-1], self.lengths[self._now.window]
@@ -113,7 +113,7 @@ def _largest(name: str, changing: Collection[str]) -> str:
 
 
 def _taken_apart(made: Any) -> tuple[Tensor | None, Callable[[Tensor], Any]]:
-    """The one tensor in what a module gives, and how it is given again; none if it is not one."""
+    """The one tensor in a module's output (``None`` if it is not one), and how to give it again."""
     if isinstance(made, Tensor):
         return made, lambda kept, shape=made.shape: kept.view(shape)
     if isinstance(made, tuple) and made and all(each is None for each in made[1:]):
