@@ -10,28 +10,28 @@ from contextlib import contextmanager, suppress
 #: glibc's names for them in malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
-#: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed;
-#: and so much may be free at the end of the heap.
-_LARGE, _FREE = 4 << 20, 16 << 20
+#: Blocks of this many bytes or more are mapped one by one, and so go back when they are freed.
+#: The second is for where blocks are reused; glibc takes no more.
+_LARGE, _LARGE_REUSED = 4 << 20, 32 << 20
 
-#: The same while blocks are reused. glibc takes no more for the first.
-_REUSED, _KEPT = 32 << 20, 1 << 30
+#: How much may be free at the end of the heap; the second where blocks are reused.
+_FREE, _FREE_REUSED = 16 << 20, 1 << 30
 
-#: What may be free while segments come and go: a few of each thread's.
-_STAYING = 64 << 20
+#: The same while segments come and go: a few of each thread's.
+_FREE_STREAMING = 64 << 20
 
 #: One entry for each :func:`large_blocks_return` that is open.
 _returning: list[bool] = []
 
 
 def small_blocks_stay() -> None:
-    """Have blocks below 4 MiB taken from what was freed, and larger ones returned, from here on.
+    """From here on, have blocks below 4 MiB reused when freed, and larger ones returned.
 
     A stream makes and drops arrays of a megabyte or two by the thousand; mapped one by one,
     each of their pages is a fault and 4 KiB of zeros. It stays so: see below.
     """
     _set(_M_MMAP_THRESHOLD, _LARGE)
-    _set(_M_TRIM_THRESHOLD, _STAYING)
+    _set(_M_TRIM_THRESHOLD, _FREE_STREAMING)
 
 
 @contextmanager
@@ -62,8 +62,8 @@ def blocks_reused() -> Iterator[None]:
     if not _returning:
         yield
         return
-    _set(_M_MMAP_THRESHOLD, _REUSED)
-    _set(_M_TRIM_THRESHOLD, _KEPT)
+    _set(_M_MMAP_THRESHOLD, _LARGE_REUSED)
+    _set(_M_TRIM_THRESHOLD, _FREE_REUSED)
     try:
         yield
     finally:
