@@ -172,9 +172,9 @@ def _benchmarks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     for each in manifest.get("benchmarks", []):
         metrics: list[dict[str, Any]] = []
         for metric in each["metrics"]:
-            kept = "" if metric["filter"] == "none" else f" ({metric['filter']})"
+            filtered = "" if metric["filter"] == "none" else f" ({metric['filter']})"
             for side in ("quantized", "source"):
-                name = f"{metric['name']}{kept}, {side}"
+                name = f"{metric['name']}{filtered}, {side}"
                 _add(metrics, metric["name"], name, metric[side]["value"])
                 said = f"{name}, standard error"
                 _add(metrics, f"{metric['name']}_stderr", said, metric[side]["stderr"])

@@ -1,7 +1,7 @@
 """What two models answered, side by side: figures for the manifest, answers for a file.
 
-A figure is recorded with its standard error and with the difference of the two models, whose
-own standard error is of the questions in pairs: both answered the same ones.
+A figure is recorded with its standard error and with the difference of the two models. As both
+answered the same questions, the difference's standard error is that of the pairs.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ def _version(stated: object) -> str | None:
 def _metrics(
     name: str, leaves: Sequence[str], source: Answers, quantized: Answers
 ) -> Iterator[dict[str, Any]]:
-    ours, theirs = source.results[name], quantized.results[name]
-    for key, value in ours.items():
-        metric, comma, kept = key.partition(",")
+    source_figures, figures = source.results[name], quantized.results[name]
+    for key, value in source_figures.items():
+        metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or _number(value) is None:
             continue
-        error = f"{metric}_stderr,{kept}"
+        error = f"{metric}_stderr,{filter_name}"
         yield {
             "name": metric,
-            "filter": kept,
+            "filter": filter_name,
             "higher_is_better": source.better.get(name, {}).get(metric),
-            "source": {"value": _number(value), "stderr": _number(ours.get(error))},
+            "source": {"value": _number(value), "stderr": _number(source_figures.get(error))},
             "quantized": {
-                "value": _number(theirs.get(key)), "stderr": _number(theirs.get(error)),
+                "value": _number(figures.get(key)), "stderr": _number(figures.get(error)),
             },
-            "difference": _difference(leaves, metric, kept, (source, quantized), value),
+            "difference": _difference(leaves, metric, filter_name, (source, quantized), value),
         }  # fmt: skip
 
 
@@ -76,14 +76,14 @@ def _number(value: object) -> float | str | None:
 def _difference(
     leaves: Sequence[str],
     metric: str,
-    kept: str,
+    filter_name: str,
     models: tuple[Answers, Answers],
     value: float,
 ) -> dict[str, float] | None:
     """Quantized less source, question by question; ``None`` where the figure is no plain mean."""
     if len(leaves) > 1:
         return None
-    values = [_by_question(each.samples[leaves[0]], metric, kept) for each in models]
+    values = [_by_question(each.samples[leaves[0]], metric, filter_name) for each in models]
     reference = values[0]
     if len(reference) < 2 or reference.keys() != values[1].keys():
         return None
@@ -95,22 +95,22 @@ def _difference(
     return {"value": mean, "stderr": sqrt(variance / len(pairs))}
 
 
-def _by_question(samples: Sequence[Sample], metric: str, kept: str) -> dict[int, float]:
+def _by_question(samples: Sequence[Sample], metric: str, filter_name: str) -> dict[int, float]:
     return {
         each["doc_id"]: float(each[metric])
         for each in samples
-        if each["filter"] == kept and isinstance(each.get(metric), int | float)
+        if each["filter"] == filter_name and isinstance(each.get(metric), int | float)
     }
 
 
 def _same_answers(leaves: Sequence[str], source: Answers, quantized: Answers) -> int | None:
     if len(leaves) > 1:
         return None
-    ours, theirs = (_answers(each.samples[leaves[0]]) for each in (source, quantized))
-    if not ours or ours.keys() != theirs.keys():
+    before, after = (_answers(each.samples[leaves[0]]) for each in (source, quantized))
+    if not before or before.keys() != after.keys():
         return None
-    other = {key[0] for key, answer in ours.items() if answer != theirs[key]}
-    return len({question for question, _ in ours} - other)
+    other = {key[0] for key, answer in before.items() if answer != after[key]}
+    return len({question for question, _ in before} - other)
 
 
 def _answers(samples: Sequence[Sample]) -> dict[tuple[int, str], object]:
