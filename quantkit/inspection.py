@@ -58,7 +58,7 @@ def verify(
     folder = expanded(path_or_repo)
 
     def look(at: Path) -> None:
-        """What was fetched so far of a repository may be refused before its weights are."""
+        """Refuse, if need be, what was fetched so far, before the weights are."""
         _refuse_idle_options(path_or_repo, at, repo, public_key)
         if os.path.lexists(at / MANIFEST):
             verify_small(at, registry, policy, key)
@@ -93,9 +93,9 @@ def verify(
 def _refuse_idle_options(
     given: str | Path, folder: Path, repo: str | None, key: str | Path | None
 ) -> None:
-    """Options that would say nothing of what is in ``folder``.
+    """Refuse options that mean nothing for what is in ``folder``.
 
-    A signature is of an output: one whose manifest was taken away has none either.
+    Only outputs are signed: one whose manifest was taken away counts as none.
     """
     if os.path.lexists(folder / MANIFEST):
         if repo is not None:
@@ -103,7 +103,7 @@ def _refuse_idle_options(
                 f"verify {given}: --repo {repo} is what a checkpoint is said to be, and this is an "
                 "output, whose manifest says what it was made from; drop it"
             )
-    elif key is not None and folder.is_dir():  # where it is none, that is said in other words
+    elif key is not None and folder.is_dir():  # no folder at all is said in other words
         raise MismatchError(
             f"{given}: no {MANIFEST} there, so no output whose signature --public-key {key} could "
             "check; ask the publisher, or drop the option"
@@ -137,7 +137,7 @@ def check_tokenizer(
         UsageError: no such folder, or ``text`` cannot be read.
     """
     folder = expanded(path)
-    _with_model(folder)
+    _check_has_model(folder)
     config = read_object(folder / "config.json")
     check_config(config, f"{folder}/config.json")
     chosen = expanded(text) if text is not None else evaluation_text()
@@ -162,8 +162,8 @@ def check_tokenizer(
     }
 
 
-def _with_model(folder: Path) -> None:
-    """There is a folder whose tokenizer can be read, and a model in it to hold that to."""
+def _check_has_model(folder: Path) -> None:
+    """See that the folder's tokenizer can be read, and that there is a model to hold it to."""
     if not folder.is_dir():
         hint = "a file; give the folder that holds it" if folder.exists() else "no such folder"
         raise UsageError(f"{folder}: {hint}")

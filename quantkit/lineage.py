@@ -1,8 +1,8 @@
 """A folder that quantkit made: its own files, and where its weights came from.
 
-The small files are read first and said at once; who waits for gigabytes of weights knows
-by then that the config is another, or the signature. The lineage is judged by *today's*
-registry: what was in good standing when the folder was made may have been withdrawn since.
+The small files are read first and said at once: nobody has to wait for gigabytes of weights to
+learn that the config or the signature is another. The lineage is judged by *today's* registry:
+what was in good standing when the folder was made may have been withdrawn since.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def verify_output(
     manifest = read_manifest(folder)
     with _whole(folder):
         source, gate = manifest["source"], manifest["gate"]["status"]
-        lineage, signature = _small_say(folder, manifest, registry, policy, expected)
+        lineage, signature = _source_and_signature(folder, manifest, registry, policy, expected)
         said = contradictions(manifest)
         _refuse_differing(folder, said or differing(folder, manifest, listener))
         return {
@@ -81,12 +81,12 @@ def verify_small(
         listed = output_files(manifest)
         awaited = [each.name for each in listed if each.is_weight]
         _refuse_differing(folder, _differing_small(folder, listed, awaited))
-        _small_say(folder, manifest, registry, policy, expected)
+        _source_and_signature(folder, manifest, registry, policy, expected)
 
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[None]:
-    """A manifest that lacks something is named."""
+    """Turn what goes wrong with a manifest that lacks something into an error that names it."""
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
@@ -96,16 +96,15 @@ def _whole(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _small_say(
+def _source_and_signature(
     folder: Path,
     manifest: Mapping[str, Any],
     registry: Registry,
     policy: Policy,
     expected: Expected | None,
 ) -> tuple[Verdict, str]:
-    """What the source is by now, and the signature: over the weights that the manifest names.
-
-    Whether those are the weights that are there, :func:`differing` says.
+    """What the source is by now, and what the signature is worth, over the weights as the manifest
+    has them: :func:`differing` says whether they are those that are there.
     """
     lineage = judge_source(manifest["source"], registry)
     signature = check_signature(folder, expected, weights_of(manifest))
@@ -151,7 +150,7 @@ def _unsigned(signature: str) -> list[str]:
     if signature == "valid":
         return []
     return [
-        "all this is by its manifest, which whoever made the folder wrote: 'quantkit check' "
+        "all this rests on its manifest, written by whoever made the folder: 'quantkit check' "
         "compares the weights themselves"
     ]
 
@@ -181,7 +180,7 @@ def differing(folder: Path, manifest: Mapping[str, Any], listener: Listener) -> 
 def _differing_small(
     folder: Path, listed: Sequence[FileDigest], awaited: Collection[str] = ()
 ) -> list[str]:
-    """The same without the weights; none is missing that is still ``awaited``."""
+    """The same without the weights; what is still ``awaited`` does not count as missing."""
     found = [*_strays(folder, listed, awaited)]
     if not is_sealed(read_raw(folder)):
         found.append(f"{MANIFEST} has changed")
@@ -191,7 +190,7 @@ def _differing_small(
 
 
 def _strays(folder: Path, listed: Sequence[FileDigest], awaited: Collection[str]) -> Iterator[str]:
-    """What is missing, is no file, or is in no manifest; of all folders that it names."""
+    """What is missing, is no file, or is not listed, in all folders that the manifest names."""
     names = {each.name for each in listed}
     folders = {str(each) for name in names for each in PurePosixPath(name).parents} - {"."}
     top = {path.name for path in folder.iterdir()} - {*_BESIDE, *_NOT_OURS}

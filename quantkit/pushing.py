@@ -48,7 +48,7 @@ def push(
     """
     removed = there.extra(asked)
     with _explaining(asked):
-        there = _ready(client, asked, there)
+        there = _create_missing(client, asked, there)
     listed = {each.name: each for each in there.files}
     sent = [
         each for each in asked.files
@@ -65,13 +65,13 @@ def push(
 
     request = None
     if not sent and not removed:
-        commit, read = there.head, _again(there.head, verify)
+        commit, read = there.head, _read_back(there.head, verify)
     elif asked.pr:
         commit, request, read = _propose(client, asked, sent, removed, verify)
     else:
-        with _waiting(client, asked, there.head):
+        with _waiting_branch(client, asked, there.head):
             operations = _operations(sent, removed)
-            read = _try(client, asked, operations, verify)
+            read = _send_and_verify(client, asked, operations, verify)
             commit = _commit(client, asked, there, _as_sent(operations))
     return {
         "commit": commit,
@@ -85,7 +85,7 @@ def push(
     }
 
 
-def _again(head: str, verify: Verify) -> int:
+def _read_back(head: str, verify: Verify) -> int:
     """Read back what an earlier run sent."""
     try:
         return verify(head)
@@ -104,7 +104,7 @@ def _explaining(asked: Push) -> Iterator[None]:
         raise explained(f"publish {asked.repo_id}", error, _AGAIN) from error
 
 
-def _ready(client: HfApi, asked: Push, there: Destination) -> Destination:
+def _create_missing(client: HfApi, asked: Push, there: Destination) -> Destination:
     """Create the repository and the branch where they are missing."""
     if not there.exists:
         client.create_repo(asked.repo_id, private=not asked.public, exist_ok=True)
@@ -132,8 +132,8 @@ def _operations(sent: Sequence[LocalFile], removed: Sequence[str]) -> Operations
 
 
 def _as_sent(operations: Operations) -> Operations:
-    """The same once more, as the client takes none twice: of the bytes that were sent and read
-    back, whatever became of the files since; and no large file is digested again."""
+    """Copies of them, as the client takes none twice. They are of the bytes that were sent and
+    read back, whatever became of the files since; no large file is digested again."""
     from huggingface_hub import CommitOperationAdd
 
     made: Operations = []
@@ -148,7 +148,7 @@ def _as_sent(operations: Operations) -> Operations:
 
 
 @contextmanager
-def _waiting(client: HfApi, asked: Push, head: str) -> Iterator[None]:
+def _waiting_branch(client: HfApi, asked: Push, head: str) -> Iterator[None]:
     """A branch of its own to send to; gone afterwards, whatever happens."""
     with suppress(Exception):  # one that an interrupted run left
         client.delete_branch(asked.repo_id, branch=WAITING)
@@ -161,7 +161,7 @@ def _waiting(client: HfApi, asked: Push, head: str) -> Iterator[None]:
             client.delete_branch(asked.repo_id, branch=WAITING)
 
 
-def _try(client: HfApi, asked: Push, operations: Operations, verify: Verify) -> int:
+def _send_and_verify(client: HfApi, asked: Push, operations: Operations, verify: Verify) -> int:
     """Send to the waiting branch and read it back; the bytes read."""
     with _explaining(asked):
         made = client.create_commit(

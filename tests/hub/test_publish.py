@@ -348,7 +348,7 @@ def test_what_was_changed_stays_said(hub: Loopback, folder: Path) -> None:
     assert [each.count("--allow-changed") for each in said] == [1, 1]
     notes = quantkit.verify(folder)["notes"]
     assert notes[:-1] == [f"published although {each}" for each in said]
-    assert "by its manifest" in notes[-1]
+    assert "rests on its manifest" in notes[-1]
     for words in (b"config.json has changed (--allow", b"more.txt is not in the manifest (--allow"):
         assert words in (there(hub)["README.md"] or b"")
 

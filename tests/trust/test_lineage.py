@@ -139,7 +139,7 @@ def test_names_that_no_file_has_are_refused(copy: Path, name: object, where: str
 
 def about_the_source(note: str) -> bool:
     """Not that nobody has signed, which stands with every folder that nobody has."""
-    return "by its manifest" not in note
+    return "rests on its manifest" not in note
 
 
 def test_a_changed_manifest_says_so_itself(copy: Path) -> None:
