@@ -51,9 +51,9 @@ def check_names(repo_id: str, branch: str) -> None:
             f"--branch {branch}: files wait there until they have been read back, and it is "
             "removed; choose another"
         )
-    taken = not _BRANCH.fullmatch(branch) or branch.startswith("refs/") or branch == "HEAD"
+    refused = not _BRANCH.fullmatch(branch) or branch.startswith("refs/") or branch == "HEAD"
     never = ("..", "//", "@{", "/.", ".lock/")
-    if taken or any(each in f"{branch}/" for each in never) or branch.endswith("."):
+    if refused or any(each in f"{branch}/" for each in never) or branch.endswith("."):
         raise UsageError(
             f"--branch {printable(branch)!r}: not a branch's name; expected letters, digits and "
             "._-/, no '..', no '.lock' at an end, and nothing below refs/"
@@ -69,7 +69,7 @@ class Model:
     method: Mapping[str, Any]
 
     def replaces(self, other: Model) -> bool:
-        """Whether who loads ``other`` gets something else from then on."""
+        """Whether those who load ``other`` would get something else from then on."""
         return (self.fingerprint, self.method) != (other.fingerprint, other.method)
 
 
@@ -132,9 +132,10 @@ class Destination:
         ours = {each.name for each in asked.files}
         there = [each.name for each in self.files if each.name not in HUBS_OWN]
         names = [each for each in there if each not in ours]
-        # a repository that was made on the Hub's page has a card that says nothing yet
-        own = (*self.published, SIGNATURE) if self.published else (CARD,)
-        foreign = [each for each in (names if self.published else there) if each not in own]
+        if self.published:
+            foreign = [each for each in names if each not in (*self.published, SIGNATURE)]
+        else:  # a repository that was made on the Hub's page has a card that says nothing yet
+            foreign = [each for each in there if each != CARD]
         if foreign and not asked.overwrite:
             raise UsageError(
                 f"publish {asked.repo_id}: holds files that quantkit did not put there "
@@ -144,7 +145,7 @@ class Destination:
         return tuple(names)
 
     def _refuse_another(self, asked: Push) -> None:
-        """Who has the old model's name, or its key, would find another behind them."""
+        """Those who know a model by its name, or by its key, must not find another there."""
         if asked.overwrite or asked.pr or not self.has_branch:
             return
         shown = f"publish {asked.repo_id}"
@@ -165,8 +166,8 @@ class Destination:
 def look(
     client: HfApi, repo_id: str, branch: str, *, public: bool, offline: Listener | None = None
 ) -> Destination | None:
-    """Who asks, and what is there; ``None`` where the Hub does not answer and need not: then
-    ``offline`` is told why.
+    """See that somebody is logged in, and what is there. ``None`` where the Hub does not answer
+    and need not; ``offline`` is then told why.
 
     Raises:
         HubError: no token, or the Hub does not answer.
