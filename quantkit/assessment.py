@@ -40,6 +40,9 @@ _LIMITS: Mapping[int, tuple[str, ...]] = {
 #: Beyond it nothing is said twice, and a number of hundreds of digits is no float.
 _MOST_PENALTY = 1e6
 
+#: What stands beside a report of ``check``, since a folder of others has no manifest of ours.
+_RECORD = "check.json"
+
 
 def check(
     dir: str | Path,
@@ -56,8 +59,8 @@ def check(
     """Judge the quantized folder ``dir`` against the checkpoint ``against``.
 
     Thresholds, prompts and settings are the recipe's; without one they are those of the
-    folder's own format. ``revision`` is of ``against``. Nothing is written but, in the folder
-    ``report`` if one is named, ``report/report.html``, its plots, and all of this as JSON.
+    folder's own format. ``revision`` is of ``against``. Nothing is written, unless a folder
+    ``report`` is named: it gets ``report/report.html``, its plots, and all of this as JSON.
 
     Raises:
         UsageError: no such folder.
@@ -88,12 +91,8 @@ def check(
     return found
 
 
-#: What stands beside a report of ``check``, since a folder of others has no manifest of ours.
-_RECORD = "check.json"
-
-
 def _make_room(place: Path, *taken: Path) -> None:
-    """Before minutes of judging, not after."""
+    """See that a report can be written into ``place``, before minutes of judging."""
     if (place / MANIFEST).exists() or place.resolve() in [each.resolve() for each in taken]:
         raise UsageError(
             f"report {place}: a folder with a model, which is left as it is; choose another"

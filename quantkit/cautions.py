@@ -44,7 +44,7 @@ def cautions(
             if not any(architecture.matches(module, entry) for module in architecture.linears):
                 yield (
                     f"the recipe ignores {entry!r}, which is no module's name, beginning or end "
-                    f"(one is {next(iter(architecture.linears))})"
+                    f"(a module is called {next(iter(architecture.linears))})"
                 )
     if isinstance(method, GptqMethod):
         yield from _gptq_cautions(method, architecture, quantized, tensors)

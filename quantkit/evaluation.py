@@ -101,7 +101,7 @@ def read_material(
 def _told_apart(
     read: tuple[EvaluationText, ...], paths: Sequence[Path]
 ) -> tuple[EvaluationText, ...]:
-    """Each text once, and no two under one name."""
+    """Refuse a text that is there twice, and number those that have one name."""
     if len({each.sha256 for each in read}) < len(read):
         raise UsageError(
             f"text {', '.join(each.name for each in read)}: two are the same text, which would "
@@ -196,7 +196,8 @@ def read_ids(what: str, path: Path, raw: bytes) -> tuple[tuple[int, ...], ...]:
         raise UsageError(f"{what} {path}: not JSON: {error}") from error
     if isinstance(value, dict):  # a tokenizer's answer has a mask beside its ids
         fitting = [each for each in value.values() if _is_id_lists(each)] or [*value.values()]
-        value = value.get("input_ids", fitting[0] if len(fitting) == 1 else None)
+        only = fitting[0] if len(fitting) == 1 else None
+        value = value.get("input_ids", only)
     if isinstance(value, list) and value and all(_is_id(each) for each in value):
         return (tuple(value),)
     if _is_id_lists(value):

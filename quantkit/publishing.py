@@ -83,8 +83,8 @@ def publish(
     signature that is there is replaced where it is this key's, or with ``allow_changed``.
 
     Raises:
-        UsageError: no folder that quantkit made, or one with links; no name of a repository or
-            of a branch.
+        UsageError: not a folder that quantkit made, or one with links; a bad name of a repository
+            or of a branch.
         GateError, MismatchError, WithdrawnError, LicenceError: not to be published.
         HubError: the Hub says no, or breaks off; the branch is as it was.
         RemoteError: what the Hub holds is not what was sent; the branch is as it was.
@@ -98,8 +98,8 @@ def publish(
         licence=allow_licence,
     )
     registry = read_checksums(checksums)
-    kept = None if allow_changed else signer
-    ready = _ready(folder, (repo_id, branch), registry, licence, allowed, kept, listener)
+    replacing = None if allow_changed else signer  # whose the signature there must be
+    ready = _ready(folder, (repo_id, branch), registry, licence, allowed, replacing, listener)
     client = api()
     there = look(client, repo_id, branch, public=public, offline=listener if dry_run else None)
     for said in _to_know(ready, there, public=public):
@@ -168,7 +168,7 @@ def _ready(
 def _written(
     folder: Path, ready: _Ready, files: Sequence[LocalFile], signer: Signer | None
 ) -> tuple[LocalFile, ...]:
-    """``files``, with the new card and manifest in the folder, and its signature: all at once."""
+    """``files``, once the new card, manifest and signature are in the folder, all at once."""
     known, before = weights_of(ready.manifest), read_raw(folder)
     new = (ready.card, manifest_text(ready.manifest).encode("utf-8"))
     signed = signer is None or signer.has_signed(folder, known)
@@ -190,9 +190,9 @@ def _written(
 def _opened(
     dir: str | Path, sign: str | Path | None, *, written: bool
 ) -> tuple[Path, Signer | None]:
-    """The folder, of which nothing leads elsewhere, and whoever signs it.
+    """The folder, in which no link leads elsewhere, and who signs it.
 
-    One that will be ``written`` must be one that can be replaced: seen here, before the work.
+    One that will be ``written`` must be replaceable, which is seen here, before the work.
     """
     folder = expanded(dir)
     if not (folder / MANIFEST).is_file():
