@@ -34,7 +34,7 @@ from unicodedata import category
 #: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
 INTERRUPTED = 130
 
-#: Of what a library says; beyond it becomes a lecture.
+#: How many characters of a library's message are shown; beyond that it becomes a lecture.
 _LONGEST = 400
 
 
@@ -132,7 +132,7 @@ def on_one_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Python's own error, CUDA's, or the ``RuntimeError`` that torch raises of a CPU's memory."""
+    """Whether it is Python's own error, CUDA's, or torch's ``RuntimeError`` for a CPU's memory."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -147,7 +147,8 @@ def of_the_machine(error: BaseException) -> bool:
 
 @contextmanager
 def explained(say: Callable[[Exception], QuantkitError]) -> Iterator[None]:
-    """What others' code raises inside, as ``say`` has it; our own errors and the machine's pass."""
+    """Turn what others' code raises inside into ``say(error)``; our errors and the machine's pass
+    as they are."""
     try:
         yield
     except QuantkitError:

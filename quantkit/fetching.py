@@ -22,7 +22,7 @@ from quantkit.types import Event, Listener
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-#: Files that a conversion reads whole are proven there; the same read must not be paid twice.
+#: Weights are proven by whoever reads them whole: gigabytes must not be read twice.
 _WEIGHTS = (".safetensors", ".bin")
 
 _ETAG = re.compile(r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$")
@@ -137,7 +137,7 @@ def _cached(repo_id: str, revision: str | None, why: Exception, listener: Listen
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except (OSError, ValueError) as error:
-        # files that nobody wanted may be missing; whoever misses one will say so
+        # files that nobody wants may be missing; where one is wanted, its reader says so
         partial = getattr(error, "snapshot_path", None)
         if partial is None:
             raise SourceError(
@@ -157,7 +157,7 @@ def _cached(repo_id: str, revision: str | None, why: Exception, listener: Listen
 def cached_digests(folder: Path) -> dict[str, str]:
     """What the Hub listed for the files of a snapshot: a Hub cache names its blobs by it.
 
-    A link to a blob that is gone is no file; whoever misses it will say so.
+    A link to a blob that is gone is left out; where the file is wanted, its reader says so.
     """
     links = (path for path in folder.rglob("*") if path.is_symlink() and path.is_file())
     blobs = {path.relative_to(folder).as_posix(): path.resolve() for path in links}

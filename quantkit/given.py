@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantkit.errors import UsageError, printable
 
-#: What there is in place of a file, in words.
+#: What is no regular file, in words.
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -37,7 +37,7 @@ def paths_of(given: str | Path | Iterable[str | Path] | None) -> tuple[Path, ...
 
 
 def expanded(given: str | Path) -> Path:
-    """With ``~`` as the user's own folder; where there is no such user, it is a name's letter."""
+    """A path with ``~`` expanded; where there is no such user, ``~`` is part of a name."""
     path = Path(given)
     try:
         return path.expanduser()
@@ -46,9 +46,9 @@ def expanded(given: str | Path) -> Path:
 
 
 def refuse_name(path: Path, what: str) -> None:
-    """Refuse a path whose bytes are no UTF-8, or that none can have; ``what`` begins messages.
+    """Refuse a path that is not UTF-8, or that no file can have; ``what`` begins messages.
 
-    Manifests and cards name it, and libraries are given it: both take Unicode alone.
+    Manifests, cards and libraries take Unicode alone.
 
     Raises:
         UsageError: it is refused.
@@ -65,8 +65,8 @@ def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = 
     """The bytes of ``path``; ``what`` begins messages. With ``pipe``, ``<(command)`` is read too.
 
     Raises:
-        UsageError: there is no such file, it has more than ``most`` bytes, or it is another
-            thing, which might never end.
+        UsageError: there is no such file, it has more than ``most`` bytes, or it is no regular
+            file, and might never end.
     """
     refuse_name(path, printable(what))
     try:
@@ -114,5 +114,5 @@ def _reason(path: Path, error: OSError) -> str:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """A pipe that nobody writes to would otherwise be waited for, for ever."""
+    """Open without waiting for a pipe's writer, who may never come."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

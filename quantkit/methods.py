@@ -96,7 +96,7 @@ class GptqMethod(Strict):
 
 Method = Annotated[BnbMethod | GptqMethod | PlainMethod, Field(discriminator="format")]
 
-#: By the name in ``format``.
+#: The class of each method, by its name in ``format``.
 METHODS: dict[str, type[Strict]] = {
     get_args(each.model_fields["format"].annotation)[0]: each
     for each in get_args(get_args(Method)[0])

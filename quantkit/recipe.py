@@ -42,7 +42,7 @@ class SourceSection(Strict):
 class Evaluation(Strict):
     """How perplexity and generation are measured.
 
-    ``max_windows`` is of each text. ``by_layer`` holds one layer of each model in memory
+    ``max_windows`` holds for each text. ``by_layer`` holds one layer of each model in memory
     even where both fit whole; generation then does not run.
     """
 

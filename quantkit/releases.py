@@ -101,7 +101,7 @@ class ListedFile(_Strict):
     def matches(self, file: FileDigest) -> bool:
         """Whether every digest stated here is the file's. Names play no part.
 
-        The MD5 is taken only where nothing better is stated; beside a SHA-256 it may be absent.
+        A file has an MD5 only where nothing better is stated; beside a SHA-256 it may be absent.
         """
         if self.sha256 is None:
             return self.md5 == file.md5
@@ -120,7 +120,7 @@ class ListedFingerprint(_Strict):
     matrices: Sha256 | None = None
 
     def match(self, found: Found | None) -> str | None:
-        """The strongest part that is ``found``'s too: its name."""
+        """The name of the strongest part that is ``found``'s too."""
         for part in PARTS:
             stated = getattr(self, part)
             if found is not None and stated is not None and stated == getattr(found, part):
@@ -166,7 +166,7 @@ class Release(_Strict):
         return self.date or (self.revision or "")[:7] or "unknown date"
 
     def leaves_open(self, name: str) -> bool:
-        """Whether ``name`` belongs to the release by a digest that nobody published."""
+        """Whether ``name`` belongs to the release, though nobody published its digest."""
         return any(fnmatchcase(name, each) for each in self.unpublished)
 
 

@@ -34,7 +34,7 @@ _COUNTS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"position|n_ctx|seq|window|length", re.IGNORECASE), 1 << 28),
 )
 
-#: No other whole number of a config is larger, but for those that are no number of things.
+#: The most that any other whole number of a config may be, except those that count no things.
 _MAX_NUMBER = 1 << 31
 _NO_NUMBER_OF_THINGS = re.compile(r"theta|seed|base|scale|factor", re.IGNORECASE)
 

@@ -94,7 +94,7 @@ def open_source(
     listener: Listener = silent,
     container: Container | None = None,
 ) -> Source:
-    """Resolve and open a checkpoint; of one in two ``container`` kinds, the one asked for.
+    """Resolve and open a checkpoint; where it is there in both containers, take ``container``.
 
     Raises:
         UsageError: no such folder.
@@ -127,7 +127,7 @@ def open_source(
 
 
 def is_hub_id(given: str | Path) -> bool:
-    """Whether ``given`` names a repository, and nothing here."""
+    """Whether ``given`` looks like a Hub id, and is no path on this machine."""
     if isinstance(given, Path) or not HUB_ID.match(given):
         return False
     return not expanded(given).exists()
@@ -176,7 +176,7 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def _check_small_files(folder: Path) -> None:
-    """Those that are read or carried on: plain files, and nothing that needs foreign code."""
+    """Refuse what is read or carried on if it is no plain file, or needs foreign code."""
     if (folder / NAMED_TEMPLATES).is_symlink():
         raise SourceError(f"{folder / NAMED_TEMPLATES}: a link; put the folder itself there")
     named = [each for each in named_templates(folder) if is_carried(each)]
@@ -216,7 +216,7 @@ def read_object(path: Path) -> dict[str, Any]:
         if problem := too_many(raw):
             raise ValueError(problem)
         value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        # lone surrogates could not be written, nor what 1e999 is read as
+        # refuse what could not be written again: lone surrogates, and 1e999, read as infinity
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read as JSON: {error}") from error
@@ -241,7 +241,7 @@ def quantization_settings(config: Mapping[str, Any], where: Path) -> dict[str, A
 
 
 def read_text(path: Path) -> str:
-    """A text of other people's, whatever it is; empty when there is none."""
+    """Other people's text, whatever its bytes are; empty when there is none."""
     try:
         return path.read_bytes().decode("utf-8", "replace")
     except OSError:

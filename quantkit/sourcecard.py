@@ -40,12 +40,12 @@ _ATTRIBUTE = re.compile(
     r"([^\"'<>]{0,2000})\3"
 )
 _FOLD_TAG = re.compile(r"(?i)<(?=/?(?:details|summary)\b)")
-# A whole tag, an address, or a comment without a tag in it: what a browser ends where this does.
+# A whole tag, an address, or a comment without a tag in it: each ends here where browsers end it.
 _TAG = re.compile(
     r"(?i)<(?:!--[^<>]*-->|[a-z][a-z0-9+.-]*+[:@][^\s<>\"']*+>|(?P<end>/?)(?P<name>[a-z][a-z0-9-]*+)"
     r"(?:\s(?:[^<>\"'\n]|\"[^\"<>\n]*+\"|'[^'<>\n]*+')*+)?/?>)"
 )
-#: What stands in these is text, or goes by rules of its own.
+#: Elements whose content is text, or goes by rules of its own.
 _OPAQUE = ("iframe", "math", "noembed", "noframes", "noscript", "plaintext", "script", "select",
            "style", "svg", "template", "textarea", "title", "xmp")  # fmt: skip
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
@@ -55,8 +55,8 @@ _HARMLESS = ("http:", "https:", "mailto:", "//")
 def folded(body: str, repo_id: str | None, revision: str | None) -> str:
     """``body`` with its links resolved, its code blocks closed, and no way out of a fold.
 
-    What hides all behind it (a comment that nobody closed) hides nothing of ours: the fold is
-    the last thing on the page.
+    A comment that nobody closed hides all that follows; nothing of ours does, as the fold is the
+    last thing on the page.
     """
     resolve = _resolver(repo_id, revision)
     pieces = [
@@ -68,12 +68,11 @@ def folded(body: str, repo_id: str | None, revision: str | None) -> str:
 
 
 def _nests(pieces: Sequence[tuple[str, bool]]) -> bool:
-    """Whether its own folds are sure to open before they close, and all close: else they would
-    end ours.
+    """Whether the card's own folds are sure to be balanced: else they might end ours.
 
-    Sure is one that opens where a line begins, in no list or quotation whose end would be its
-    own, and that no other tag ends or hides. In what looks like code none is: to others it may
-    be no code.
+    A fold is sure if it opens where a line begins (no list or quotation can end it then) and no
+    other tag ends or hides it. One in what looks like code never is: other readers may see no
+    code there.
     """
     if any(is_code and _FOLD_TAG.search(text) for text, is_code in pieces):
         return False

@@ -144,16 +144,16 @@ Listener = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The listener of those who do not listen."""
+    """A listener that ignores what it is told."""
 
 
-class _ListenerRaised(BaseException):  # no error: no judge of models may catch it
+class _ListenerRaised(BaseException):  # no Exception, which those who judge models catch
     """What a listener raised, on its way out."""
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[Listener]:
-    """``listener`` for where errors are verdicts: what it raises is its caller's own."""
+    """``listener`` for code that takes errors for verdicts: what it raises passes through."""
 
     def tell(event: Event) -> None:
         try:
@@ -171,7 +171,7 @@ def listening(listener: Listener) -> Iterator[Listener]:
 
 
 def counted(listener: Listener, stage: str, total: int) -> Callable[[int], None]:
-    """What is told of each part's bytes, and tells ``listener`` of all so far."""
+    """A function that is told each part's bytes, and tells ``listener`` the sum so far."""
     done = 0
 
     def tell(count: int) -> None:
