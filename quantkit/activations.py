@@ -45,8 +45,8 @@ class Coming:
 class Nearby:
     """Memory for activations where a CUDA device computes: its own, then the host's.
 
-    A tensor that was given stays its owner's; what it takes is counted once. Copies run on one
-    stream in the order in which they are asked for, beside what is computed.
+    A tensor that was handed out stays its owner's: its room does not come back. Copies run on
+    one stream in the order in which they are asked for, beside what is computed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -139,7 +139,7 @@ class Activations:
         return made
 
     def __setitem__(self, window: int, hidden: Tensor) -> None:
-        self._coming.pop(window, None)  # as it was
+        self._coming.pop(window, None)  # a copy of what was there before
         held = self._near(window)
         if held is not None and self._nearby is not None:
             self._nearby.send(hidden.detach().to(self._dtype).reshape(held.shape), held)
@@ -153,7 +153,7 @@ class Activations:
         write_all(self._file.fileno(), raw, self._at[window])
 
     def worth_keeping(self, window: int) -> bool:
-        """Whether fetching is sooner done than computing again: not from a file to a device."""
+        """Whether fetching a window is faster than computing it: not from a file to a device."""
         return self._nearby is None or self._near(window) is not None
 
     def _near(self, window: int) -> Tensor | None:
@@ -201,8 +201,8 @@ class Activations:
 class Rooms:
     """Activations of one set of windows, some of them lent again and again; to be closed.
 
-    What overwrites a file is taken by the page cache far sooner than what makes it grow.
-    The arguments are those of :class:`Activations`.
+    Files are lent again, as the page cache takes what overwrites one far sooner than what makes
+    one grow. The arguments are those of :class:`Activations`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A model that is in memory, as lm-evaluation-harness sees it: its HFLM, with its ways settled.
+"""A model that is in memory, as lm-evaluation-harness sees it: its HFLM, set up our way.
 
 The library's defaults would add an end-of-text token behind every text where the tokenizer's
 class does, take the softmax in float16, and draw bars.
@@ -13,13 +13,13 @@ from typing import Any
 def adapter(model: Any, tokenizer: Any, batch_size: int, told: Callable[[int, int], None]) -> Any:
     """The model and its ``tokenizer`` for the library; ``told`` hears of requests answered.
 
-    What it gives counts in ``truncated`` the requests that it cut to the model's positions.
+    The result counts in ``truncated`` the requests that it cut to the model's positions.
     """
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
     class Counter(CacheHook):  # type: ignore[misc]
-        """The library tells its cache of every answer: whoever counts them knows how far it is."""
+        """Counts answers, of which the library tells its cache, to say how far it is."""
 
         def __init__(self) -> None:
             super().__init__(None)

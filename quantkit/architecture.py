@@ -47,8 +47,8 @@ class Architecture:
     ignores such a tensor. ``parameters`` gives shape and data type by name in memory.
     ``kept`` are the patterns by which transformers leaves modules unquantized (heads, tied
     ones), ``kept_modules`` the modules of ``linears`` that they match.
-    ``initialized`` are those of ``linears`` whose weight transformers sets, when it loads a
-    model, through the module around them, whether or not it has one (GPT-2's ``c_proj``).
+    ``initialized`` are those of ``linears`` whose weight transformers, on load, sets through the
+    module around them, and fails if it is not there (GPT-2's ``c_proj``).
     ``ties`` maps a tied name to the name that it shares its weight with; ``layers`` are the
     decoder layers in order, empty where there is no list of them.
     """
@@ -95,7 +95,7 @@ def _matches(module: str, patterns: Sequence[str]) -> bool:
 
 
 def _positions(parsed: Any) -> int | None:
-    """How many positions the model has; none where its config states no number of them."""
+    """How many positions the model has; ``None`` where its config states no number of them."""
     stated = getattr(parsed.get_text_config(), "max_position_embeddings", None)
     return stated if isinstance(stated, int) and stated > 1 else None
 
@@ -157,7 +157,7 @@ def _read(
 def _layers(model: Any) -> tuple[str, ...]:
     try:
         return layer_names(model)
-    except UnsupportedModelError:  # for who walks layers to refuse, not for who copies tensors
+    except UnsupportedModelError:  # refused by what walks layers; copying tensors needs none
         return ()
 
 
@@ -218,7 +218,7 @@ def _linears(model: Any) -> dict[str, Linear]:
 
 
 def _kept(model: Any) -> tuple[str, ...]:
-    """The rule keeps the last parameter, and is asked of a model whose head is not tied yet."""
+    """transformers' rule keeps the last parameter: it has to see a head that is tied as well."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
     model.named_parameters = partial(model.named_parameters, remove_duplicate=False)
@@ -254,7 +254,7 @@ def _memory_names(model: Any, names: Iterable[str]) -> dict[str, str | None]:
 
 
 def _initialized(model: Any, linears: Mapping[str, Linear]) -> tuple[str, ...]:
-    """Asked by taking each weight away in turn; once for all modules of a class."""
+    """Found out by taking each weight away in turn, once for all modules of a class."""
     asked: dict[tuple[type, str], bool] = {}
     found = []
     for name in linears:
@@ -273,7 +273,7 @@ def _initializes(model: Any, around: Any, linear: Any) -> bool:
     try:
         model._init_weights(around)
     except AttributeError as error:
-        # what else a class fails at here (Gemma3n) it does with its weights in place too
+        # where a class fails otherwise (Gemma3n), it does so with its weights in place too
         return error.name == "weight"
     finally:
         linear._parameters["weight"] = weight

@@ -96,7 +96,7 @@ def eval(
 
 @dataclass(frozen=True)
 class _Means:
-    """With what is asked: the ids' tokenizer, the device, the library's name and version."""
+    """What is needed to ask: the ids' tokenizer, the device, the library's name and version."""
 
     tokenizer: Any
     device: str
@@ -148,7 +148,7 @@ def _both(
     with quiet_libraries():
         source = asked("source", load_plain(original, REFERENCE, means.device))
         ids = check_ids(subject, opened, means.tokenizer, texts_of(loaded))
-        gc.collect()  # the source's model is in circles of its own
+        gc.collect()  # the source's model refers to itself, and would stay
         quantized = asked("quantized", load_saved(saved, means.device).model)
     about = {
         "harness": means.harness,

@@ -33,8 +33,8 @@ def write_companions(plan: Plan, source: Source, folder: Path) -> str:
 
 
 def _write_tokenizer(source: Source, folder: Path, *, split_special_tokens: bool) -> str:
-    """A faithful tokenizer.json, where the source has a sentencepiece model; also in the place
-    of one that the source brings, which may encode otherwise.
+    """Write a faithful tokenizer.json where the source has a sentencepiece model, even over one
+    that the source brings, which may encode otherwise.
 
     A model that cannot be expressed keeps the source's files; the gate judges those.
     """

@@ -129,7 +129,7 @@ def _stream(source: Source, registry: Registry, worker: _Worker, listener: Liste
 def _stream_again(
     source: Source, streamed: Sequence[TensorPlan], worker: _Worker, listener: Listener
 ) -> None:
-    """Read what is converted here of files that were digested before."""
+    """Read what is converted here, and no more, of files that were digested before."""
     records = [each.source for each in streamed]
     tell = counted(listener, "convert", sum(each.nbytes for each in records))
     stream_tensors(
@@ -138,7 +138,7 @@ def _stream_again(
 
 
 def _unit(item: TensorPlan, form: Format) -> int:
-    """The bytes that its encoder must be given together; all where it must be rearranged."""
+    """How many bytes an encoder must be given together: all where they must be rearranged."""
     if _is_rearranged(item):
         return max(1, item.source.nbytes)
     unit = ITEM_BYTES[item.source.dtype]
@@ -150,7 +150,10 @@ def _is_rearranged(item: TensorPlan) -> bool:
 
 
 class _Worker:
-    """Takes pieces in file order; runs on one thread. ``underflows`` is for when it is over."""
+    """Gives pieces, in file order, to the encoders, and queues what they make; on one thread.
+
+    ``underflows`` is complete when all pieces were given.
+    """
 
     def __init__(
         self, streamed: Sequence[TensorPlan], form: Format, device: str, queue: WriteQueue
@@ -216,13 +219,14 @@ class _Copy:
 
 
 def refuse_damaged(plan: Plan) -> Consumer:
-    """Stops (NonFiniteError) at what its data type in ``plan`` cannot hold, before long work."""
+    """A consumer that stops, before long work, at a value that ``plan``'s data type cannot hold
+    (NonFiniteError)."""
     items = {each.source.name: each for each in plan.tensors if each.action != "drop"}
 
     def look(segment: Segment, data: memoryview) -> None:
         item = items.get(segment.tensor or "")
         if item is not None:
-            stored = item.source  # pieces of it as it lies there: only a whole one is turned round
+            stored = item.source  # never turned round, unlike in _elements: these are pieces
             values = row_major(data, stored.dtype, stored.shape, stored.stride)
             same = item.dtype == stored.dtype
             _refuse_nonfinite(item, values if same else cast(values, item.dtype))
@@ -249,7 +253,7 @@ def _elements(item: TensorPlan, data: memoryview) -> Array:
 
 
 def _check_ties(plan: Plan, source: Source) -> None:
-    """A tied copy may be left out only if it says the same."""
+    """A tied copy may be left out only if it holds the same values."""
     records = {each.source.name: each.source for each in plan.tensors}
     for item in plan.tensors:
         if item.tied_to is None:

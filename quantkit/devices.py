@@ -50,8 +50,8 @@ def _has_cuda() -> bool:
 def free_memory() -> int:
     """Bytes that this process may still take: the machine's, or what its container leaves it.
 
-    Of a container the control group says it (Linux, cgroup v2). What it uses includes the cache
-    of all files that were read, which the kernel takes back where memory is wanted.
+    A container's share is its control group's (Linux, cgroup v2). What is used of it includes the
+    cache of files that were read, which the kernel takes back where memory is wanted.
     """
     import psutil
 

@@ -44,8 +44,8 @@ class Manner:
 class Loaded:
     """Tasks with their data, as the library holds them.
 
-    ``parts`` are the names that its figures go by, a task's or a group's whose figure it makes
-    of its tasks', each with the tasks that it is made of.
+    ``parts`` are the names that its figures go by, each with the tasks that it is made of: a task
+    by itself, or a group where the library makes one figure of its tasks'.
     """
 
     tasks: Mapping[str, Any]
@@ -248,7 +248,7 @@ def _quiet() -> Iterator[None]:
         for each in loggers:
             each.setLevel(logging.CRITICAL)
         datasets.disable_progress_bars()
-        task.tqdm = lambda rows, **kwargs: rows  # it can be told so of no other bar
+        task.tqdm = lambda rows, **kwargs: rows  # no setting turns this bar off
         with quiet_loading():
             yield
     finally:

@@ -23,14 +23,14 @@ from quantkit.heap import blocks_reused
 from quantkit.kernels.hessian import accumulate
 from quantkit.layer import Layer
 
-#: Of how many windows, each of one text or several, one goes through the unquantized model too.
+#: One of so many windows (a batch of texts is one) goes through the unquantized model too.
 FEEDBACK_EVERY = 4
 
 #: So many tokens, or one longer window, go through a layer side by side.
 _TOGETHER = 1024
 
 
-class _SeenAll(BaseException):  # no error: no code of a model's may catch it
+class _SeenAll(BaseException):  # no Exception, which a model's own code might catch
     """The last module that is watched has been given its input; what follows is not needed."""
 
 
@@ -41,10 +41,10 @@ class Shared:
     ``hessian``: float32 (columns, columns), the upper triangle of the sum of ``x x^T`` over
     ``tokens`` inputs. ``lacking``: of each module float32 (rows, columns), the sum of
     ``(y - y~) x^T``, where ``y`` is its output in the unquantized model and ``y~`` the one
-    that it has on ``x``; or, where that is less work for all of them, ``crossed``: float32
-    (columns, columns), which a module's weight times it gives. Drawn from ``n`` tokens of some
-    windows, and scaled to all and by ``n / (n + columns)``, as few tokens tell little. Neither
-    where it was not asked for.
+    that it has on ``x``. Where that is less work for all of them, ``crossed`` instead: float32
+    (columns, columns), and a module's weight times it is what the module lacks. Both come from
+    ``n`` tokens of some windows, and are scaled to all and by ``n / (n + columns)``, as few tokens
+    tell little. Both are left out where nothing asked for them.
     """
 
     modules: tuple[str, ...]
@@ -99,7 +99,7 @@ class _Inputs:
         self._alive: list[Tensor] = []  # an id is the tensor's own only as long as it lives
 
     def note(self, name: str, given: Tensor) -> bool:
-        """Whether ``name`` is the first of its group."""
+        """Put ``name`` into a group; whether it is the first there."""
         self._alive.append(given)
         group = self._seen.setdefault(id(given), [])
         group.append(name)
@@ -120,11 +120,11 @@ def shared_inputs(layer: Layer, names: Sequence[str]) -> Wanted:
 
 @blocks_reused()
 def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wanted:
-    """Turn an unquantized layer's inputs in the unquantized model into its outputs.
+    """Run a layer, not quantized yet, on the unquantized model's ``states``: now its outputs.
 
-    ``states`` holds every ``FEEDBACK_EVERY``-th window. What ``names`` are given is noted, but
-    where it is wider than all these windows have tokens: little would be made of it, at the
-    price of two large products and a solution for each column.
+    ``states`` holds every ``FEEDBACK_EVERY``-th window. What ``names`` are given is noted, unless
+    it is wider than all these windows have tokens: it would help little, at the price of two large
+    products and a solution for each column.
     """
     some = layer.windows[::FEEDBACK_EVERY]
     widest = sum(layer.lengths[window] for window in some)
@@ -221,7 +221,7 @@ class _Sum:
         if self._hessian is None:
             return None
         made = [*self._lacking.values(), *([] if self._crossed is None else [self._crossed])]
-        for each in made:  # to all tokens; less, where few say it of many
+        for each in made:  # scaled to all tokens, and down where few were compared
             each.mul_(self._tokens / (self._compared + self._hessian.shape[0]))
         return Shared(self._modules, self._hessian, self._tokens, self._lacking, self._crossed)
 

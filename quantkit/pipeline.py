@@ -73,13 +73,13 @@ def convert(
     of the recipe's own data, ``sign`` the private key (PEM) to sign the output with.
 
     Raises:
-        UsageError: a name, a recipe's key, or an output that exists.
+        UsageError: a bad name or recipe key, or an output that exists.
         SourceError: the source cannot be used.
         VerificationError: its digests forbid going on; nothing is left written.
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
         StorageError: the disk is full, or will not hold the output.
     """
-    clock, set = Clock(), overrides_of(set)  # each may be given as what runs once
+    clock, set = Clock(), overrides_of(set)  # each may be an iterator, and is used twice
     texts, checksums = paths_of(text), paths_of(checksums)
     chosen = load_recipe(recipe, set)
     registry, policy = read_checksums(checksums), Policy(allow_withdrawn, require_verified)
@@ -127,7 +127,7 @@ def _judge(
 
 
 def _report_or_stop(manifest: dict[str, Any], job: Job, staged: Staged) -> None:
-    """The report's page; where the gate has failed, all ends here."""
+    """Write the report's page; stop where the gate has failed."""
     manifest["report"] = write_report(manifest, job.place.partial)
     if manifest["gate"]["status"] == "failed":
         mark_failed(job.place, staged, manifest)
@@ -151,7 +151,7 @@ def _request(
     no_gate: bool,
     set: Sequence[str],
 ) -> dict[str, Any]:
-    """What was asked for, as one would type it elsewhere: names without this machine's folders."""
+    """What was asked for, as one would type it on another machine: names without folders."""
     return {
         "source": str(source) if is_hub_id(source) else _last_name(source),
         "revision": revision,
@@ -169,7 +169,7 @@ def _request(
 
 
 def _last_name(given: str | Path) -> str:
-    """Also of ``.``; a link keeps the name that was typed."""
+    """A path's last name, also of ``.``; a link keeps the name that was typed."""
     return Path(os.path.normpath(expanded(given).absolute())).name
 
 

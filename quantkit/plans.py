@@ -18,8 +18,8 @@ from typing import Any
 from quantkit.checkpoint.shards import Shard
 from quantkit.types import ACTIONS, Action, OutputTensor, TensorRecord
 
-#: Resident memory of the libraries and of the segments in flight, in bytes, without torch and
-#: with it, and of transformers besides; bench/bnb.py measures the whole process.
+#: Resident memory, in bytes: of libraries and segments in flight without torch, of both with it,
+#: and what transformers adds. bench/bnb.py measures the whole process.
 _LIBRARY_BYTES, _WITH_TORCH_BYTES, _TRANSFORMERS_BYTES = 200_000_000, 400_000_000, 300_000_000
 
 #: A decoder layer, by the beginning of a name in memory.
@@ -100,9 +100,9 @@ class Plan:
 
     @property
     def _calibration_bytes(self) -> int:
-        """In float32: all that lies outside the layers, or two layers (the next is read while
-        one is worked on), the widest Hessian, what its modules' outputs lack, and the weight
-        that is rounded."""
+        """In float32, the larger of two: all that lies outside the layers; or two layers (the
+        next is read while one is worked on), the widest Hessian, what its modules' outputs lack,
+        and the weight that is rounded."""
         if self.method["format"] != "gptq":
             return 0
         sizes: dict[str, int] = {}
@@ -145,8 +145,8 @@ def summary(plan: Plan) -> str:
 
 
 def memory_forecast(plan: Plan) -> str:
-    """In words, and what transformers takes besides in a process that has loaded it, as one has
-    that is the first to read a config."""
+    """In words, with what transformers adds where this process has loaded it, as the first to
+    read a config does."""
     text = f"about {plan.memory_bytes / 1e6:,.0f} MB"
     if "transformers" in sys.modules:
         text += f" (and {_TRANSFORMERS_BYTES / 1e6:.0f} MB for transformers, loaded by now)"

@@ -15,7 +15,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 # One line, as a line break in a template would be one in the prompt.
 _TEMPLATE = (
     "{{%- for message in messages -%}}"
-    # The form has no place for another, and would make the assistant say what it says.
+    # The form has no place for another role: the assistant would seem to say its words.
     "{{%- if message['role'] not in ['user', 'assistant'] -%}}"
     "{{{{- raise_exception('the roles of this prompt form are user and assistant, not '"
     " + message['role']) -}}}}{{%- endif -%}}"

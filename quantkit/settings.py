@@ -50,7 +50,7 @@ def _in_memory(tensor: TensorPlan) -> str:
 
 
 def _kept(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Kept:
-    """What stays as it is. Older loaders know a module by the checkpoint's name."""
+    """What stays as it is, by names in memory and the checkpoint's, which older loaders want."""
     in_memory = {architecture.memory_names[each.source.name]: each for each in tensors}
     stored = (in_memory.get(f"{module}.weight") for module in architecture.kept)
     linears = [

@@ -17,8 +17,8 @@ from quantkit.types import FLOAT_DTYPES
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: transformers' first import, and accelerate's way to build empty models, which swaps a method
-#: of torch's for all threads, want no second thread beside them.
+#: No two threads may import transformers for the first time, or build empty models, for which
+#: accelerate swaps a method of torch's in all threads.
 _ONE_AT_A_TIME = RLock()
 
 
@@ -83,13 +83,13 @@ def _file(parsed: Any) -> str:
 def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
     """The model of a parsed config with its parameters on the meta device.
 
-    ``with_buffers`` makes the buffers real (masks, rotary frequencies), as one needs who
-    will run its layers.
+    ``with_buffers`` makes the buffers real (masks, rotary frequencies), which running its layers
+    takes.
 
     Raises:
         UnsupportedModelError: not a causal language model.
         SourceError: transformers cannot build it.
-        StorageError: nor anything else, on this machine.
+        StorageError: there is no folder for temporary files.
     """
     need_temporary_files()
     import torch
@@ -148,7 +148,8 @@ def _weights_on_meta(*, with_buffers: bool) -> AbstractContextManager[Any]:
 def layer_names(model: Any) -> tuple[str, ...]:
     """The decoder layers of ``model`` in order, by name: its longest list of one class.
 
-    One as long as its language model is deep comes first: a tower that sees may be deeper.
+    One with as many layers as the language model's config states comes first: a vision tower may
+    be deeper.
 
     Raises:
         UnsupportedModelError: there is no such list.

@@ -73,9 +73,9 @@ def read_subject(given: str | Path, key: str | Path | None, listener: Listener) 
     signer = open_signer(expanded(key)) if key is not None else None
     before, manifest = read_raw(place.out), read_manifest(place.out)
     try:
-        # what could not be read, or written on the card, in the end is found before the work
+        # what would fail in the end, in reading the manifest or on the card, fails before the work
         source_files(manifest["source"]["files"])
-        _ = [reduce(getitem, keys, manifest) for keys in _READ]
+        _ = [reduce(getitem, keys, manifest) for keys in _READ]  # each is there
         render_card(manifest)
         if signer is not None:
             refuse_unsignable(place.out)

@@ -40,11 +40,11 @@ Window = Sequence[int] | Sequence[Sequence[int]]
 Fill = Callable[[nn.Module, Mapping[str, Tensor], torch.dtype, torch.device], None]
 
 
-class _Reached(BaseException):  # no error: no code of a model's may catch it
+class _Reached(BaseException):  # no Exception, which a model's own code might catch
     """The forward has come as far as it is needed."""
 
 
-class _WantsTuple(BaseException):  # as little
+class _WantsTuple(BaseException):  # no Exception either
     """The model takes the first of what a layer returns."""
 
 
@@ -139,7 +139,7 @@ class Sweep:
             del layer  # before the next is built
 
     def copy_states(self, windows: Sequence[int]) -> Activations:
-        """What the coming layer is given in ``windows``, to be walked apart."""
+        """A copy of what the coming layer is given in ``windows``, to be walked on its own."""
         made = self._rooms.new(self._states[windows[0]].shape[-1])
         for window in windows:
             made[window] = self._states[window]

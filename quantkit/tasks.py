@@ -19,7 +19,7 @@ from quantkit.errors import UsageError
 from quantkit.given import as_text, expanded, read_given
 from quantkit.resources import tasks_folder
 
-#: What stands in a line in place of a text.
+#: What a line may hold in place of a text, in words.
 _JSON_KINDS = {type(None): "null", list: "a list", dict: "an object", bool: "true or false"}
 
 

@@ -68,7 +68,7 @@ def sentencepiece_file(folder: Path) -> Path | None:
 
 
 def has_library_files(folder: Path) -> bool:
-    """Whether the folder brings files of its own; transformers makes empty tokenizers of none."""
+    """Whether the folder brings files for transformers, which makes an empty tokenizer of none."""
     return any((folder / name).is_file() for name in _LIBRARY_FILES)
 
 
@@ -140,7 +140,8 @@ def numbers_as(path: Path) -> bool:
 
 
 def _numbers_are_known(folder: Path) -> bool:
-    """Without the library, which takes longer to import than many a model to quantize."""
+    """Whether the class's name alone tells: the library takes longer to import than many models
+    to quantize."""
     name = _settings(folder / "tokenizer_config.json").get("tokenizer_class", "")
     known = str(name).removesuffix("Fast") in AS_NUMBERED
     return known and not (folder / "tokenizer.json").is_file()
