@@ -97,8 +97,8 @@ def remembered_bytes(kind: str, depends_on: object, make: Callable[[], bytes]) -
 def _read(path: Path) -> bytes | None:
     """What :func:`_write` wrote there, whole; else nothing.
 
-    The digest in front tells a damaged file: one bit of another digest's text, or of code, would
-    be a text, or code, like any.
+    The digest in front reveals damage: with a bit flipped, a kept digest or code would still look
+    like a digest or code.
     """
     try:
         kept = _own(path)
@@ -109,14 +109,15 @@ def _read(path: Path) -> bytes | None:
 
 
 def _seal(path: Path, value: bytes) -> bytes:
-    """Of the name too: a whole file in another's place is a damaged one."""
+    """The digest in front. It covers the name too: a whole file in another's place is damage."""
     return hashlib.sha256(path.name.encode() + value).digest()
 
 
 def _own(path: Path) -> bytes:
-    """What this user has written there, in whatever folder it lies; nothing of anybody else's,
-    nothing out of a pipe, which might never end, and nothing that a link leads to, which may be
-    this user's and still say what others wrote: a file that was downloaded."""
+    """What this user has written there, in whatever folder it lies; nothing of anybody else's.
+
+    Nothing is read from a pipe, which might never end, or through a link: it may lead to a file
+    of this user's that others wrote, such as a download."""
     flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     fd = os.open(path, os.O_RDONLY | flags)
     with os.fdopen(fd, "rb") as file:
@@ -150,7 +151,7 @@ def _write(path: Path, value: bytes) -> None:
                 file.close()
                 Path(file.name).replace(path)
             except BaseException:
-                Path(file.name).unlink(missing_ok=True)  # it may have its own name by now
+                Path(file.name).unlink(missing_ok=True)  # it may be renamed by now
                 raise
 
 

@@ -35,12 +35,12 @@ def write_card(manifest: Mapping[str, Any], folder: Path) -> Path:
 
 @cache
 def _template() -> Template:
-    """As Python compiled it when it was first used: that takes longer than all else on a card."""
+    """The template, compiled once and kept: compiling takes longer than all else on a card."""
     options: dict[str, Any] = {
         "trim_blocks": True,
         "lstrip_blocks": True,
         "keep_trailing_newline": True,
-        "optimized": False,  # else a filter's values, and not its name, may be compiled in
+        "optimized": False,  # else what a filter makes may be compiled in, not a call of it
     }
     environment = Environment(
         undefined=StrictUndefined,

@@ -19,7 +19,7 @@ from quantkit.source import open_source
 from quantkit.types import Listener, silent
 from quantkit.verification import prove
 
-#: Whose windows are taken where no recipe is given.
+#: The recipe whose windows are taken where none is given.
 _RECIPE = "bnb-nf4"
 
 

@@ -33,7 +33,7 @@ from quantkit.errors import UsageError
 #: What a loop is called in its object file.
 _SYMBOL = "quantkit_loop"
 
-#: Code is freed with the engine that holds it.
+#: Engines are never let go: their code would be freed with them.
 _engines: list[Any] = []
 
 Argument = Any  # an array, an integer, or a tuple of arguments
@@ -80,7 +80,7 @@ def has_half_instruction() -> bool:
 
 
 def _type_of(argument: Argument) -> str:
-    """As numba spells it."""
+    """An argument's type, as numba spells it."""
     if isinstance(argument, tuple):
         return f"Tuple(({', '.join(map(_type_of, argument))},))"
     if not isinstance(argument, np.ndarray):

@@ -52,8 +52,8 @@ class StreamDigest:
 class RunningDigest:
     """SHA-256 of a file that is being written, its parts in almost any order.
 
-    What lies ahead of the bytes digested so far waits, ``waiting`` bytes of it at most; where more
-    would have to, or a part is written twice, there is no result.
+    Parts ahead of the bytes digested so far wait, ``waiting`` bytes of them at most. Where more
+    would have to wait, or a part is written twice, there is no result.
     """
 
     def __init__(self, first: bytes, waiting: int = 32 << 20) -> None:
@@ -83,7 +83,7 @@ class RunningDigest:
             self._room += 0 if data is None else data.nbytes
 
     def result(self, size: int) -> str | None:
-        """Of a file of ``size`` bytes, if each was fed once."""
+        """The SHA-256, if each of the file's ``size`` bytes was fed once."""
         whole = not (self._lost or self._ahead) and self._at == size
         return self._sha256.hexdigest() if whole else None
 

@@ -52,7 +52,7 @@ def _load(text: str) -> dict[str, Any]:
         raise ValueError("too long, or with anchors")  # a few lines of anchors make gigabytes
     try:
         value = yaml.load(text, _strict_loader())
-    except Exception as error:  # of its own, and whatever its tags' makers raise
+    except Exception as error:  # its own errors, and whatever it meets in making values
         raise ValueError(f"not YAML: {on_one_line(error)[:200]}") from None
     if value is None:
         return {}
@@ -65,7 +65,7 @@ def _load(text: str) -> dict[str, Any]:
 
 
 def _strict_loader() -> Any:
-    """PyYAML's safe loader, which alone lets a key stand twice."""
+    """PyYAML's safe loader, made to refuse a key that stands twice."""
     import yaml
 
     class Strict(yaml.SafeLoader):  # type: ignore[misc]

@@ -51,7 +51,7 @@ def licence_of(card: Mapping[str, Any], registered: str | None = None) -> Licenc
         name, link = card.get("license_name"), card.get("license_link")
         stated_id = (forbidding or several)[0].lower()
         if len({each.lower() for each in several}) > 1 and not forbidding:
-            name, stated_id = ", ".join(several), "other"  # whoever takes one leaves a duty out
+            name, stated_id = ", ".join(several), "other"  # one alone would leave a duty out
         if not ID.fullmatch(stated_id):  # words of its own, where the Hub wants a name
             name, stated_id = name or stated_id, "other"
         return Licence(

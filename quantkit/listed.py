@@ -16,7 +16,7 @@ from quantkit.types import FileDigest, Fingerprint
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
-#: Of a value that is shown to say that it cannot be one.
+#: How many characters of a refused value are shown.
 _LONGEST = 80
 
 
@@ -29,7 +29,7 @@ def output_files(manifest: Mapping[str, Any]) -> list[FileDigest]:
     """The files of the folder, whose names may not lead out of it.
 
     Raises:
-        SourceError: one does, or a field of one is none.
+        SourceError: one does, or a field is not what it should be.
     """
     return [
         _listed(each, f"output.files[{at}]") for at, each in enumerate(manifest["output"]["files"])
@@ -53,7 +53,7 @@ def source_files(raw: Any) -> list[FileDigest]:
     """The files of a manifest's source.
 
     Raises:
-        SourceError: there are none, or a field of one is none.
+        SourceError: there are none, or a field is not what it should be.
     """
     if not isinstance(raw, list) or not raw:
         raise _not_whole("source.files", "at least one file", raw)
@@ -64,7 +64,7 @@ def source_fingerprint(source: Mapping[str, Any]) -> Fingerprint | None:
     """The source's fingerprint, where the manifest has one.
 
     Raises:
-        SourceError: a field of it is none.
+        SourceError: a field is not what it should be.
     """
     if "fingerprint" not in source:
         return None
@@ -78,7 +78,7 @@ def source_fingerprint(source: Mapping[str, Any]) -> Fingerprint | None:
 
 
 def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
-    """A file as a manifest lists it, each field of which is one."""
+    """A file as a manifest lists it, with every field checked."""
     file = FileDigest(**raw)
     if not isinstance(file.name, str) or not _may_be_a_name(file.name):
         raise _not_whole(f"{where}.name", "a name", file.name)
@@ -94,7 +94,7 @@ def _digest(raw: Mapping[str, Any], where: str) -> FileDigest:
 
 
 def _may_be_a_name(name: str) -> bool:
-    """Not one that no file system has: it could not even be asked for."""
+    """Whether some file system could hold it; asking for any other fails."""
     raw = name.encode("utf-8", "replace")
     return 0 < len(raw) <= 2000 and max(map(len, raw.split(b"/"))) <= LONGEST_NAME
 

@@ -112,7 +112,7 @@ def _cache_bytes(plan: Plan) -> int | None:
     """Bytes of keys and values for each token of context, where the config says how many."""
 
     def stated(name: str) -> int:
-        """Not all of them are a class's own, so that transformers has not looked at them."""
+        """A positive number, else 0: transformers has not checked keys that its class lacks."""
         found = plan.config.get(name)
         return found if isinstance(found, int) and found > 0 else 0
 

@@ -38,9 +38,9 @@ P = ParamSpec("P")
 
 
 def import_matplotlib(room: Path) -> None:
-    """On any machine. ``room`` lends a folder where matplotlib has none of its own that it could
-    write: it would make one beside other temporary files, complain, and leave it there, as
-    quantkit ends without ``atexit``; or give up where there is no such place.
+    """Import it on any machine. Where matplotlib has no folder of its own that it can write, it
+    gets one in ``room`` for the time being. By itself it would make one among the temporary files,
+    complain, and leave it there, as quantkit ends without ``atexit``; or give up.
     """
     with _ALONE:
         if "matplotlib" in sys.modules:
@@ -60,7 +60,7 @@ def _import_without_backend() -> None:
         import matplotlib.font_manager  # it writes a list of fonts
         import matplotlib.style  # it asks for the folder of settings, if nothing has before
     if chosen:
-        with suppress(ValueError):  # for who draws in this process later
+        with suppress(ValueError):  # for plots of others in this process
             matplotlib.rcParams["backend"] = chosen
 
 

@@ -11,8 +11,8 @@ from threading import RLock
 
 from quantkit.errors import StorageError
 
-#: What is held back is held back in the whole process; and while transformers loads a model, the
-#: process has another default data type. So one thread at a time: a gate, whole.
+#: Output is held back in the whole process; and while transformers loads a model, the process has
+#: another default data type. So one thread at a time, for as long as a whole gate.
 _ALONE = RLock()
 
 
@@ -29,8 +29,8 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def need_temporary_files() -> None:
-    """torch makes some as it is imported. An import that failed halfway fails in other words when
-    transformers tries again, and those would be taken for the model's fault."""
+    """See that temporary files can be made: torch makes some as it is imported. An import that
+    failed halfway fails in other words the second time, and the model would be blamed."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:

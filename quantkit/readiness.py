@@ -36,7 +36,7 @@ _ERRORS: Mapping[Kind, type[QuantkitError]] = {
     "licence": LicenceError,
 }
 
-#: Of a name that is shown to say that it cannot be one.
+#: How many characters of a refused name are shown.
 _LONGEST_NAME = 120
 
 #: What to do about each, beside the override.
@@ -99,8 +99,8 @@ def refusals(
 
 
 def _changed_before(manifest: Mapping[str, Any]) -> list[Refusal]:
-    """What an earlier publication let pass as changed: the manifest lists it since, and its
-    figures are still of what was judged."""
+    """What an earlier publication let pass as changed: the manifest lists those files since, but
+    its figures are still of what was judged."""
     end = _override("changed")
     said = (manifest.get("publication") or {}).get("overrides", [])
     return [Refusal("changed", each[: -len(end)], old=True) for each in said if each.endswith(end)]
@@ -144,8 +144,8 @@ def described(
     }
     files = [each for each in manifest["output"]["files"] if each["name"] != CARD]
     if any(each.kind == "changed" and not each.old for each in overridden):
-        # all are read again, as who looks for a difference does not digest what it finds missing
-        # from the manifest, or of another size
+        # all are read again: differing() has digested none that is missing from the manifest, or
+        # of another size
         weights = {each["name"] for each in files if each["is_weight"]}
         files = [
             asdict(digest_file(folder / name, name, is_weight=name in weights))

@@ -4,7 +4,7 @@ The last key, ``seal``, is the SHA-256 of the file's own bytes with the seal's d
 zeros, so that a manifest that changed on the way says so itself. Whoever changes one on
 purpose can seal it again: against that stands a signature (docs/verification.md).
 
-Apart from what fills a manifest, as a reader needs none of the libraries that makes one.
+It stands apart from what fills a manifest: a reader needs none of the libraries that takes.
 """
 
 from __future__ import annotations

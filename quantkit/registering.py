@@ -55,8 +55,8 @@ def _digest(source: Source, listener: Listener) -> tuple[list[FileDigest], dict[
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be stated ``into`` which file, and the text of the entry that is there; empty
-    for a new one."""
+    """What is to be stated, ``into`` which file, and the text of the ``existing`` entry in it;
+    empty for a new one."""
 
     repository: str
     licence: str | None
@@ -80,7 +80,7 @@ def check_request(
     """See that an entry can be made of it, before gigabytes are digested.
 
     Raises:
-        UsageError: a name, a date, a reason or a place is none, or the entry that is there is
+        UsageError: a name, a date, a reason or a place will not do, or the entry that is there is
             another repository's.
     """
     for option, name in (("repository", repository), *(("alias", each) for each in aliases)):
@@ -118,7 +118,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     stated = facts["date"]
     try:
         if stated:
-            date.fromisoformat(f"{stated}{'-01-01'[len(stated) - 4 :]}")  # a year alone will do
+            date.fromisoformat(f"{stated}{'-01-01'[len(stated) - 4 :]}")  # completes 2024, 2024-05
     except ValueError as error:
         raise UsageError(
             f"--date {printable(stated)}: expected a date, YYYY-MM-DD ({error})"

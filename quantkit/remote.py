@@ -41,7 +41,7 @@ class LocalFile:
 
 
 def listing_differences(files: Sequence[LocalFile], listed: Sequence[RemoteFile]) -> list[str]:
-    """Every file that is missing there, differs, or is too many."""
+    """Every file that is missing there, differs, or should not be there."""
     remote = {each.name: each for each in listed if each.name not in HUBS_OWN}
     found = [f"{each.name} is missing there" for each in files if each.name not in remote]
     found += [
@@ -103,7 +103,7 @@ class DamagedError(RemoteError):
 
 
 def _comes_back(client: HfApi, repo_id: str, commit: str, file: LocalFile, room: Path) -> bool:
-    """Whether a download gives the file's bytes. Twice: the way back may have been at fault."""
+    """Whether a download gives the file's bytes. Tried twice: the way back may be at fault."""
     for _ in range(2):
         with tempfile.TemporaryDirectory(prefix=".quantkit-", dir=room) as folder:
             try:

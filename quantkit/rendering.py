@@ -80,7 +80,7 @@ def _render(template: str) -> str:
     except MemoryError:
         return "it takes more memory than any prompt"
     except Exception:
-        return ""  # other messages, or a variable, that it wants
+        return ""  # it wants other messages, or a variable
     return ""
 
 

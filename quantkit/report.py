@@ -37,9 +37,9 @@ _WORST = 5
 def write_report(
     manifest: Mapping[str, Any], folder: Path, *, more: Mapping[str, bytes] | None = None
 ) -> list[str]:
-    """Write ``folder/report``; the names of its files, relative to ``folder``.
+    """Write ``folder/report``; returns the names of its files, relative to ``folder``.
 
-    ``more`` are further files, by name. Of what lies there, plots of an earlier report go.
+    ``more`` are further files, by name. Plots of an earlier report that this one lacks are removed.
     """
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)

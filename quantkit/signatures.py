@@ -45,15 +45,14 @@ def visible(folder: Path) -> Iterator[tuple[str, Path]]:
 
 class Visible:
     """How the library is to hash a folder: all but hidden files, whose very names it would
-    otherwise write into the signature, as those that were ignored. What is ``known`` is there,
-    and is not read."""
+    otherwise write into the signature as ignored. Files with ``known`` digests are not read."""
 
     def __init__(self, known: Known, *, links: bool) -> None:
         self._known = known
         self._links = links
 
     def add_ignored_paths(self, **named: Any) -> None:
-        """Whatever a signature says that it leaves out, it must name every file here."""
+        """Add none: whatever a signature says that it leaves out, it must name every file here."""
 
     def hash(self, folder: Path, *, files_to_hash: Any = None) -> Any:
         from model_signing import hashing, manifest

@@ -52,8 +52,8 @@ class Signer:
     def sign(self, folder: Path, known: Known = NOTHING) -> None:
         """Sign every file of ``folder`` into ``model.sig``, unless it is so signed already.
 
-        Hidden files are left out: nobody publishes them, and who has the rest could verify
-        nothing.
+        Hidden files are left out: nobody publishes them, and without them nothing could be
+        verified.
 
         Raises:
             UsageError: what is there in place of ``model.sig`` is no file, or what is to be
@@ -78,7 +78,7 @@ class Signer:
         return False
 
     def refuse_anothers(self, folder: Path, known: Known, instead: str) -> None:
-        """See that a signature that is there, to be replaced, is this key's over what is there.
+        """See that the signature that would be replaced is this key's, over what is there.
 
         Raises:
             MismatchError: it is not; ``instead`` says what else to do about it.
@@ -142,8 +142,8 @@ def _bytes_of(password: str | None, raw: bytes) -> bytes | None:
 
 
 def _signing_with(private: Any, config: Any) -> Any:
-    """``config`` with the key that was read. It takes files only, and the password as a text
-    that its own library refuses: so it gets one file, encrypted for a moment, and bytes."""
+    """``config`` with the key that was read. model-signing takes a file only, and as password a
+    text that its own library refuses: so it gets a temporary file, encrypted, and bytes."""
     from cryptography.hazmat.primitives import serialization
 
     password = token_hex(32).encode()

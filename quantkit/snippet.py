@@ -60,7 +60,7 @@ def snippet(manifest: Mapping[str, Any], languages: list[str]) -> str:
 
 
 def _appends(tokenizer: str) -> bool:
-    """Whether a default call puts a token after the text, after which nothing goes on."""
+    """Whether a default call puts a token after the text, which a model would not continue."""
     _, gives, form = tokenizer.partition("a default call gives: ")
     return bool(gives) and not form.rstrip().endswith("text")
 
@@ -70,7 +70,7 @@ def _restored(prompt: Mapping[str, Any] | None) -> str:
     newline = prompt["newline"] if prompt else "\n"
     if newline in ("", "\n"):
         return "said"
-    # not as JSON's escapes: two for one character are two characters in Python
+    # not with JSON's escapes: a pair of them for one character is two characters in Python
     return f'said.replace({json.dumps(newline, ensure_ascii=False)}, "\\n")'
 
 

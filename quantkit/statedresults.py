@@ -7,15 +7,15 @@ from typing import Any
 
 from quantkit.sourcecard import SITE
 
-#: Of one source; leaderboards have written hundreds into a card.
+#: How many are taken from one card; leaderboards have written hundreds into some.
 _MOST = 64
 
 
 def stated_results(stated: Mapping[str, Any], repo_id: str | None) -> list[dict[str, Any]]:
     """A model-index of the source's own figures, each attributed; unfit ones are left out.
 
-    ``stated`` is the metadata of the card of ``repo_id``. They are of the weights before they
-    were quantized, measured by whoever the card says.
+    ``stated`` is the metadata of the card of ``repo_id``. The figures are of the weights before
+    they were quantized, measured by whoever the card says.
     """
     if repo_id is None:
         return []
