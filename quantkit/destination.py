@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.card import NAME as CARD
 from quantkit.digests import digest_file
 from quantkit.errors import HubError, UsageError, on_one_line, printable
-from quantkit.hub import HUB_ID, RemoteFile, explained, list_files, reason
+from quantkit.hub import HUB_ID, RemoteFile, hub_error, list_files, reason
 from quantkit.remote import HUBS_OWN, LocalFile
 from quantkit.signatures import SIGNATURE
 from quantkit.staging import MANIFEST
@@ -186,7 +186,7 @@ def look(
         _unasked(HubError(f"publish {repo_id}: {reason(error)}"), error, offline)
         return None
     except Exception as error:
-        _unasked(explained(f"publish {repo_id}", error), error, offline)
+        _unasked(hub_error(f"publish {repo_id}", error), error, offline)
         return None
     if not found.private and not public:
         raise UsageError(

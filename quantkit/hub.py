@@ -128,7 +128,7 @@ def large_file_route() -> Iterator[None]:
         constants.HF_HUB_DISABLE_XET = before
 
 
-def explained(what: str, error: Exception, again: str = AGAIN) -> HubError:
+def hub_error(what: str, error: Exception, again: str = AGAIN) -> HubError:
     """``error`` of the client as one of ours; ``what`` begins the message."""
     return HubError(f"{what}: {reason(error, again)}")
 

@@ -22,7 +22,7 @@ from quantkit.destination import Destination, Push, check_names, look, model_of
 from quantkit.digests import digest_bytes, digest_file
 from quantkit.errors import HubError, MismatchError, SourceError, UsageError, printable
 from quantkit.given import expanded
-from quantkit.hub import api, explained, large_file_route
+from quantkit.hub import api, hub_error, large_file_route
 from quantkit.licences import ID, Licence
 from quantkit.lineage import judge_source
 from quantkit.listed import weights_of
@@ -275,5 +275,5 @@ def _collect(repo_id: str, collection: str, url: str) -> None:
     try:
         api().add_collection_item(collection, repo_id, "model", exists_ok=True)
     except Exception as error:
-        said = explained(f"collection {collection}", error)
+        said = hub_error(f"collection {collection}", error)
         raise HubError(f"{said}; the repository itself is published and verified: {url}") from error

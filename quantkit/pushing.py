@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.destination import WAITING, Destination, Push
 from quantkit.errors import HubError, RemoteError, printable
-from quantkit.hub import explained, list_files
+from quantkit.hub import hub_error, list_files
 from quantkit.remote import (
     DamagedError,
     LocalFile,
@@ -101,7 +101,7 @@ def _explaining(asked: Push) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:  # the client passes on whatever its HTTP library raises
-        raise explained(f"publish {asked.repo_id}", error, _AGAIN) from error
+        raise hub_error(f"publish {asked.repo_id}", error, _AGAIN) from error
 
 
 def _create_missing(client: HfApi, asked: Push, there: Destination) -> Destination:
@@ -225,7 +225,7 @@ def _commit(client: HfApi, asked: Push, there: Destination, operations: Operatio
         # the answer may be what got lost, not the commit
         commit = _landed(client, asked)
         if not commit:
-            raise explained(f"publish {asked.repo_id}", error, _AGAIN) from error
+            raise hub_error(f"publish {asked.repo_id}", error, _AGAIN) from error
     with _explaining(asked):
         wrong = listing_differences(asked.files, list_files(client, asked.repo_id, commit))
     if wrong:

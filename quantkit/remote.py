@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.digests import digest_file
 from quantkit.errors import RemoteError
-from quantkit.hub import RemoteFile, blob_id, explained, list_files
+from quantkit.hub import RemoteFile, blob_id, hub_error, list_files
 from quantkit.types import Listener, counted
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def verify_remote(
     try:
         wrong = listing_differences(files, list_files(client, repo_id, commit))
     except Exception as error:
-        raise explained(f"checking {what}", error) from error
+        raise hub_error(f"checking {what}", error) from error
     if wrong:
         raise RemoteError(f"{what}: not what was sent: {'; '.join(wrong)}")
     chosen = [each for each in files if not (quick and each.is_weight)]
@@ -109,7 +109,7 @@ def _comes_back(client: HfApi, repo_id: str, commit: str, file: LocalFile, room:
             try:
                 got = client.hf_hub_download(repo_id, file.name, revision=commit, local_dir=folder)
             except Exception as error:
-                raise explained(f"reading {file.name} back from {repo_id}", error) from error
+                raise hub_error(f"reading {file.name} back from {repo_id}", error) from error
             if digest_file(Path(got)).sha256 == file.sha256:
                 return True
     return False
