@@ -12,7 +12,7 @@ from quantkit.plans import Plan
 from quantkit.prompts import CHAT_TEMPLATE
 from quantkit.source import Source, read_object
 from quantkit.tokenization import make_files
-from quantkit.tokenizer import numbers_as, sentencepiece_file
+from quantkit.tokenizer import keeps_piece_ids, sentencepiece_file
 
 
 def write_companions(plan: Plan, source: Source, folder: Path) -> str:
@@ -43,7 +43,7 @@ def _write_tokenizer(source: Source, folder: Path, *, split_special_tokens: bool
         return "copied from the source"
     config = read_object(source.folder / "tokenizer_config.json")
     try:
-        if not numbers_as(path):
+        if not keeps_piece_ids(path):
             return f"copied from the source: its class gives other ids than {path.name}"
         files = make_files(path, config, split_special_tokens=split_special_tokens)
     except SourceError as error:

@@ -49,7 +49,7 @@ def open_tokenizer(folder: Path, *, split_special_tokens: bool = True) -> Tokeni
         SourceError: its files cannot be read.
     """
     path = sentencepiece_file(folder)
-    if path is not None and numbers_as(path):
+    if path is not None and keeps_piece_ids(path):
         try:
             alone = split_special_tokens and not read_extras(path)
             return _sentencepiece(path) if alone else _built(path, split_special_tokens)
@@ -116,7 +116,7 @@ def _processor(path: Path) -> Any:
         raise SourceError(f"{path}: not a sentencepiece model: {error}") from error
 
 
-def numbers_as(path: Path) -> bool:
+def keeps_piece_ids(path: Path) -> bool:
     """Whether the checkpoint's own tokenizer numbers the pieces as the sentencepiece model
     in ``path`` does; some classes (XGLM's) shift every id.
 
@@ -126,7 +126,7 @@ def numbers_as(path: Path) -> bool:
         SourceError: no sentencepiece model.
     """
     model = _processor(path)
-    if _numbers_are_known(path.parent):
+    if _is_known_to_keep(path.parent):
         return True
     try:
         library = library_tokenizer(path.parent)
@@ -139,7 +139,7 @@ def numbers_as(path: Path) -> bool:
     return bool(sum(a == b for a, b in zip(ours, theirs, strict=True)) * 2 > len(ours))
 
 
-def _numbers_are_known(folder: Path) -> bool:
+def _is_known_to_keep(folder: Path) -> bool:
     """Whether the class's name alone tells: the library takes longer to import than many models
     to quantize."""
     name = _settings(folder / "tokenizer_config.json").get("tokenizer_class", "")

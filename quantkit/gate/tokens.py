@@ -27,8 +27,8 @@ from quantkit.tokenization import (
 from quantkit.tokenizer import (
     Tokenizer,
     has_library_files,
+    keeps_piece_ids,
     library_tokenizer,
-    numbers_as,
     sentencepiece_file,
 )
 
@@ -81,7 +81,7 @@ def check_tokenizer_level(
     strings = list(texts)
     counted = _counted(strings, progress)
     with quiet_libraries():  # it warns of texts longer than the model's positions
-        if model is None or (_by_library(ways) and not numbers_as(model)):
+        if model is None or (_by_library(ways) and not keeps_piece_ids(model)):
             level = _against_source(library, source, counted)
         else:
             level = _against_model(library, model, counted, ways)

@@ -13,7 +13,7 @@ from quantkit.errors import SourceError
 from quantkit.gate.tokens import Ways, check_tokenizer_level
 from quantkit.resources import demo_model
 from quantkit.tokenization import check_hidden, make_files, read_extras, read_model
-from quantkit.tokenizer import library_tokenizer, numbers_as, open_tokenizer
+from quantkit.tokenizer import keeps_piece_ids, library_tokenizer, open_tokenizer
 
 DEMO = demo_model()
 SIZE = len(read_model(DEMO / "spiece.model").pieces)
@@ -222,5 +222,5 @@ def test_a_class_that_shifts_ids_is_seen(tmp_path: Path) -> None:
     whole["model"]["vocab"] = [*vocab[:4], ["<new>", -9.0], *vocab[4:]]
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    assert not numbers_as(folder / "spiece.model")
-    assert numbers_as(DEMO / "spiece.model")
+    assert not keeps_piece_ids(folder / "spiece.model")
+    assert keeps_piece_ids(DEMO / "spiece.model")
