@@ -218,7 +218,7 @@ class _Copy:
         return iter(())
 
 
-def refuse_damaged(plan: Plan) -> Consumer:
+def nonfinite_guard(plan: Plan) -> Consumer:
     """A consumer that stops, before long work, at a value that ``plan``'s data type cannot hold
     (NonFiniteError)."""
     items = {each.source.name: each for each in plan.tensors if each.action != "drop"}

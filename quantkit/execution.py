@@ -17,7 +17,7 @@ from quantkit.carried import carried_files
 from quantkit.checkpoint.reading import stamp_of
 from quantkit.checkpoint.shards import flush
 from quantkit.clock import Clock
-from quantkit.conversion import Converted, refuse_damaged, run
+from quantkit.conversion import Converted, nonfinite_guard, run
 from quantkit.devices import count_threads
 from quantkit.digests import digest_file
 from quantkit.errors import CheckpointError, GateError
@@ -205,7 +205,7 @@ def _calibrate(job: Job) -> Calibrated | None:
     with ThreadPoolExecutor(1, "import") as side, job.clock.measure("verify"):
         # takes seconds; torch alone, as one thread may see half done what the other imports
         side.submit(import_module, "torch")
-        look = refuse_damaged(job.plan)
+        look = nonfinite_guard(job.plan)
         found = digest_source(job.source, job.registry, job.listener, look, recall=True)
         digests = settle(job.source, found, job.recipe, job.registry, job.policy).digested
     from quantkit.layerwise import calibrate
