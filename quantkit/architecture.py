@@ -76,7 +76,7 @@ class Architecture:
         """Whether one pattern of ``ignore`` means ``module``."""
         return _matches(module, [pattern])
 
-    def weighs_in_layer(self, memory: str | None) -> bool:
+    def is_layer_weight(self, memory: str | None) -> bool:
         """Whether a parameter is the weight of one of ``linears`` inside a decoder layer."""
         module = (memory or "").removesuffix(".weight")
         return module in self.linears and self.in_layer(module)

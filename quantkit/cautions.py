@@ -113,7 +113,7 @@ def _left_in_layers(architecture: Architecture, tensors: Sequence[TensorPlan]) -
     names = [
         each.source.name
         for each in tensors
-        if each.action in ("copy", "cast") and architecture.weighs_in_layer(each.memory)
+        if each.action in ("copy", "cast") and architecture.is_layer_weight(each.memory)
     ]
     if names:
         yield (

@@ -61,5 +61,5 @@ def _kept(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Kept:
     return Kept(
         rule=tuple(sorted({*architecture.kept, *(_module(each) for each in stored if each)})),
         linears=tuple(sorted({*map(_module, linears), *map(_in_memory, linears)})),
-        in_layers=tuple(_module(e) for e in linears if architecture.weighs_in_layer(e.memory)),
+        in_layers=tuple(_module(e) for e in linears if architecture.is_layer_weight(e.memory)),
     )

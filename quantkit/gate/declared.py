@@ -28,7 +28,7 @@ def undeclared(saved: Opened) -> Iterator[Failure]:
     found = [
         name
         for name in saved.parts
-        if saved.architecture.weighs_in_layer(name)
+        if saved.architecture.is_layer_weight(name)
         and not saved.is_quantized(name)
         and not _is_declared(saved, name)
     ]
