@@ -27,7 +27,7 @@ from quantkit.licences import ID, Licence
 from quantkit.lineage import judge_source
 from quantkit.listed import weights_of
 from quantkit.pushing import push
-from quantkit.readiness import Kind, described, refusals, refuse, refuse_odd_files
+from quantkit.readiness import Kind, manifest_and_card, refusals, refuse, refuse_odd_files
 from quantkit.records import manifest_text, read_manifest, read_raw
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
@@ -157,7 +157,7 @@ def _ready(
         verdict = judge_source(manifest["source"], registry)
         against = refusals(folder, manifest, verdict, stated, listener)
         refuse(folder, against, allowed)
-        made = described(folder, manifest, where, verdict, stated, against)
+        made = manifest_and_card(folder, manifest, where, verdict, stated, against)
         return _Ready(*made, tuple(map(str, against)))
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise SourceError(

@@ -121,7 +121,7 @@ def refuse(folder: Path, found: Sequence[Refusal], allowed: Sequence[Kind]) -> N
         raise _ERRORS[against[0].kind](f"{folder}: not to be published: {said}")
 
 
-def described(
+def manifest_and_card(
     folder: Path,
     manifest: Mapping[str, Any],
     where: tuple[str, str],
