@@ -106,8 +106,8 @@ def gate_folder(
 
 def _judge(case: Case) -> Sequence[Level]:
     """All levels but the first; the tokenizer's once the weights are right."""
-    unknown = _unknown_id(case)
-    windows = case.windows if case.windows and unknown is None else _NOTHING
+    unknown_id = _unknown_id(case)
+    windows = case.windows if case.windows and unknown_id is None else _NOTHING
     whole = not case.recipe.evaluation.by_layer and fits(case.original, [case.saved], case.device)
     try:
         with opened_field(case.original, [case.saved], windows, case.device, whole=whole) as opened:
@@ -115,9 +115,9 @@ def _judge(case: Case) -> Sequence[Level]:
             if reload.outcome == "failed":
                 return _rest("the reload level failed", case, reload)
             tokens = case.tokens or _tokenizer(case)
-            if unknown is not None:
+            if unknown_id is not None:
                 later = not_run("generation", "the perplexity level failed")
-                return tokens, reload, unknown, later
+                return tokens, reload, unknown_id, later
             return (
                 tokens,
                 reload,
@@ -162,7 +162,7 @@ def _unopened(error: Exception) -> Level:
 
 
 def _unknown_id(case: Case) -> Level | None:
-    """Ids beyond the vocabulary would stop the models, or worse, not stop them."""
+    """A failed level for an id beyond the vocabulary: it would stop the models, or worse, not."""
     vocabulary = int(case.original.parsed.get_text_config().vocab_size)
     for text in case.material.texts:
         largest = largest_id(text.sequences)
