@@ -146,7 +146,7 @@ def _encoded(
 
 
 def _check_ids(calibration: Calibration, plan: Plan) -> None:
-    """Ids beyond the embedding would stop the walk, or worse, not stop it."""
+    """Refuse ids beyond the embedding, which would stop the walk, or worse, not stop it."""
     vocabulary = plan.config.get("vocab_size")
     largest = largest_id(calibration.windows)
     if isinstance(vocabulary, int) and largest >= vocabulary:
