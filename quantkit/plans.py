@@ -106,8 +106,8 @@ class Plan:
         if self.method["format"] != "gptq":
             return 0
         sizes: dict[str, int] = {}
-        for each in self.tensors:
-            found = _LAYER.match(each.memory or "") if each.action != "drop" else None
+        for each in (each for each in self.tensors if each.action != "drop"):
+            found = _LAYER.match(each.memory or "")
             inside = found[0] if found else ""
             sizes[inside] = sizes.get(inside, 0) + each.source.elements
         outside = sizes.pop("", 0)

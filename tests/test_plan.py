@@ -335,6 +335,19 @@ def test_everything_ignored_is_refused(tmp_path: Path) -> None:
 # what is dropped
 
 
+def test_what_is_dropped_takes_no_memory(tmp_path: Path) -> None:
+    plain = write_source(tmp_path / "plain", "llama", drop_tied=True)
+    copied = shutil.copytree(plain, tmp_path / "with a head beside it")
+    state = load_file(copied / "model.safetensors")
+    state["v_head.weight"] = torch.zeros(50_000, 64)
+    save_file(state, copied / "model.safetensors", metadata={"format": "pt"})
+    drop = ['source.drop=["^v_head"]', "method.group_size=16"]
+    with_it = quantkit.plan(copied, "gptq-4bit-g128", set=drop)
+    assert with_it.with_action("drop")
+    without = quantkit.plan(plain, "gptq-4bit-g128", set=drop[1:])
+    assert with_it.memory_bytes == without.memory_bytes
+
+
 def test_old_buffers_are_dropped_with_reasons(demo: Path) -> None:
     plan = quantkit.plan(demo, "bnb-nf4")
     dropped = {each.source.name: each.reason for each in plan.with_action("drop")}
