@@ -23,12 +23,20 @@ from quantkit.errors import UsageError
 from quantkit.gate.field import REFERENCE, compute_dtype
 from quantkit.gate.models import load_plain, load_saved
 from quantkit.gate.opened import open_original, open_saved
-from quantkit.harness import Answers, Loaded, Manner, ask, load_tasks, require_harness, texts_of
+from quantkit.harness import (
+    Answers,
+    Loaded,
+    QuestionSettings,
+    ask,
+    load_tasks,
+    require_harness,
+    texts_of,
+)
 from quantkit.outcomes import answer_lines, outcomes
 from quantkit.quiet import quiet_libraries
 from quantkit.source import Source
 from quantkit.subject import Subject, check_ids, read_subject, source_of
-from quantkit.tasks import Wanted, check_shots, read_tasks
+from quantkit.tasks import WantedTasks, check_shots, read_tasks
 from quantkit.tokenizer import has_library_files, library_tokenizer
 from quantkit.types import Event, Listener, silent
 
@@ -75,11 +83,11 @@ def eval(
     subject = read_subject(dir, sign, listener)
     tokenizer = _tokenizer(subject.folder)
     form = bool(tokenizer.chat_template) and not plain_prompts
-    manner = Manner(shots, limit, batch_size, form)
+    asking = QuestionSettings(shots, limit, batch_size, form)
     opened = source_of(subject, source, listener)
     listener(Event("eval", message=f"loading the tasks: {', '.join(wanted.names)}"))
     loaded = load_tasks(wanted, form=form)
-    found = _both(subject, opened, loaded, manner, _Means(tokenizer, where, harness), listener)
+    found = _both(subject, opened, loaded, asking, _Setup(tokenizer, where, harness), listener)
     results = [{**each, "data": _data(wanted, loaded, each["task"])} for each in found.results]
     if limit is None:
         opened.check_unchanged()
@@ -95,7 +103,7 @@ def eval(
 
 
 @dataclass(frozen=True)
-class _Means:
+class _Setup:
     """What is needed to ask: the ids' tokenizer, the device, the library's name and version."""
 
     tokenizer: Any
@@ -131,8 +139,8 @@ def _both(
     subject: Subject,
     opened: Source,
     loaded: Loaded,
-    manner: Manner,
-    means: _Means,
+    asking: QuestionSettings,
+    setup: _Setup,
     listener: Listener,
 ) -> _Found:
     """Ask the source, then the folder; one model in memory at a time."""
@@ -143,18 +151,18 @@ def _both(
         def tell(done: int, total: int) -> None:
             listener(Event(f"eval {side}", done, total, "requests"))
 
-        return ask(model, means.tokenizer, loaded, manner, tell)
+        return ask(model, setup.tokenizer, loaded, asking, tell)
 
     with quiet_libraries():
-        source = asked("source", load_plain(original, REFERENCE, means.device))
-        ids = check_ids(subject, opened, means.tokenizer, texts_of(loaded))
+        source = asked("source", load_plain(original, REFERENCE, setup.device))
+        ids = check_ids(subject, opened, setup.tokenizer, texts_of(loaded))
         gc.collect()  # the source's model refers to itself, and would stay
-        quantized = asked("quantized", load_saved(saved, means.device).model)
+        quantized = asked("quantized", load_saved(saved, setup.device).model)
     about = {
-        "harness": means.harness,
-        "prompt_form": manner.form,
-        "batch_size": manner.batch_size,
-        "device": means.device,
+        "harness": setup.harness,
+        "prompt_form": asking.form,
+        "batch_size": asking.batch_size,
+        "device": setup.device,
         "dtypes": {"source": REFERENCE, "quantized": compute_dtype(saved)},
         "truncated": source.truncated,
         "ids": ids,
@@ -173,7 +181,7 @@ def _file(task: str) -> str:
     return f"report/eval-{task.replace('::', '-').replace('/', '-')}.jsonl"
 
 
-def _data(wanted: Wanted, loaded: Loaded, task: str) -> dict[str, Any]:
+def _data(wanted: WantedTasks, loaded: Loaded, task: str) -> dict[str, Any]:
     """Which questions were asked: a local file's digest, or the repository they came from."""
     if task in wanted.local:
         ours = wanted.local[task]

@@ -19,7 +19,7 @@ from quantkit.adapter import adapter
 from quantkit.errors import HubError, QuantkitError, UsageError, on_one_line
 from quantkit.hub import scrub
 from quantkit.quiet import quiet_loading
-from quantkit.tasks import LocalTask, Wanted
+from quantkit.tasks import LocalTask, WantedTasks
 
 #: Its loggers, and those of what it stands on.
 _LOGGERS = ("lm_eval", "datasets", "evaluate")
@@ -30,7 +30,7 @@ SEED = 1234
 
 
 @dataclass(frozen=True)
-class Manner:
+class QuestionSettings:
     """How questions are put: ``shots`` answered examples before each (``None``: the task's own
     number), at most ``limit`` questions a task, ``form`` for the model's own prompt form."""
 
@@ -87,7 +87,7 @@ def require_harness() -> str:
     return f"lm-eval {version('lm_eval')}"
 
 
-def load_tasks(wanted: Wanted, *, form: bool) -> Loaded:
+def load_tasks(wanted: WantedTasks, *, form: bool) -> Loaded:
     """Build every task, data and all, before any model is loaded.
 
     Raises:
@@ -169,7 +169,7 @@ def ask(
     model: Any,
     tokenizer: Any,
     loaded: Loaded,
-    manner: Manner,
+    asking: QuestionSettings,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
     """Put the tasks to ``model`` with ``tokenizer``'s ids; ``told`` hears of requests answered.
@@ -189,15 +189,15 @@ def ask(
 
     with _quiet():
         for task in loaded.tasks.values():
-            _set_shots(task, manner.shots)
-        adapted = adapter(model, tokenizer, manner.batch_size, aloud)
+            _set_shots(task, asking.shots)
+        adapted = adapter(model, tokenizer, asking.batch_size, aloud)
         # not simple_evaluate, which asks git and the Hub about a model that is in memory
         try:
             found = evaluate(
                 lm=adapted,
                 task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
-                limit=manner.limit,
-                apply_chat_template=manner.form,
+                limit=asking.limit,
+                apply_chat_template=asking.form,
                 fewshot_as_multiturn=True,
                 log_samples=True,
             )

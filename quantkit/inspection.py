@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import MismatchError, SourceError, UsageError, printable
 from quantkit.fetching import fetch
-from quantkit.gate.tokens import Ways, check_tokenizer_level
+from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.given import expanded, read_given_text
 from quantkit.lineage import verify_output, verify_small
 from quantkit.registry import Registry
@@ -150,7 +150,7 @@ def check_tokenizer(
         folder,
         strings,
         config,
-        Ways(allow_ties=True),
+        TokenizerSettings(allow_ties=True),
         progress=lambda done: listener(Event("tokenizer", done, len(strings), "texts")),
     )
     return {

@@ -38,7 +38,7 @@ class Layer:
     _lend: Callable[[int], AbstractContextManager[Activations]] = field(repr=False)
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
     _kept: set[str] = field(default_factory=set, repr=False)
-    _now: _Now = field(default_factory=lambda: _Now(KEPT_BYTES), repr=False)
+    _now: _RunState = field(default_factory=lambda: _RunState(KEPT_BYTES), repr=False)
 
     @property
     def windows(self) -> range:
@@ -124,7 +124,7 @@ def _taken_apart(made: Any) -> tuple[Tensor | None, Callable[[Tensor], Any]]:
 
 
 @dataclass
-class _Now:
+class _RunState:
     """Which window is run, and how many bytes may still be kept."""
 
     left: int

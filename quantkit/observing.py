@@ -68,7 +68,7 @@ def side_by_side(windows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
 
 
 @dataclass
-class Wanted:
+class SharedInputs:
     """Which modules share an input, and what the unquantized model gives them in some windows.
 
     ``groups`` are in the order in which they run; modules that are not reached are in none.
@@ -110,16 +110,16 @@ class _Inputs:
         return tuple(tuple(group) for group in self._seen.values())
 
 
-def shared_inputs(layer: Layer, names: Sequence[str]) -> Wanted:
+def shared_inputs(layer: Layer, names: Sequence[str]) -> SharedInputs:
     """``names`` grouped by the input that they are given in the first window."""
     inputs = _Inputs()
     with _watched(layer.module, names, inputs.note), torch.inference_mode():
         layer.run(0)
-    return Wanted(inputs.groups())
+    return SharedInputs(inputs.groups())
 
 
 @blocks_reused()
-def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wanted:
+def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> SharedInputs:
     """Run a layer, not quantized yet, on the unquantized model's ``states``: now its outputs.
 
     ``states`` holds every ``FEEDBACK_EVERY``-th window. What ``names`` are given is noted, unless
@@ -128,7 +128,7 @@ def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wan
     """
     some = layer.windows[::FEEDBACK_EVERY]
     widest = sum(layer.lengths[window] for window in some)
-    inputs, wanted = _Inputs(), Wanted()
+    inputs, wanted = _Inputs(), SharedInputs()
     for window in some:
 
         def note(name: str, given: Tensor, window: int = window) -> None:
@@ -146,7 +146,7 @@ def advance(layer: Layer, states: Activations, names: Sequence[str] = ()) -> Wan
 def gather(
     layer: Layer,
     groups: Sequence[Sequence[str]],
-    wanted: Wanted,
+    wanted: SharedInputs,
     progress: Callable[[int], None],
 ) -> Iterator[Shared]:
     """Run the layer over all windows, and sum up what each group is given.
@@ -164,7 +164,7 @@ def gather(
 
 @blocks_reused()
 def _sum_up(
-    layer: Layer, sums: Mapping[str, _Sum], wanted: Wanted, progress: Callable[[int], None]
+    layer: Layer, sums: Mapping[str, _Sum], wanted: SharedInputs, progress: Callable[[int], None]
 ) -> None:
     last = [*sums][-1]
     for window in layer.windows:

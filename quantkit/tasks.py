@@ -40,7 +40,7 @@ class LocalTask:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTasks:
     """Tasks in the order asked for: ``local`` ones by name, all others lm-evaluation-harness's."""
 
     names: tuple[str, ...]
@@ -52,7 +52,7 @@ class Wanted:
         return tuple(name for name in self.names if name not in self.local)
 
 
-def read_tasks(tasks: str | Sequence[str], data: Sequence[str] = ()) -> Wanted:
+def read_tasks(tasks: str | Sequence[str], data: Sequence[str] = ()) -> WantedTasks:
     """The tasks that ``tasks`` names, commas between names or not; ``data`` is ``NAME=FILE``.
 
     Raises:
@@ -75,10 +75,10 @@ def read_tasks(tasks: str | Sequence[str], data: Sequence[str] = ()) -> Wanted:
             f"--data {strange[0]}: lm-evaluation-harness fetches the data of {strange[0]} itself; "
             f"files are for {', '.join(ours)}"
         )
-    return Wanted(tuple(names), local)
+    return WantedTasks(tuple(names), local)
 
 
-def check_shots(wanted: Wanted, shots: int | None) -> None:
+def check_shots(wanted: WantedTasks, shots: int | None) -> None:
     """See that there are examples enough: they are a task's other questions.
 
     Raises:

@@ -29,7 +29,7 @@ from quantkit.card import render_card
 from quantkit.cli import benchmarks
 from quantkit.errors import GateError, MismatchError, StorageError, UsageError
 from quantkit.frontmatter import read_card
-from quantkit.harness import Answers, Loaded, Manner, _loaded
+from quantkit.harness import Answers, Loaded, QuestionSettings, _loaded
 from quantkit.outcomes import answer_lines, outcomes
 from quantkit.records import read_manifest, read_raw, write_manifest
 from quantkit.tasks import local_names, read_tasks
@@ -82,12 +82,14 @@ def loaded(*names: str) -> Loaded:
 
 
 @pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> list[Manner]:
+def harness(monkeypatch: pytest.MonkeyPatch) -> list[QuestionSettings]:
     """lm-evaluation-harness played by the answers above; how it was asked, model by model."""
-    asked: list[Manner] = []
+    asked: list[QuestionSettings] = []
 
-    def ask(model: Any, tokenizer: Any, tasks: Loaded, manner: Manner, told: Any) -> Answers:
-        asked.append(manner)
+    def ask(
+        model: Any, tokenizer: Any, tasks: Loaded, asking: QuestionSettings, told: Any
+    ) -> Answers:
+        asked.append(asking)
         told(5, 5)
         return answers((SOURCE, QUANTIZED)[(len(asked) - 1) % 2], *tasks.tasks)
 
@@ -179,7 +181,7 @@ def test_answers_hold_numbers_and_no_text() -> None:
 
 
 def test_figures_go_into_manifest_and_card(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     before = read_manifest(folder)
     found = run(folder, demo, tmp_path)
@@ -200,7 +202,7 @@ def test_figures_go_into_manifest_and_card(
 
 
 def test_every_figure_on_the_card_is_the_manifests(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     (result,) = run(folder, demo, tmp_path)["benchmarks"]
     (metric,) = result["metrics"]
@@ -234,7 +236,7 @@ def test_without_benchmarks_the_card_has_no_word_of_them(demo_nf4: Converted) ->
 
 
 def test_another_task_is_added_and_the_same_one_replaced(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     run(folder, demo, tmp_path)
     quantkit.eval(folder, ["arc_easy"], source=demo)
@@ -251,7 +253,7 @@ def test_another_task_is_added_and_the_same_one_replaced(
 
 
 def test_a_trial_leaves_the_folder_as_it_was(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     before = contents(folder)
     found = run(folder, demo, tmp_path, limit=2)
@@ -262,7 +264,7 @@ def test_a_trial_leaves_the_folder_as_it_was(
 
 
 def test_the_command_says_the_same(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     words = ("eval", folder, "--tasks", "jcommonsenseqa", "--source", demo,
              "--data", f"jcommonsenseqa={write_questions(tmp_path)}")  # fmt: skip
@@ -275,7 +277,7 @@ def test_the_command_says_the_same(
 
 
 def test_an_evaluated_folder_may_be_published(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner], hub: Any
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings], hub: Any
 ) -> None:
     run(folder, demo, tmp_path)
     done = quantkit.publish(folder, "me/demo")
@@ -306,7 +308,7 @@ def tamper_answers(folder: Path) -> None:
 
 @pytest.mark.parametrize("tamper", [tamper_figure, tamper_card, tamper_answers])
 def test_a_changed_figure_is_noticed(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner],
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings],
     tamper: Callable[[Path], None],
 ) -> None:  # fmt: skip
     run(folder, demo, tmp_path)
@@ -400,7 +402,7 @@ def test_from_inside_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_signed_folder_is_signed_anew(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     pytest.importorskip("model_signing")
     from keys import make_key
@@ -416,7 +418,7 @@ def test_a_signed_folder_is_signed_anew(
 
 
 def test_anothers_signature_is_not_replaced(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     pytest.importorskip("model_signing")
     from keys import make_key
@@ -434,7 +436,7 @@ def test_anothers_signature_is_not_replaced(
 
 
 def test_what_cannot_be_signed_is_seen_before_the_work(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     pytest.importorskip("model_signing")
     from keys import make_key
@@ -463,7 +465,7 @@ def test_a_text_with_other_ids_is_shown_and_not_a_tie(
 
 @pytest.mark.parametrize("missing", ["request", "recipe", "plan", "gate", "tool"])
 def test_a_manifest_that_is_not_whole_is_seen_before_the_work(
-    folder: Path, demo: Path, harness: list[Manner], missing: str
+    folder: Path, demo: Path, harness: list[QuestionSettings], missing: str
 ) -> None:
     manifest = read_manifest(folder)
     del manifest[missing]
@@ -489,7 +491,7 @@ def test_without_the_extra(folder: Path, no_harness: None) -> None:
 
 
 def test_a_source_that_is_nowhere(
-    folder: Path, tmp_path: Path, harness: list[Manner], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, harness: list[QuestionSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = refused(2, "eval", folder, "--tasks", "arc_easy")
@@ -499,7 +501,7 @@ def test_a_source_that_is_nowhere(
 
 
 def test_a_source_beside_the_folder_is_found(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     shutil.copytree(demo, tmp_path / "demo-model")
     found = quantkit.eval(folder, "arc_easy", limit=1)
@@ -507,7 +509,7 @@ def test_a_source_beside_the_folder_is_found(
 
 
 def test_another_source_is_refused(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     other = shutil.copytree(demo, tmp_path / "other")
     raw = bytearray((other / "pytorch_model.bin").read_bytes())
@@ -518,20 +520,22 @@ def test_another_source_is_refused(
     assert not harness
 
 
-def test_a_folder_that_has_changed(folder: Path, demo: Path, harness: list[Manner]) -> None:
+def test_a_folder_that_has_changed(
+    folder: Path, demo: Path, harness: list[QuestionSettings]
+) -> None:
     (folder / "config.json").write_text("{}")
     said = refused(3, "eval", folder, "--tasks", "arc_easy", "--source", demo)
     assert "config.json has changed" in said
 
 
-def test_no_folder_of_ours(demo: Path, harness: list[Manner]) -> None:
+def test_no_folder_of_ours(demo: Path, harness: list[QuestionSettings]) -> None:
     assert "'quantkit convert' made" in refused(2, "eval", demo, "--tasks", "arc_easy")
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("--limit", "0"), ("--shots", "-1"), ("--batch-size", "0")]
 )
-def test_counts(folder: Path, harness: list[Manner], option: str, value: str) -> None:
+def test_counts(folder: Path, harness: list[QuestionSettings], option: str, value: str) -> None:
     assert option in refused(2, "eval", folder, "--tasks", "arc_easy", option, value)
 
 
@@ -608,7 +612,7 @@ def test_a_file_that_is_no_data_of_its_task(tmp_path: Path, rows: list[object], 
 
 
 def test_more_examples_than_there_are_are_refused_first(
-    folder: Path, demo: Path, tmp_path: Path, harness: list[Manner]
+    folder: Path, demo: Path, tmp_path: Path, harness: list[QuestionSettings]
 ) -> None:
     words = ("eval", folder, "--tasks", "jcommonsenseqa", "--source", demo, "--data")
     data = f"jcommonsenseqa={write_questions(tmp_path)}"

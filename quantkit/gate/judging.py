@@ -27,7 +27,7 @@ from quantkit.gate.report import Failure, GateReport, Level, gate_not_run, judge
 from quantkit.gate.runners import Whole
 from quantkit.gate.scoring import Candidate, score
 from quantkit.gate.structure import check_structure
-from quantkit.gate.tokens import Ways, check_tokenizer_level
+from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.plans import Plan
 from quantkit.quiet import quiet_libraries
 from quantkit.recipe import Recipe
@@ -195,7 +195,7 @@ def _tokenizer(case: Case) -> Level:
         case.original.folder,
         case.material.strings,
         case.original.config,
-        Ways(
+        TokenizerSettings(
             recipe.gate.allow_tokenizer_ties,
             recipe.tokenizer.split_special_tokens,
             case.material.tokenizer,

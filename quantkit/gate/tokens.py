@@ -45,7 +45,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
-class Ways:
+class TokenizerSettings:
     """How the level looks at a folder: the recipe's settings, and who encodes for the gate.
 
     ``ids`` is the tokenizer whose ids later levels measure on; the folder's must be the same on
@@ -62,7 +62,7 @@ def check_tokenizer_level(
     source: Path,
     texts: Iterable[str],
     config: Mapping[str, Any],
-    ways: Ways,
+    settings: TokenizerSettings,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Level:
     """Judge the tokenizer files of ``folder`` over the built-in corpus and ``texts``.
@@ -81,13 +81,13 @@ def check_tokenizer_level(
     strings = list(texts)
     counted = _counted(strings, progress)
     with quiet_libraries():  # it warns of texts longer than the model's positions
-        if model is None or (_by_library(ways) and not keeps_piece_ids(model)):
+        if model is None or (_by_library(settings) and not keeps_piece_ids(model)):
             level = _against_source(library, source, counted)
         else:
-            level = _against_model(library, model, counted, ways)
+            level = _against_model(library, model, counted, settings)
             if folder.resolve() != source.resolve():
-                level = _beside_the_source(level, library, model, strings, ways)
-    route = {"ids_by": ways.ids.route} if ways.ids else {}
+                level = _beside_the_source(level, library, model, strings, settings)
+    route = {"ids_by": settings.ids.route} if settings.ids else {}
     return judged("tokenizer", {**level.measures, **route}, [*level.failures, *wrong])
 
 
@@ -99,51 +99,53 @@ def _without_tokenizer(source: Path, model: Path | None) -> Level:
     return judged("tokenizer", {}, [failure])
 
 
-def _by_library(ways: Ways) -> bool:
-    return ways.ids is not None and ways.ids.route == "transformers"
+def _by_library(settings: TokenizerSettings) -> bool:
+    return settings.ids is not None and settings.ids.route == "transformers"
 
 
-def _against_model(library: Any, model: Path, texts: Iterable[str], ways: Ways) -> Level:
+def _against_model(
+    library: Any, model: Path, texts: Iterable[str], settings: TokenizerSettings
+) -> Level:
     """sentencepiece is the judge, except of texts with added tokens, which it does not know."""
     try:
         extras = read_extras(model)
     except SourceError as error:
         failure = Failure("tokenizer", "added tokens", str(error), "beyond the pieces")
         return judged("tokenizer", {}, [failure])
-    apart = _apart(library, extras, ways)
+    apart = _apart(library, extras, settings)
     everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
     aside: list[str] = []
     report = fidelity(model, library, _without_any(apart, everything, aside))
-    wrong = [*_failures(report, ways.allow_ties), *_extra_ids(library, extras)]
+    wrong = [*_failures(report, settings.allow_ties), *_extra_ids(library, extras)]
     found = measures(report)
     if apart:
         found |= {"added_tokens": [each.text for each in extras], "with_special": len(aside)}
-        wrong += _other_ids(library, aside, ways.ids)
+        wrong += _other_ids(library, aside, settings.ids)
     return judged("tokenizer", found, wrong)
 
 
-def _apart(library: Any, extras: Sequence[Extra], ways: Ways) -> list[str]:
+def _apart(library: Any, extras: Sequence[Extra], settings: TokenizerSettings) -> list[str]:
     """The tokens that sentencepiece does not know: it cannot judge a text that holds one."""
-    special = [] if ways.split_special_tokens else library.all_special_tokens
+    special = [] if settings.split_special_tokens else library.all_special_tokens
     return [*(each.text for each in extras), *special]
 
 
 def _beside_the_source(
-    level: Level, library: Any, model: Path, texts: Sequence[str], ways: Ways
+    level: Level, library: Any, model: Path, texts: Sequence[str], settings: TokenizerSettings
 ) -> Level:
     """What the source's own files say: what a call puts around a text, and whose fault other
     ids are."""
     failures = list(level.failures)
     here = by_call(library)
-    allowed = by_source(model, split_special_tokens=ways.split_special_tokens)
+    allowed = by_source(model, split_special_tokens=settings.split_special_tokens)
     wanted = next(allowed, None)
     if wanted not in (None, here) and here not in allowed:
         failures.append(Failure("tokenizer", _AROUND, str(here), str(wanted)))
     if at := [at for at, each in enumerate(failures) if each.measure == _OTHER_IDS]:
-        apart = _apart(library, read_extras(model), ways)
+        apart = _apart(library, read_extras(model), settings)
         everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
         plain = _without_any(apart, everything, [])
-        split = ways.split_special_tokens
+        split = settings.split_special_tokens
         words = older_fault(library, model, plain, split_special_tokens=split)
         first = failures[at[0]]
         failures[at[0]] = replace(first, threshold=f"{first.threshold}{words}")

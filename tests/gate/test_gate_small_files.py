@@ -16,7 +16,7 @@ from tiny import write_source
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.opened import open_original, open_saved
 from quantkit.gate.report import Level
-from quantkit.gate.tokens import Ways, check_tokenizer_level
+from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.prompts import chat_template
 from quantkit.recipe import load_recipe
 from quantkit.resources import demo_model
@@ -251,7 +251,7 @@ def tokenizers(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def tokenizer(pair: tuple[Path, Path]) -> Level:
-    return check_tokenizer_level(pair[1], pair[0], ["the sea", "a  b"], {}, Ways(True))
+    return check_tokenizer_level(pair[1], pair[0], ["the sea", "a  b"], {}, TokenizerSettings(True))
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

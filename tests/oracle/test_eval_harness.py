@@ -218,7 +218,7 @@ harness._check_known = lambda name, known: None
 harness.adapter = lambda *args: DummyLM()
 DummyLM.truncated = 0
 loaded = harness.load_tasks(read_tasks("g"), form=False)
-both = [harness.ask(None, None, loaded, harness.Manner(shots=1)) for _ in range(2)]
+both = [harness.ask(None, None, loaded, harness.QuestionSettings(shots=1)) for _ in range(2)]
 (found,) = outcomes(loaded, *both)
 parts = [each.results[name]["acc,none"] for each in both for name in "ab"]
 print(json.dumps([loaded.parts, found, parts]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import SourceError
-from quantkit.gate.tokens import Ways, check_tokenizer_level
+from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.resources import demo_model
 from quantkit.tokenization import check_hidden, make_files, read_extras, read_model
 from quantkit.tokenizer import keeps_piece_ids, library_tokenizer, open_tokenizer
@@ -62,7 +62,7 @@ def written(folder: Path, out: Path, *, split: bool) -> Path:
 
 def level(out: Path, folder: Path, *, split: bool) -> Any:
     ids = open_tokenizer(folder, split_special_tokens=split)
-    return check_tokenizer_level(out, folder, TEXTS, {}, Ways(True, split, ids))
+    return check_tokenizer_level(out, folder, TEXTS, {}, TokenizerSettings(True, split, ids))
 
 
 PLAIN = (SIZE, "<|note|>", False)
