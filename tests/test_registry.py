@@ -12,7 +12,7 @@ from quantkit.errors import UsageError
 from quantkit.registry import Entry, Registry, checksums
 from quantkit.releases import ListedFile, Release, parse_entry
 from quantkit.resources import demo_model
-from quantkit.types import FileDigest
+from quantkit.types import FileDigest, Fingerprint
 
 
 def digest(text: str, name: str = "model.safetensors", weight: bool = True) -> FileDigest:
@@ -150,6 +150,8 @@ def test_md5_is_taken_only_where_it_can_matter() -> None:
     registry = Registry((entry("own/x", by_md5),))
     assert registry.needs_md5("pytorch_model-00001-of-00002.bin", 10)
     assert registry.needs_md5("PYTORCH_MODEL.BIN", 10)
+    loud = Registry((entry("own/x", release("withdrawn", digest("a", "MODEL.BIN"), by="md5")),))
+    assert loud.needs_md5("pytorch_model.bin", 10)
     assert not registry.needs_md5("model.safetensors", 10)
     assert not Registry((entry("own/x", release("current", A)),)).needs_md5("m.safetensors", 1)
 
@@ -309,6 +311,119 @@ def test_a_near_miss_names_the_file() -> None:
     claimed = Registry(tuple(known)).judge([A, B, other], ["own/x"])
     assert claimed.status == "mismatch"
     assert "tokenizer.json differs" in claimed.reason
+
+
+COMMIT = "9092a8ae57da39f15b76b309b4f71ff11b6ef01a"
+
+
+@pytest.mark.parametrize(
+    ("stated", "claimed", "condemned"),
+    [
+        (COMMIT[:12], COMMIT, True),
+        (COMMIT, COMMIT[:7], True),
+        (COMMIT, COMMIT[:6], False),
+        (COMMIT[:7], "1" * 40, False),
+        (COMMIT, None, False),
+        (None, COMMIT, False),
+    ],
+)
+def test_a_revision_condemns_as_far_as_both_go(
+    stated: str | None, claimed: str | None, condemned: bool
+) -> None:
+    bad = release("withdrawn", A) | {"revision": stated}
+    registry = Registry((entry("own/x", bad, release("current", C)),))
+    found = registry.judge([B], ["own/x"], None, claimed)
+    assert found.status == ("withdrawn" if condemned else "mismatch")
+    assert registry.judge([B], ["own/y"], None, claimed).status == "unlisted", "nobody claims it"
+    if condemned:
+        assert found.evidence == "the revision it claims to be"
+        assert registry.judge([A], ["own/x"], None, claimed).evidence == "the digest of a file"
+
+
+def test_the_revision_of_a_good_release_condemns_nothing() -> None:
+    registry = Registry((entry("own/x", release("current", A) | {"revision": COMMIT}),))
+    assert registry.judge([A], ["own/x"], None, COMMIT).status == "verified"
+
+
+FOUND = Fingerprint("1" * 64, "2" * 64, "3" * 64)
+
+
+def by_fingerprint(status: str, *parts: str, **more: object) -> dict[str, object]:
+    stated = {part: getattr(FOUND, part) for part in parts}
+    return release(status) | {"fingerprint": stated, **more}
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "condemned"),
+    [
+        ("tensors", "tensors", False),
+        ("tensors", "values", True),
+        ("values", "tensors", False),
+        ("values", "values", False),
+        ("values", "matrices", True),
+        ("matrices", "values", False),
+        ("matrices", "matrices", False),
+    ],
+)
+def test_the_closer_fingerprint_decides(bad: str, good: str, condemned: bool) -> None:
+    releases = (by_fingerprint("withdrawn", bad), by_fingerprint("current", good))
+    found = Registry((entry("own/x", *releases),)).judge([A], [], FOUND)
+    expected = "unlisted" if good == "matrices" else "verified"
+    assert found.status == ("withdrawn" if condemned else expected)
+
+
+@pytest.mark.parametrize(("part", "status"), [("values", "verified"), ("matrices", "unlisted")])
+def test_matrices_alone_are_no_identity(part: str, status: str) -> None:
+    registry = Registry((entry("own/x", by_fingerprint("current", part)),))
+    assert registry.judge([A], [], FOUND).status == status
+
+
+def test_one_other_file_of_a_listed_name_is_enough() -> None:
+    listed = release("current", A)["files"]
+    registry = Registry((entry("own/x", by_fingerprint("current", "tensors", files=listed)),))
+    shard = digest("b", "model-2.safetensors")
+    assert registry.judge([shard], [], FOUND).status == "verified"
+    assert registry.judge([shard, B], [], FOUND).status == "unlisted"
+
+
+def test_shards_may_change_names() -> None:
+    first, second = digest("a", "1.safetensors"), digest("b", "2.safetensors")
+    swapped = [digest("b", "1.safetensors"), digest("a", "2.safetensors")]
+    assert status([entry("own/x", release("current", first, second))], swapped)[0] == "verified"
+
+
+def test_what_is_good_again_is_told_by_its_good_release() -> None:
+    """The withdrawn release, listed first, has the same files; its standing is not theirs."""
+    known = [entry("own/x", release("withdrawn", A), release("current", A, TOKENIZER))]
+    assert status(known, [A])[0] == "verified"
+    withdrawn = [entry("own/x", release("withdrawn", A), release("current", B) | {"date": "2024"})]
+    assert Registry(tuple(withdrawn)).judge([C], []).reason == ""
+    assert status([entry("own/x", release("withdrawn", A))], [C], "own/x")[0] == "mismatch"
+
+
+def test_unpublished_files_excuse_no_others() -> None:
+    partly = release("current", A, TOKENIZER) | {"unpublished": ("*.bin",)}
+    registry = Registry((entry("own/x", partly),))
+    weights = digest("b", "pytorch_model.bin")
+    found = registry.judge([A, weights, TOKENIZER, digest("v", "vocab.txt", False)], ["own/x"])
+    assert found.status == "unlisted"
+    assert found.reason.endswith("nobody published a digest of pytorch_model.bin")
+    assert found.stated_at == "https://example.org/current"
+    assert registry.judge([digest("c"), weights], ["own/x"]).status == "mismatch"
+    other = digest("u", "tokenizer.json", weight=False)
+    assert registry.judge([weights, other], ["own/x"]).status == "mismatch"
+
+
+def test_a_mismatch_is_told_beside_the_nearest_release() -> None:
+    first, second = digest("a", "1.safetensors"), digest("b", "2.safetensors")
+    far, near = release("superseded", C), release("current", first, second)
+    strange = digest("d", "3.safetensors")
+    for releases in ((far, near), (near, far)):
+        found = Registry((entry("own/x", *releases),)).judge([first, strange], ["own/x"])
+        assert found.status == "mismatch"
+        assert "(3.safetensors differs; known: 1.safetensors, 2.safetensors, model" in found.reason
+        assert found.stated_at == releases[-1]["stated_at"]
+        assert "download it again" in found.advice
 
 
 def test_the_demos_own_registry_withdraws_its_model(tmp_path: Path) -> None:
