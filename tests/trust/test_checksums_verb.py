@@ -59,6 +59,18 @@ def test_add_prints_an_entry_that_is_read_again(source: Path, tmp_path: Path) ->
     assert (found["status"], found["verdict"]["repository"]) == ("verified", "own/model")
 
 
+@pytest.mark.parametrize("container", ["safetensors", "torch"])
+def test_every_file_that_is_read_is_digested(tmp_path: Path, container: str) -> None:
+    folder = write_source(tmp_path / "source", container=container, shards=2)
+    (folder / "LICENSE").write_text("Do what you like.")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
+    found = {each["name"]: each["sha256"] for each in quantkit.verify(folder)["files"]}
+    assert found == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+    }
+
+
 def test_one_folder_alone_is_one_in_the_manifest_too(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     made = quantkit.convert(
