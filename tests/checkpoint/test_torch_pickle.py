@@ -179,6 +179,7 @@ def test_random_views(path: Path, seed: int) -> None:
         ("text", "key 'x', got a str"),
         (None, "key 'x', got a NoneType"),
         ([torch.ones(2)], "key 'x', got a list"),
+        ([torch.ones(2), torch.ones(2)], "key 'x', got a list"),
         ({"w": torch.ones(2)}, "key 'x', got a dict .*'w'.* inner state dict"),
         ({}, "key 'x', got a dict"),
     ],

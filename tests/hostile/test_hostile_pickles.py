@@ -108,10 +108,14 @@ def test_only_exact_names_are_allowed(path: Path, module: str, name: str) -> Non
         PROTO + tensor() + b"}b.",  # BUILD on a tensor
         PROTO + b"}}b.",  # BUILD on a plain dict
         PROTO + ORDERED + b"}" + text("__class__") + b"Nsb.",  # BUILD of another attribute
-        PROTO + ORDERED + b"}\x86b.",  # BUILD with slots
         PROTO + b"NNNs.",  # an item of None
         PROTO + b"NNa.",  # an append to None
+        PROTO + ORDERED + b"N}\x86b.",  # BUILD with slots
+        PROTO + ORDERED + b"]b.",  # BUILD with a list
+        PROTO + b"ccollections\nOrderedDict\n]R.",  # a call with a list
         b"\x80\x04NN\x93.",  # STACK_GLOBAL without text
+        b"\x80\x04" + text("collections") + b"]\x93.",
+        b"\x80\x04]" + text("OrderedDict") + b"\x93.",
     ],
 )
 def test_other_ways_to_build_objects(path: Path, data: bytes) -> None:

@@ -18,12 +18,27 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "pytorch_model.bin"
 
 
+def parameter(hooks: bytes) -> bytes:
+    return state(b"ctorch._utils\n_rebuild_parameter\n" + tensor() + b"\x88" + hooks + b"\x87R")
+
+
+@pytest.mark.parametrize(
+    "data", [state(tensor(tail=b"\x89" + ORDERED + b"}")), parameter(ORDERED), parameter(b"]")]
+)
+def test_metadata_and_hooks_that_are_empty(path: Path, data: bytes) -> None:
+    assert [record.name for record in read(write(path, data))] == ["w"]
+
+
 @pytest.mark.parametrize(
     "data",
     [
         PROTO + b"ccollections\nOrderedDict\n]\x85R.",  # arguments for OrderedDict
         PROTO + b"ctorch\nFloatStorage\nK\x05\x85R.",  # a storage class called
+        PROTO + b"ctorch\nFloatStorage\n)R.",
         PROTO + b"ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        parameter(ORDERED + text("hook") + b"Ns"),
+        parameter(b"]" + text("hook") + b"a"),
+        state(tensor(source=storage().replace(b"ctorch\nFloatStorage", ORDERED[:-2]))),
         PROTO + b"ctorch._utils\n_rebuild_parameter\n}\x88" + ORDERED + b"\x87R.",
         PROTO + text("storage") + b"Q.",
         PROTO + storage(kind=b"FloatStorage").replace(text("storage"), text("module")) + b".",
@@ -40,6 +55,7 @@ def path(tmp_path: Path) -> Path:
         state(tensor(tail=b"\x89" + ORDERED + b"}" + text("neg") + b"\x88s")),
         state(tensor(tail=b"\x89]" + text("hook") + b"a")),
         state(tensor(tail=b"\x89")),
+        state(tensor(tail=b"\x89" + ORDERED + b"}}")),
     ],
 )
 def test_calls_with_impossible_arguments(path: Path, data: bytes) -> None:
@@ -164,6 +180,31 @@ def test_real_stack_limit_and_the_farthest_memo_entry(path: Path) -> None:
 )
 def test_malformed(path: Path, data: bytes) -> None:
     refused(write(path, data), r"data\.pkl\): ")
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"N(\x85t\x86.", "takes more values"),  # from below a mark
+        (b"(N(\x85tt.", "takes more values"),  # from below the inner one
+        (b"(0t.", "got POP"),
+        (b"}(Nu.", "in pairs"),
+        (b"}(" + text("w") + b"u.", "in pairs"),
+        (b"\x8a\x09" + b"\xff" * 8 + b"\x80.", "at most 64 bits"),
+        (b"\x8a\x09" + b"\0" * 7 + b"\x80\0.", "at most 64 bits"),
+    ],
+)
+def test_what_is_malformed_is_told(path: Path, data: bytes, match: str) -> None:
+    refused(write(path, PROTO + data), match)
+
+
+@pytest.mark.parametrize("version", range(7))
+def test_protocols(path: Path, version: int) -> None:
+    write(path, b"\x80" + bytes([version]) + state(tensor())[2:])
+    if 2 <= version <= 5:
+        assert [record.name for record in read(path)] == ["w"]
+    else:
+        refused(path, f"protocol 2 to 5, got {version}")
 
 
 @pytest.mark.parametrize("seed", range(5))
