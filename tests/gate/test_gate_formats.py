@@ -17,7 +17,10 @@ from torch import Tensor
 
 import quantkit
 from quantkit.errors import UnsupportedModelError
+from quantkit.gate.accounting import check_accounts
 from quantkit.gate.decoding import decode_awq, decode_gptq, unpack
+from quantkit.gate.opened import open_original, open_saved
+from quantkit.source import open_source
 
 GROUP = 32
 LAX = ["gate.min_generation_agreement=0.0", "gate.min_top1_agreement=0.0"]
@@ -178,6 +181,40 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     state = load_file(folder / "model.safetensors")
     edit(state)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "make"),
+    [
+        ("qweight", lambda q: q.long()),
+        ("qweight", lambda q: q[:-1]),
+        ("qweight", lambda q: q[:, :-1]),
+        ("qzeros", lambda q: q.long()),
+        ("qzeros", lambda q: torch.cat([q, q])),
+        ("qzeros", lambda q: q[:, :-1]),
+        ("scales", lambda s: s.float()),
+        ("scales", lambda s: s[:-1]),
+        ("scales", lambda s: s.T),
+    ],
+)
+def test_a_part_of_awq_that_does_not_fit(
+    tmp_path: Path, part: str, make: Callable[[Tensor], Tensor]
+) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    folder = quantized(tmp_path / "out", source, "mistral", "awq")
+    assert structure(source, folder) == []
+    name = f"model.layers.1.mlp.up_proj.{part}"
+    change(folder, lambda state: state.update({name: make(state[name]).contiguous()}))
+    (said,) = structure(source, folder)
+    assert said.startswith(f"structure: {part}: ")
+    assert f" at {name}, expected " in said
+    change(folder, lambda state: state.pop(name))
+    assert any(each.startswith(f"structure: {part}: missing") for each in structure(source, folder))
+
+
+def structure(source: Path, folder: Path) -> list[str]:
+    original = open_original(open_source(source))
+    return [str(each) for each in check_accounts(open_saved(folder), original, {}).failures]
 
 
 def test_a_head_stored_under_both_names(tmp_path: Path, ids: Path) -> None:

@@ -113,6 +113,12 @@ def test_a_sound_folder_has_no_failure(made: tuple[Path, Path]) -> None:
         (part("qzeros", lambda q: q[:, :-1]), "qzeros"),
         (part("scales", lambda s: s.float()), "scales"),
         (part("scales", lambda s: torch.cat([s, s])), "scales"),
+        (part("g_idx", lambda g: g - 1), "g_idx: -1 to 0"),
+        (part("g_idx", lambda g: g + (g == 1).int()), "g_idx: 0 to 2"),
+        (part("g_idx", lambda g: g[:-1]), "g_idx"),
+        (lambda tensors, _: tensors.pop(f"{MODULE}.qzeros"), "qzeros: missing"),
+        (setting("dynamic", {"+:.*": {"bits": 8}}), "qweight"),
+        (setting("modules_in_block_to_quantize", []), "not listed"),
     ],
 )
 def test_gptq(made: tuple[Path, Path], tmp_path: Path, change: Change, said: str) -> None:
@@ -222,6 +228,7 @@ def written(text: str) -> Change:
         (lambda tensors, _: tensors.pop(STATE), "quant_state"),
         (part(STATE.removeprefix(f"{WEIGHT}."), torch.zeros_like, WEIGHT), "quant_state"),
         (lambda tensors, _: tensors.update({WEIGHT: tensors[WEIGHT][:-1]}), "packed weight"),
+        (lambda tensors, _: tensors.pop(WEIGHT), "packed weight: missing"),
         (state("shape", [10**9, 10**9]), "shape"),
         (state("blocksize", 0), "blocks of 0"),
         (written('{"blocksize": 1e999, "shape": [128, 64]}'), "unreadable"),
@@ -237,6 +244,43 @@ def test_bitsandbytes(demo_nf4: Converted, tmp_path: Path, change: Change, said:
     found = failures(demo_nf4.source, changed(demo_nf4.folder, tmp_path / "copy", change))
     assert found
     assert any(said in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (part("weight", lambda w: w.half()), "weight: float16"),
+        (part("weight", lambda w: w[:-1]), "weight: int8"),
+        (part("SCB", lambda s: s.half()), "SCB: float16"),
+        (part("SCB", lambda s: torch.cat([s, s])), "SCB: float32"),
+    ],
+)
+def test_int8(demo_int8: Converted, tmp_path: Path, change: Change, said: str) -> None:
+    (found,) = failures(demo_int8.source, changed(demo_int8.folder, tmp_path / "copy", change))
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (state("blocksize", 1), "absmax: "),
+        (state("blocksize", 128), "absmax: "),
+        (state("blocksize", -64), "blocks of -64"),
+        (state("shape", [128]), "shape [128]"),
+        (lambda tensors, _: tensors.update({WEIGHT: torch.cat([tensors[WEIGHT]] * 2)}), "packed"),
+        (written(" " * (1 << 16) + "{}"), "65538 bytes"),
+        (written("{}"), "unreadable"),
+        (written('{"blocksize": 64, "shape": 5}'), "unreadable"),
+        (setting("bnb_4bit_use_double_quant", None), ""),
+        (state("quant_type", "fp4"), "nf4 at bnb_4bit_quant_type, expected fp4"),
+    ],
+)  # fmt: skip
+def test_what_one_weight_states(
+    demo_nf4: Converted, tmp_path: Path, change: Change, said: str
+) -> None:
+    found = failures(demo_nf4.source, changed(demo_nf4.folder, tmp_path / "copy", change))
+    assert len(found) == bool(said), found
+    assert all(said in each for each in found)
 
 
 @pytest.mark.parametrize(
