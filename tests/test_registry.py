@@ -12,7 +12,7 @@ from quantkit.errors import UsageError
 from quantkit.registry import Entry, Registry, checksums
 from quantkit.releases import ListedFile, Release, parse_entry
 from quantkit.resources import demo_model
-from quantkit.types import FileDigest, Fingerprint
+from quantkit.types import FileDigest, Fingerprint, Verdict
 
 
 def digest(text: str, name: str = "model.safetensors", weight: bool = True) -> FileDigest:
@@ -376,6 +376,41 @@ def test_the_closer_fingerprint_decides(bad: str, good: str, condemned: bool) ->
 def test_matrices_alone_are_no_identity(part: str, status: str) -> None:
     registry = Registry((entry("own/x", by_fingerprint("current", part)),))
     assert registry.judge([A], [], FOUND).status == status
+
+
+def test_a_verdict_says_all_that_its_release_states() -> None:
+    stated = {"kind": "licence", "reason": "its data was not free", "advice": "use the next"}
+    known = entry("own/x", release("current", B), release("withdrawn", A) | stated)
+    registry = Registry((entry("own/w", release("current", C)), known))
+    expected = Verdict(
+        "withdrawn", "own/x", "2023-07-31", stated["reason"], "https://example.org/withdrawn",
+        stated["advice"], stated["kind"], "the digest of a file",
+    )  # fmt: skip
+    assert registry.judge([A], iter(["own/x"])) == expected
+    assert registry.judge([digest("d")], iter(["own/x"])).status == "mismatch"
+
+
+def test_the_files_of_a_good_release_are_spared_whatever_they_are_close_to() -> None:
+    good = [release("current", A), release("superseded", B)]
+    registry = Registry((entry("own/x", by_fingerprint("withdrawn", "matrices"), *good),))
+    assert registry.judge([A], [], FOUND).status == "verified"
+    assert registry.judge([C], [], FOUND).status == "withdrawn"
+    assert registry.judge([A, C], [], FOUND).status == "withdrawn"
+
+
+def test_what_is_near_a_release_is_told() -> None:
+    by_matrices = by_fingerprint("current", "matrices", date="2024-05")
+    registry = Registry((entry("own/x", by_matrices),))
+    found = registry.judge([A], [], FOUND)
+    assert found.reason.startswith(
+        "it is own/x, release of 2024-05 by the matrices' fingerprint (the same weights under "
+        "other names), but for model.safetensors: "
+    )
+    assert found.stated_at == "https://example.org/current"
+    shared = Registry((entry("own/x", release("current", A, TOKENIZER)),))
+    assert shared.judge([B, TOKENIZER], []) == Verdict("unlisted")
+    half = shared.judge([A, B, digest("u", "tokenizer.json", weight=False)], []).reason
+    assert "release of 2023-07-31, but for model.safetensors, tokenizer.json: " in half
 
 
 def test_one_other_file_of_a_listed_name_is_enough() -> None:
