@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from keys import make_key
 from tiny import write_source
 
 import quantkit
+from quantkit.checkpoint.known import find_known, keep_known
+from quantkit.checkpoint.reading import stamp_of
 from quantkit.errors import MismatchError, SourceError, UsageError, VerificationError
 from quantkit.hub import reason
 from quantkit.signing import open_signer
@@ -106,6 +109,21 @@ def test_weights_that_are_always_damaged_are_never_used(
     with pytest.raises((MismatchError, SourceError), match=r"the Hub lists.*run again"):
         act()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_digest_that_an_earlier_run_took_wrongly_is_no_damage(
+    hub: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
+    hub.add("me/tiny", files_of(write_source(tmp_path / "source")))
+    quantkit.convert("me/tiny", "bnb-nf4", tmp_path / "one", no_gate=True)
+    (path,) = Path(constants.HF_HUB_CACHE).rglob("model.safetensors")
+    known = find_known(stamp_of(path), md5=False)
+    assert known is not None
+    keep_known(stamp_of(path), replace(known, sha256="0" * 64))
+    found = quantkit.convert("me/tiny", "bnb-nf4", tmp_path / "other", no_gate=True)["source"]
+    assert found["recalled"] == []
+    assert known.sha256 in [each["sha256"] for each in found["files"]]
 
 
 def test_a_small_file_that_is_always_damaged_is_refused(served: Loopback) -> None:
