@@ -186,6 +186,76 @@ def test_a_name_beyond_ascii_without_the_flag_of_utf_8(sound: Path) -> None:
     assert [each.name for each in read_torch_index(sound)] == ["w", "b"]
 
 
+def test_a_name_beyond_ascii_with_the_flag_of_utf_8(sound: Path) -> None:
+    members = members_of(sound)
+    rewrite(sound, {n.replace("pytorch_model", "modèle"): each for n, each in members.items()})
+    assert [each.name for each in read_torch_index(sound)] == ["w", "b"]
+
+
+def test_the_directory_may_have_any_order(sound: Path) -> None:
+    members = members_of(sound)
+    with zipfile.ZipFile(sound, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        archive.filelist.reverse()
+    assert [each.name for each in read_torch_index(sound)] == ["w", "b"]
+
+
+def test_a_name_that_some_readers_cut_short(sound: Path) -> None:
+    """At the zero, as zipfile does: the directory names another member to the others."""
+    rewrite(sound, members_of(sound))
+    at = central_entry(sound, "pytorch_model/data/0")
+    content = sound.read_bytes()
+    (size,) = struct.unpack_from("<I", content, len(content) - 10)
+    longer = content[: at + 66] + b"\0x" + content[at + 66 :]
+    sound.write_bytes(longer)
+    poke(sound, at + 28, struct.pack("<H", 22))
+    poke(sound, len(longer) - 10, struct.pack("<I", size + 2))
+    refused(sound, "expected a plain name and place")
+
+
+@pytest.mark.parametrize(
+    ("flags", "crc", "packed", "nbytes", "sound_one"),
+    [
+        (8, 0, 0, 0, True),  # they follow it
+        (0, 0, 0, 0, False),
+        (8, 1, 0, 0, False),
+        (8, 0, 1, 0, False),
+        (8, 0, 0, 1, False),
+    ],
+)
+def test_what_a_local_header_leaves_to_a_descriptor(
+    sound: Path, flags: int, crc: int, packed: int, nbytes: int, sound_one: bool
+) -> None:
+    rewrite(sound, members_of(sound))
+    at = sound.read_bytes().find(b"pytorch_model/data/0") - 30
+    poke(sound, at + 6, struct.pack("<H", flags))
+    poke(sound, at + 14, struct.pack("<III", crc, packed, nbytes))
+    if sound_one:
+        assert [each.name for each in read_torch_index(sound)] == ["w", "b"]
+    else:
+        refused(sound, "sizes and the CRC-32 of the directory")
+
+
+def test_a_directory_is_read_up_to_a_limit(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(sound, members_of(sound))
+    content = sound.read_bytes()
+    length = len(content) - 22 - content.find(b"PK\x01\x02")
+    monkeypatch.setattr(torch_zip, "MAX_DIRECTORY_BYTES", length)
+    assert len(read_torch_index(sound)) == 2
+    monkeypatch.setattr(torch_zip, "MAX_DIRECTORY_BYTES", length - 1)
+    refused(sound, f"a zip directory of at most {length - 1} bytes, got {length};")
+
+
+def test_a_directory_of_64_bits_is_held_to_the_limit(sound: Path) -> None:
+    """torch.save writes such a record before the plain one, which then says nothing."""
+    content = sound.read_bytes()
+    at = content.rfind(b"PK\x06\x06")
+    assert at == len(content) - 22 - 20 - 56
+    poke(sound, at + 40, struct.pack("<Q", 2**40))
+    refused(sound, f"a zip directory of at most {16 * 2**20} bytes, got {2**40};")
+
+
 def test_checksum_of_the_pickle(sound: Path) -> None:
     patch(sound, b"_rebuild_tensor_v2", b"_rebuild_tensor_v3")
     refused(sound, "CRC-32")
