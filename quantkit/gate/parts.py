@@ -48,7 +48,7 @@ def _misfit(
     """How one part is missing, or of another data type or shape than it should be."""
     if record is None:
         yield failure(what, "missing", "stored", name)
-    elif record.dtype not in dtypes or tuple(record.shape) != shape:
+    elif record.dtype not in dtypes or record.shape != shape:
         got = f"{record.dtype} {list(record.shape)}"
         yield failure(what, got, f"{' or '.join(dtypes)} {list(shape)}", record.name)
 

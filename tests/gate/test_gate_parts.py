@@ -161,7 +161,49 @@ def test_a_group_size_of_as_many_groups(made: tuple[Path, Path], tmp_path: Path)
     copy = changed(made[1], tmp_path / "copy", setting("group_size", 48))
     beside = json.loads((copy / "quantize_config.json").read_text())
     (copy / "quantize_config.json").write_text(json.dumps(beside | {"group_size": 48}))
-    assert "a divisor of 64" in failures(made[0], copy)[0]
+    found = failures(made[0], copy)
+    assert "a divisor of 64" in found[0]
+    assert all(" 48 at " in each and "a divisor of " in each for each in found)
+
+
+@pytest.mark.parametrize(("stated", "said"), [(-1, ""), (None, " 128 at ")])
+def test_a_group_for_the_whole_row_and_the_usual_size(
+    made: tuple[Path, Path], tmp_path: Path, stated: int | None, said: str
+) -> None:
+    def change(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        for name, value in tensors.items():
+            if name.endswith((".qzeros", ".scales")):
+                tensors[name] = value[:1]
+            if name.endswith(".g_idx"):
+                tensors[name] = torch.zeros_like(value)
+        config["quantization_config"]["group_size"] = stated
+        if stated is None:
+            del config["quantization_config"]["group_size"]
+
+    copy = changed(made[1], tmp_path / "copy", change)
+    (copy / "quantize_config.json").unlink()
+    found = failures(made[0], copy)
+    assert len(found) == (6 if said else 0), found
+    assert all(said in each and "a divisor of 64" in each for each in found)
+
+
+def test_an_embedding_that_is_packed_is_measured_too(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def change(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
+        del tensors["gpt_neox.embed_in.weight"]
+        for each in ("qweight", "qzeros", "scales"):
+            tensors[f"gpt_neox.embed_in.{each}"] = tensors[f"{MODULE}.{each}"].clone()
+
+    found = failures(made[0], changed(made[1], tmp_path / "copy", change))
+    (said,) = (each for each in found if each.startswith("structure: qweight: "))
+    assert said.endswith("int32 [8, 128] at gpt_neox.embed_in.qweight, expected int32 [8, 96]")
+
+
+def test_the_modules_of_gpt2_lie_the_other_way(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "gpt2")
+    quantkit.convert(source, "bnb-int8", tmp_path / "out", no_gate=True)
+    assert failures(source, tmp_path / "out") == []
 
 
 def test_quantize_config_says_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
