@@ -67,6 +67,8 @@ def test_padding_spaces_are_part_of_the_header(path: Path) -> None:
 
 
 def test_order_of_keys_is_free(path: Path) -> None:
+    write(path, {"full": entry(0, 4), "empty": entry(0, 0, shape=(0,))}, bytes(4))
+    assert [record.name for record in read_safetensors_header(path)] == ["empty", "full"]
     write(path, {"second": entry(4, 8), "first": entry(0, 4)}, bytes(8))
     records = read_safetensors_header(path)
     assert [record.name for record in records] == ["first", "second"]
@@ -79,7 +81,9 @@ def test_file_shorter_than_its_length_field(path: Path) -> None:
 
 @pytest.mark.parametrize("length", [3, 100, MAX_HEADER_BYTES + 1, 2**64 - 1])
 def test_header_length_beyond_the_file(path: Path, length: int) -> None:
-    refused(write(path, b"{}", length=length), f"at most 2 bytes, its length says {length}")
+    refused(
+        write(path, b"{}", length=length), f"at most 2 bytes, its length says {length};.* again$"
+    )
 
 
 def test_header_over_the_formats_limit(path: Path) -> None:
@@ -124,7 +128,9 @@ def test_duplicate_keys_within_a_tensor(path: Path) -> None:
     refused(write(path, raw, bytes(4)), "the key 'dtype' appears twice")
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "U16", "U64", "C64", "f32", "", 5, None])
+@pytest.mark.parametrize(
+    "dtype", ["F8_E4M3", "F8_E5M2", "U16", "U64", "C64", "f32", "", 5, None, []]
+)
 def test_other_dtypes_are_refused_by_name(path: Path, dtype: object) -> None:
     shown = repr(dtype) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
     write(path, {"w": entry(0, 4, dtype=dtype)}, bytes(4))
@@ -155,7 +161,8 @@ def test_size_that_is_not_the_shapes(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "match"), [((2, 6), "'b' overlaps"), ((0, 4), "overlaps"), ((5, 9), "'b' leaves a")]
+    ("second", "match"),
+    [((2, 6), "'b' overlaps"), ((0, 4), "'b' overlaps"), ((5, 9), "'b' leaves a")],
 )
 def test_overlaps_and_gaps(path: Path, second: tuple[int, int], match: str) -> None:
     write(path, {"a": entry(0, 4), "b": entry(*second)}, bytes(16))
@@ -167,7 +174,7 @@ def test_gap_before_the_first_tensor(path: Path) -> None:
 
 
 def test_truncated_and_trailing(path: Path) -> None:
-    refused(write(path, {"a": entry(0, 4)}, bytes(3)), "truncated")
+    refused(write(path, {"a": entry(0, 4)}, bytes(3)), "the data is truncated")
     refused(write(path, {"a": entry(0, 4)}, bytes(5)), "followed by bytes of no tensor")
     refused(write(path, {}, b"x"), "followed by bytes of no tensor")
 
