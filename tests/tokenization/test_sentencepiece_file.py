@@ -51,6 +51,93 @@ def test_defaults_are_protobufs() -> None:
     assert ours.unk_id == 0
 
 
+TRAINER = ("model_type", "byte_fallback", "treat_whitespace_as_suffix", "bos_piece", "eos_piece",
+           "pad_piece", "unk_surface")  # fmt: skip
+NORMALIZER = ("precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces",
+              "escape_whitespaces")  # fmt: skip
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_each_field_stated_and_left_out(stated: bool) -> None:
+    message = proto(b"")
+    message.pieces.add()
+    message.pieces.add(piece="<unk>", type=2, score=-1.5)
+    if stated:
+        spec = message.trainer_spec
+        spec.model_type, spec.byte_fallback, spec.treat_whitespace_as_suffix = 2, True, True
+        spec.bos_piece, spec.eos_piece, spec.pad_piece, spec.unk_surface = "b", "e", "p", "u"
+        for at, each in enumerate((message.normalizer_spec, message.denormalizer_spec)):
+            each.precompiled_charsmap = b"map" + bytes([at])
+            each.add_dummy_prefix = at == 1
+            each.remove_extra_whitespaces = each.escape_whitespaces = False
+    ours = parse_model(message.SerializeToString())
+    for part, spec, names in (
+        (ours.trainer, message.trainer_spec, TRAINER),
+        (ours.normalizer, message.normalizer_spec, NORMALIZER),
+        (ours.denormalizer, message.denormalizer_spec, NORMALIZER),
+    ):
+        for name in names:
+            assert getattr(part, name) == getattr(spec, name), name
+    assert [(each.text, each.score, int(each.type)) for each in ours.pieces] == [
+        ("", 0.0, 1), ("<unk>", -1.5, 2)
+    ]  # fmt: skip
+    assert ours.unk_id == 1
+
+
+@pytest.mark.parametrize("unknown", [0, 2])
+def test_a_model_has_one_unknown_piece(unknown: int) -> None:
+    message = proto(b"")
+    message.pieces.add(piece="a")
+    for _ in range(unknown):
+        message.pieces.add(piece="<unk>", type=2)
+    with pytest.raises(SourceError, match=f"{unknown} unknown pieces"):
+        _ = parse_model(message.SerializeToString()).unk_id
+
+
+PIECE = b"\x0a\x03\x0a\x01a"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"\xc0\x0c" + b"\xff" * 9 + b"\x01",  # field 200: 64 bits
+        b"\xc1\x0c" + bytes(8),
+        b"\xc2\x0c\x02ab",
+        b"\xc5\x0c" + bytes(4),
+        b"\x12\x03\x82\x03\x00\x12\x04\xf2\x02\x01x",  # the last trainer counts
+    ],
+)
+def test_fields_of_others_are_passed_over(more: bytes) -> None:
+    for data in (PIECE + more, more + PIECE):
+        assert [each.text for each in parse_model(data).pieces] == ["a"]
+        assert parse_model(data).trainer.bos_piece == ("x" if more[0] == 0x12 else "<s>")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (b"\xc0\x0c" + b"\xff" * 10 + b"\x01", "more than 64 bits"),
+        (b"\xc1\x0c" + bytes(7), "field 200 ends after"),
+        (b"\xc5\x0c" + bytes(3), "field 200 ends after"),
+        (b"\xc2\x0c\x03ab", "field 200 ends after"),
+        (b"\xc3\x0c", "wire type 3"),
+        (b"\xc4\x0c", "wire type 4"),
+        (b"\x10\x01", "where bytes are expected"),  # a trainer that is a number
+        (b"\x12\x04\x1a\x02ab", "field 3 is no number"),
+        (b"\x12\x02\x18\x09", "9 is not a valid ModelType"),
+        (b"\xc0", "index out of range"),
+    ],
+)
+def test_what_is_broken_is_told(more: bytes, words: str) -> None:
+    with pytest.raises(SourceError, match=f"not a sentencepiece model: .*{words}"):
+        parse_model(PIECE + more)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"none\.model: cannot be read: No such file"):
+        read_model(tmp_path / "none.model")
+
+
 @pytest.mark.parametrize(
     "broken", [b"", b"\x00", b"not a model at all", b"\x0a\xff\xff\xff\xff\x0f", b"\xff" * 20]
 )
