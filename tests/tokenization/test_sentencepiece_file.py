@@ -62,6 +62,8 @@ def test_each_field_stated_and_left_out(stated: bool) -> None:
     message = proto(b"")
     message.pieces.add()
     message.pieces.add(piece="<unk>", type=2, score=-1.5)
+    for length in (127, 128, 129, 16384):
+        message.pieces.add(piece="a" * length)
     if stated:
         spec = message.trainer_spec
         spec.model_type, spec.byte_fallback, spec.treat_whitespace_as_suffix = 2, True, True
@@ -69,7 +71,7 @@ def test_each_field_stated_and_left_out(stated: bool) -> None:
         for at, each in enumerate((message.normalizer_spec, message.denormalizer_spec)):
             each.precompiled_charsmap = b"map" + bytes([at])
             each.add_dummy_prefix = at == 1
-            each.remove_extra_whitespaces = each.escape_whitespaces = False
+            each.remove_extra_whitespaces, each.escape_whitespaces = at == 0, False
     ours = parse_model(message.SerializeToString())
     for part, spec, names in (
         (ours.trainer, message.trainer_spec, TRAINER),
@@ -79,8 +81,8 @@ def test_each_field_stated_and_left_out(stated: bool) -> None:
         for name in names:
             assert getattr(part, name) == getattr(spec, name), name
     assert [(each.text, each.score, int(each.type)) for each in ours.pieces] == [
-        ("", 0.0, 1), ("<unk>", -1.5, 2)
-    ]  # fmt: skip
+        (each.piece, each.score, each.type) for each in message.pieces
+    ]
     assert ours.unk_id == 1
 
 
@@ -126,6 +128,7 @@ def test_fields_of_others_are_passed_over(more: bytes) -> None:
         (b"\x12\x04\x1a\x02ab", "field 3 is no number"),
         (b"\x12\x02\x18\x09", "9 is not a valid ModelType"),
         (b"\xc0", "index out of range"),
+        (b"\x0a\x05\x0a\x01a\x12\x00", "unpack requires"),  # a score of no bytes
     ],
 )
 def test_what_is_broken_is_told(more: bytes, words: str) -> None:
