@@ -199,6 +199,13 @@ def test_what_is_malformed_is_told(path: Path, data: bytes, match: str) -> None:
     refused(write(path, PROTO + data), match)
 
 
+def test_a_memo_entry_beyond_a_byte(path: Path) -> None:
+    at = (300).to_bytes(4, "little")
+    first = tensor(tail=b"\x89" + ORDERED + b"r" + at)
+    both = text("a") + first + b"s" + text("b") + tensor(tail=b"\x89j" + at) + b"s."
+    assert [record.name for record in read(write(path, PROTO + b"}" + both))] == ["a", "b"]
+
+
 @pytest.mark.parametrize("version", range(7))
 def test_protocols(path: Path, version: int) -> None:
     write(path, b"\x80" + bytes([version]) + state(tensor())[2:])
