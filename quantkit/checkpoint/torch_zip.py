@@ -229,8 +229,7 @@ def _check_local(header: bytes, info: zipfile.ZipInfo, where: str) -> None:
         )
     if flags & _DESCRIPTOR and not (crc or packed or size):
         return  # CRC and sizes follow the member
-    stated = [(crc, info.CRC), (packed, info.file_size), (size, info.file_size)]
-    if any(local not in (told, _ZIP64) for local, told in stated[1:]) or crc != info.CRC:
+    if crc != info.CRC or any(each not in (info.file_size, _ZIP64) for each in (packed, size)):
         raise CheckpointError(
             f"{where}: expected the sizes and the CRC-32 of the directory in its local header, got "
             f"others; {_AGAIN}"
