@@ -231,7 +231,7 @@ def _document(where: str, line: str, prompt: Prompt | None) -> str:
     if not _is_conversation(turns):
         raise UsageError(
             f'{where}: expected {{"text": ...}} or {{"messages": [{{"role": "user" or '
-            '"assistant", "content": ...}, ...]}}'
+            '"assistant", "content": ...}, ...]}'
         )
     if prompt is None:
         raise UsageError(
