@@ -42,6 +42,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        adapter harness outcomes   lm-evaluation-harness, and what two models answered
        methods        the [method] of each format
        recipe         recipes/*.toml -> Recipe
+       mistakes       what is wrong with one, in terms of TOML
        skeleton       transformers' own class without its weights
        architecture   what transformers makes of a config, on the meta device
        sweep          walk a decoder one layer at a time

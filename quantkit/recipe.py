@@ -7,16 +7,17 @@ no value is inherited from a library's default.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from quantkit.errors import RecipeError, UsageError, printable
 from quantkit.given import expanded, read_given_text
 from quantkit.methods import METHODS, CalibrationSection, Method, Pattern, Strict
+from quantkit.mistakes import explained
 from quantkit.resources import shipped_folder
 
 #: The longest recipe, in bytes.
@@ -190,7 +191,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     try:
         return Recipe.model_validate(_tuples(data))
     except ValidationError as error:
-        raise RecipeError(f"recipe {path.name}: {_explain(error)}") from None
+        raise RecipeError(f"recipe {path.name}: {explained(error, Recipe, METHODS)}") from None
 
 
 def overrides_of(given: str | Iterable[str]) -> tuple[str, ...]:
@@ -245,43 +246,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_tuples(each) for each in value)
     return value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first mistake, in one line; for an unknown key, the nearest known one."""
-    mistakes = error.errors()
-    # a mistyped key is also a missing one: the mistyping is what to show
-    first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    place = [*map(str, first["loc"])]
-    if place[:1] == ["method"]:
-        del place[1:2]  # the format, which is no key
-    dotted = ".".join(place)
-    if first["type"] == "extra_forbidden":
-        near = get_close_matches(place[-1], _known_keys(first["loc"][:-1]), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {dotted!r}{hint}"
-    if first["type"] == "missing":
-        return f"key {dotted!r} is missing; a recipe writes every value"
-    said = first["msg"].removeprefix("Value error, ")
-    if not place:  # of the recipe as a whole, which would be shown from end to end
-        return said
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"key {dotted!r}: {said}; got {first.get('input')!r}{more}"
-
-
-def _known_keys(place: Sequence[int | str]) -> list[str]:
-    """The keys of the section at ``place``, as pydantic names it."""
-    models: tuple[type[Strict], ...] = (Recipe,)
-    for part in place:
-        if str(part) in METHODS:
-            models = (METHODS[str(part)],)
-        elif isinstance(part, str):  # a number is a place in a list
-            models = _models(models[0].model_fields[part].annotation)
-    return list(models[0].model_fields)
-
-
-def _models(annotation: object) -> tuple[type[Strict], ...]:
-    """The sections that a field may hold, also in a list or beside ``None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return (annotation,)
-    return tuple(each for part in get_args(annotation) for each in _models(part))

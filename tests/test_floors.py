@@ -37,7 +37,10 @@ FLOORS: dict[tuple[int, int], str] = {
     (
         2,
         0,
-    ): "adapter layer methods plans releases signatures skeleton source sourcecard staging tasks",
+    ): (
+        "adapter layer methods mistakes plans releases signatures skeleton source sourcecard "
+        "staging tasks"
+    ),
     (2, 1): (
         "architecture formats harness recipe records registry signing snippet statedresults sweep"
     ),

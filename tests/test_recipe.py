@@ -51,6 +51,25 @@ def test_a_shipped_recipe_writes_every_value(name: str) -> None:
     assert data["evaluation"].keys() | OPTIONAL == Evaluation.model_fields.keys()
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "method.ignore=lm_head",
+            "'method.ignore': Input should be a list, in brackets; got 'lm_h",
+        ),
+        ("gate=1", "'gate': Input should be a section of keys; got 1"),
+        ("method=[{format='bnb'}]", r"'method': Input should be a section of keys; got \[{'format"),
+        ("method.format='awq'", "'method.format': Input should be one of 'bnb', .*; got 'awq'$"),
+        ("method={}", "'method.format': Input should be one of 'bnb', .*; it is missing$"),
+        ("card.notes=[[1]]", r"'card.notes.0': .*; got \[1\]$"),
+    ],
+)
+def test_a_mistake_is_told_in_terms_of_toml(override: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe("bnb-nf4", [override])
+
+
 @pytest.mark.parametrize("key", BnbMethod.model_fields)
 def test_no_value_is_inherited(tmp_path: Path, key: str) -> None:
     lines = (shipped_folder("recipes") / "bnb-nf4.toml").read_text().splitlines(keepends=True)
