@@ -6,6 +6,7 @@ without it a signature that is there is reported as not checked, never as valid.
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -196,5 +197,17 @@ def hold_to_signature(folder: Path, config: Any, known: Known) -> None:
     except Exception as error:  # ValueError, or whatever a damaged bundle ends in
         raise MismatchError(
             f"{folder / SIGNATURE}: not this key's signature over these files: "
-            f"{printable(on_one_line(error))}"
+            f"{printable(on_one_line(_in_short(error)))}"
         ) from error
+
+
+def _in_short(error: Exception) -> Exception:
+    """The library's error without the digests' raw bytes, which push out the names of files."""
+    said, raw = str(error).partition("Signature mismatch: ")[1:]
+    try:
+        differences = ast.literal_eval(raw) if said else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        differences = None
+    if not isinstance(differences, list):
+        return error
+    return ValueError("; ".join(str(each).partition(": Expected ")[0] for each in differences))

@@ -51,6 +51,19 @@ def test_a_signature_is_checked_with_its_key(
     assert "not this key's signature" in said
 
 
+def test_each_file_that_differs_is_named(
+    signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(signed, tmp_path / "copy")
+    for name in ("README.md", "config.json"):
+        (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
+    (copy / "added.txt").write_text("x")
+    said = refused(3, "verify", copy, "--public-key", keys["mine"][1])
+    assert "Extra files found in model 'copy': added.txt" in said
+    assert "Hash mismatch for 'README.md'; Hash mismatch for 'config.json'; do not use" in said
+    assert "Digest(" not in said
+
+
 def test_a_link_into_a_cache_is_checked_too(
     signed: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
