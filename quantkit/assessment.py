@@ -17,7 +17,7 @@ from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
 from quantkit.gate.decoding import DECODERS
 from quantkit.given import expanded, paths_of, refuse_name
-from quantkit.recipe import Recipe, load_recipe
+from quantkit.recipe import Recipe, load_recipe, overrides_of
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
 from quantkit.source import Source, is_hub_id, open_source, quantization_settings, read_object
@@ -165,7 +165,7 @@ def format_name(folder: Path) -> str:
     return f"{method} {bits}bit g{size}"
 
 
-def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> Recipe:
+def recipe_for(folder: Path, source: Source, overrides: str | Sequence[str] = ()) -> Recipe:
     """A recipe that judges a folder of this format: ours where there is one.
 
     The repetition penalty is the source's own where its generation defaults name one.
@@ -175,17 +175,18 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
     more = []
     if isinstance(penalty, int | float) and penalty is not True and 0 < penalty < _MOST_PENALTY:
         more = [f"generation.repetition_penalty={float(penalty)}"]
+    more += overrides_of(overrides)
     name = format_name(folder)
     known = "-".join(name.split())
     ours = {path.stem for path in shipped_folder("recipes").glob("*.toml")}
     # fp4 has no recipe of its own for double quantization, and 8 bits have one group size alone
     for each in (known, known.removesuffix("-double"), known.removesuffix("-g128")):
         if each in ours:
-            return load_recipe(each, [*more, *overrides])
+            return load_recipe(each, more)
     method = settings.get("quant_method")
     if method not in DECODERS:
         kept = "bf16" if name == "plain bfloat16" else "fp16"
-        return load_recipe(kept, [*more, *overrides])
+        return load_recipe(kept, more)
     bits, _ = DECODERS[method].grid(settings)
     if type(bits) is not int or bits not in _LIMITS:
         raise SourceError(
@@ -195,4 +196,4 @@ def recipe_for(folder: Path, source: Source, overrides: Sequence[str] = ()) -> R
         )
     limits = [f"gate.{each}" for each in _LIMITS[bits]]
     named = f'name="{name}"'
-    return load_recipe("fp16", [named, *limits, *more, *overrides])
+    return load_recipe("fp16", [named, *limits, *more])

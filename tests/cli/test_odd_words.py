@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commanding import command, refused
+from conftest import Converted
 from tiny import write_source
 
 import quantkit
@@ -124,6 +125,13 @@ def test_a_lone_path_is_not_taken_for_its_letters(demo: Path, tmp_path: Path) ->
         quantkit.convert(demo, "fp16", tmp_path / "out", no_gate=True, checksums="nowhere")
     with pytest.raises(QuantkitError, match="nowhere"):
         quantkit.compare("nowhere", demo)
+
+
+def test_a_lone_override_is_not_taken_for_its_letters(demo: Path, demo_nf4: Converted) -> None:
+    with pytest.raises(UsageError, match="unknown key 'nonsense'"):
+        quantkit.check(demo_nf4.folder, demo, set="nonsense=1")
+    with pytest.raises(UsageError, match="unknown key 'nonsense'"):
+        quantkit.compare([demo_nf4.folder], demo, set="nonsense=1")
 
 
 def test_what_stands_before_the_word_counts_for_it_too(tmp_path: Path) -> None:
