@@ -37,7 +37,13 @@ def paths_of(given: str | Path | Iterable[str | Path] | None) -> tuple[Path, ...
 
 
 def expanded(given: str | Path) -> Path:
-    """A path with ``~`` expanded; where there is no such user, ``~`` is part of a name."""
+    """A path with ``~`` expanded; where there is no such user, ``~`` is part of a name.
+
+    Raises:
+        UsageError: it is an empty text, which Python takes for the current folder.
+    """
+    if given == "":
+        raise UsageError("a path is empty; give one (a shell variable that is not set is empty)")
     path = Path(given)
     try:
         return path.expanduser()

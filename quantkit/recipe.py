@@ -200,7 +200,7 @@ def overrides_of(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _find(name_or_path: str | Path) -> Path:
-    path = expanded(name_or_path)
+    path = expanded(name_or_path or ".")  # an empty one is unknown, as any other
     if path.suffix == ".toml":
         return path  # who reads it says what is wrong with it
     folder = shipped_folder("recipes")

@@ -644,3 +644,12 @@ def test_what_keeps_a_tokenizer_from_being_compared_is_said(tmp_path: Path) -> N
     said = CliRunner().invoke(app, ["check-tokenizer", str(folder)])
     first = said.stdout.splitlines()[1].strip()
     assert "<new>" in first or "added_tokens" in first, said.stdout
+
+
+@pytest.mark.parametrize("verb", ["plan", "verify", "check", "compare"])
+def test_an_empty_name_is_not_the_current_folder(
+    demo: Path, demo_nf4: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(demo_nf4.folder)  # which would do for each of them
+    more = ("--recipe", "bnb-nf4") if verb == "plan" else ("--against", demo)
+    assert "a path is empty" in refused(2, verb, "", *(more if verb != "verify" else ()))
