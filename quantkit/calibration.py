@@ -20,7 +20,7 @@ import numpy as np
 
 from quantkit.errors import UsageError, on_one_line
 from quantkit.evaluation import Material, largest_id, read_ids
-from quantkit.given import as_text, read_given
+from quantkit.given import LONGEST_TEXT, as_text, read_given
 from quantkit.methods import CalibrationSection
 from quantkit.plans import Plan
 from quantkit.recipe import Prompt, Recipe
@@ -90,7 +90,7 @@ def read_calibration(
         else open_tokenizer(source.folder, split_special_tokens=split)
     )
     path = given or _find(section)
-    raw = read_given(path, f"calibration {path}")
+    raw = read_given(path, f"calibration {path}", most=LONGEST_TEXT)
     documents, route = _encoded(path, raw, recipe.prompt, tokenizer)
     length = min(section.length, plan.max_positions or section.length)
     windows = _windows(documents, length, section.packing, _end_of_text(source.config))

@@ -15,7 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from quantkit.errors import UsageError
-from quantkit.given import as_text, read_given
+from quantkit.given import LONGEST_TEXT, as_text, read_given
 from quantkit.recipe import Recipe
 from quantkit.resources import evaluation_text, prompts_file
 from quantkit.tokenizer import Tokenizer, open_tokenizer
@@ -142,7 +142,7 @@ def read_evaluation_text(path: Path | None, tokenizer: Tokenizer | None) -> Eval
         UsageError: the file cannot be read, or holds too little.
     """
     chosen = path or evaluation_text()
-    raw = read_given(chosen, f"text {chosen}")
+    raw = read_given(chosen, f"text {chosen}", most=LONGEST_TEXT)
     if chosen.suffix.lower() == ".json":
         ids = read_ids("text", chosen, raw)
         found = EvaluationText(chosen.name, "", _sha256(raw), "ids", ids)

@@ -19,6 +19,10 @@ _KINDS = (
 )
 
 
+#: Of a text that a model is judged, calibrated or questioned on, in bytes: it is held and encoded
+#: whole, and each byte may take some forty in memory.
+LONGEST_TEXT = 64 << 20
+
 #: Bytes of a name, on every file system that is in use.
 LONGEST_NAME = 255
 
@@ -86,7 +90,7 @@ def read_given(path: Path, what: str, *, pipe: bool = False, most: int | None = 
     except OSError as error:
         raise UsageError(f"{what}: {_reason(path, error)}; give a readable file") from error
     if most is not None and len(found) > most:
-        raise UsageError(f"{what}: expected at most {most:,} bytes, got more; give another file")
+        raise UsageError(f"{what}: expected at most {most:,} bytes, got more; give a smaller file")
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from unicodedata import category
 
 from quantkit.errors import UsageError
-from quantkit.given import as_text, expanded, read_given
+from quantkit.given import LONGEST_TEXT, as_text, expanded, read_given
 from quantkit.resources import tasks_folder
 
 #: What a line may hold in place of a text, in words.
@@ -113,7 +113,7 @@ def _read(name: str, path: Path | None) -> LocalTask:
             "validation file, one JSON object a line)"
         )
     said = yaml.safe_load((tasks_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    raw = read_given(path, f"task {name}: {path}")
+    raw = read_given(path, f"task {name}: {path}", most=LONGEST_TEXT)
     text = as_text(raw, f"task {name}: {path}")
     rows = tuple(_rows(name, path, text, said))
     if not rows:

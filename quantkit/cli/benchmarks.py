@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ import quantkit
 from quantkit.cli.options import AsJson, ComputeDevice, DeviceName, SigningKey
 from quantkit.cli.session import session, settled
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
 Tasks = Annotated[
     list[str],
     typer.Option(

@@ -83,7 +83,7 @@ def _show(
 @listing.command("add")
 def _add(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint to describe.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The checkpoint to describe.")],
     repository: Annotated[str, typer.Option("--repository", help="Whose it is: OWNER/NAME.")],
     status: Annotated[Status, typer.Option("--status", help="What its publisher says of it.")],
     stated_at: Annotated[str, typer.Option("--stated-at", help="The address where that stands.")],

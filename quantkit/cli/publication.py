@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ from quantkit.cli.session import session, settled
 from quantkit.errors import UsageError
 from quantkit.signatures import SIGNATURE
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder that 'convert' made.")]
 RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub.")]
 Public = Annotated[bool, typer.Option("--public", help="For all to see; otherwise private.")]
 Branch = Annotated[str, typer.Option("--branch", help="The branch to commit to.")]

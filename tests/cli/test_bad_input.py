@@ -154,6 +154,20 @@ def test_an_evaluation_text_that_is_not_there(source: Path, out: Path, tmp_path:
 # the output
 
 
+@pytest.mark.parametrize("what", ["text", "calibration"])
+def test_a_text_without_an_end_is_not_encoded(
+    source: Path, out: Path, tmp_path: Path, what: str
+) -> None:
+    """300 MB of zeros took 12 GB of memory."""
+    path = tmp_path / "long.txt"
+    with path.open("wb") as file:
+        file.truncate(64 * 2**20 + 1)
+    recipe = "gptq-4bit-g128" if what == "calibration" else "bnb-nf4"
+    fits = ["--set", "method.group_size=32"] if what == "calibration" else []
+    said = refused(2, "convert", source, "-r", recipe, "-o", out, f"--{what}", path, *fits)
+    assert f"{what} {path}: expected at most 67,108,864 bytes" in said
+
+
 def test_an_output_that_exists_is_left(source: Path, out: Path) -> None:
     out.mkdir()
     assert "exists already" in refused(2, *convert(source, out))
@@ -646,10 +660,10 @@ def test_what_keeps_a_tokenizer_from_being_compared_is_said(tmp_path: Path) -> N
     assert "<new>" in first or "added_tokens" in first, said.stdout
 
 
-@pytest.mark.parametrize("verb", ["plan", "verify", "check", "compare"])
+@pytest.mark.parametrize("verb", ["plan", "verify", "check", "compare", "publish"])
 def test_an_empty_name_is_not_the_current_folder(
     demo: Path, demo_nf4: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.chdir(demo_nf4.folder)  # which would do for each of them
-    more = ("--recipe", "bnb-nf4") if verb == "plan" else ("--against", demo)
-    assert "a path is empty" in refused(2, verb, "", *(more if verb != "verify" else ()))
+    more = {"plan": ("--recipe", "bnb-nf4"), "publish": ("me/model", "--yes"), "verify": ()}
+    assert "a path is empty" in refused(2, verb, "", *more.get(verb, ("--against", demo)))
