@@ -42,7 +42,8 @@ def measured(model: Trained, work: Path) -> list[str]:
     name, source, ids, text, odd_widths = model
     recipes = [each for each in RECIPES if not (odd_widths and each.startswith("gptq"))]
     folders = [converted(source, each, ids, work / f"{name}-{each}") for each in recipes]
-    found = quantkit.compare(folders, source, text=text, set=["evaluation.max_windows=0"])
+    judged = text[0] if isinstance(text, list) else text  # its own; the others are for gptq.py
+    found = quantkit.compare(folders, source, text=judged, set=["evaluation.max_windows=0"])
     floor = found["noise_floor"]["kl_divergence"]["mean"]
     pairs = zip(recipes, found["folders"], strict=True)
     return [row(name, recipe, each, floor) for recipe, each in pairs]

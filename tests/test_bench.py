@@ -106,6 +106,15 @@ def test_every_figure_of_speed_or_memory_was_measured(page: str) -> None:
     assert not unknown, f"{page}: not in bench/RESULTS.md: {sorted(unknown)}"
 
 
+def test_the_table_that_thresholds_were_chosen_from_was_measured() -> None:
+    """Its columns have no unit: each row must stand in RESULTS.md as it is."""
+    page = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:demo|mini-rinna|stories260k) \|.*$", page, flags=re.MULTILINE)
+    results = (BENCH / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 10
+    assert not [each for each in rows if each not in results]
+
+
 def test_a_made_up_figure_would_be_found() -> None:
     assert figures("It takes 12.5 s and 377 MB, 5.79 times less; `sleep 9 s`, 2 GiB at most.") == {
         "12.5", "377", "5.79",
