@@ -175,12 +175,13 @@ def _flush_all(folder: Path) -> None:
 def _digest_output(folder: Path, plan: Plan, written: Mapping[str, str]) -> tuple[FileDigest, ...]:
     """SHA-256 of every staged file, weight files marked; ``written`` has those known already."""
     weights = {shard.name for shard in plan.shards}
+    staged = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     return tuple(
         FileDigest(name, path.stat().st_size, written[name], None, is_weight=True)
         if name in written
         else digest_file(path, name, is_weight=name in weights)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not (name := str(path.relative_to(folder))).startswith("quantkit-")
+        for name, path in staged.items()
+        if path.is_file() and not name.startswith("quantkit-")
     )
 
 

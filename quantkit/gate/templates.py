@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from quantkit.carried import NAMED_TEMPLATES
 from quantkit.checkpoint.names import quoted
 from quantkit.errors import SourceError
 from quantkit.gate.claims import Claim
@@ -24,7 +25,6 @@ from quantkit.source import read_object, read_text
 MEASURE = "chat template"
 
 _CONFIG = "tokenizer_config.json"
-_FURTHER = "additional_chat_templates"
 _DEFAULT = "default"
 
 #: Letters shown before the first that differs.
@@ -45,7 +45,7 @@ def unfit_templates(folder: Path) -> Iterator[Failure]:
     """Chat templates that no library should render, and a tokenizer that needs code."""
     further = _further(folder)
     if len(further) > MOST_TEMPLATES:
-        yield Failure("structure", _FURTHER, str(len(further)), f"at most {MOST_TEMPLATES}")
+        yield Failure("structure", NAMED_TEMPLATES, str(len(further)), f"at most {MOST_TEMPLATES}")
     for path in filter(Path.is_file, [folder / CHAT_TEMPLATE, *further[:MOST_TEMPLATES]]):
         if (size := path.stat().st_size) > MAX_TEMPLATE:
             yield Failure("structure", path.name, f"{size:,} bytes", f"at most {MAX_TEMPLATE:,}")
@@ -154,4 +154,4 @@ def _plain(text: str) -> str:
 
 
 def _further(folder: Path) -> list[Path]:
-    return sorted(filter(Path.is_file, (folder / _FURTHER).glob("*.jinja")))
+    return sorted(filter(Path.is_file, (folder / NAMED_TEMPLATES).glob("*.jinja")))
