@@ -71,6 +71,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        frontmatter    a card's text -> its metadata and its body
        licences       which licence a source has, and what it forbids
        given          a small file that a user names, where it is one
+       lookalikes     what people give in place of a checkpoint
        carried        the small files that an output carries on, by name
        digests cache clock devices heap quiet tokenizer resources
     0  types errors elements

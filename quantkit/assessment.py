@@ -17,6 +17,7 @@ from quantkit.fetching import fetch_folder
 from quantkit.gate import gate_folder, report_json
 from quantkit.gate.decoding import DECODERS
 from quantkit.given import expanded, paths_of, refuse_name
+from quantkit.lookalikes import in_place_of_checkpoint, in_place_of_folder, names_in
 from quantkit.recipe import Recipe, load_recipe, overrides_of
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
@@ -132,8 +133,10 @@ def quantized_folder(given: str | Path, listener: Listener = silent) -> Path:
         given = fetch_folder(str(given), None, listener).folder
     folder = expanded(given)
     refuse_name(folder, f"folder {printable(str(given))}")
+    if not folder.is_dir():
+        raise UsageError(f"folder {folder}: {in_place_of_folder(folder)}")
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder}: no config.json there; give a folder with a checkpoint")
+        raise UsageError(f"folder {folder}: {in_place_of_checkpoint(names_in(folder))}")
     return folder
 
 

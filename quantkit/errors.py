@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from errno import ENOMEM
 from typing import Any
 from unicodedata import category
 
@@ -131,12 +132,22 @@ def on_one_line(error: BaseException) -> str:
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment from shared object")
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's own error, CUDA's, or torch's ``RuntimeError`` for a CPU's memory."""
+    """Whether it is Python's own error, CUDA's, the system's, or in torch's or the linker's words.
+
+    torch raises a ``RuntimeError`` for a CPU's memory, and the linker an error without a number,
+    which a library may put into words of its own.
+    """
+    before = error.__cause__ or error.__context__
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or (isinstance(error, OSError) and error.errno == ENOMEM)
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
+        or (before is not None and out_of_memory(before))
     )
 
 

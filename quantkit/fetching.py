@@ -55,7 +55,8 @@ def fetch(
 ) -> Fetched:
     """Download the ``wanted`` of a repository's files, or find them in the local Hub cache.
 
-    The cache serves where the Hub cannot be reached, never where it says no. ``look`` is given
+    ``wanted`` may refuse a repository by its names. The cache serves where the Hub cannot be
+    reached, never where it says no. ``look`` is given
     the folder when its small files are there and proven, and may refuse it before the weights
     are fetched.
 
@@ -73,6 +74,8 @@ def fetch(
         names = list(wanted(list(listed)))
         small = [each for each in names if not each.endswith(_WEIGHTS)]
         folder = _download(client, repo_id, commit, names if look is None else small)
+    except SourceError:  # of ``wanted``: nothing here is worth a download
+        raise
     except Exception as error:  # the client passes on whatever its HTTP library raises
         found = _cached(repo_id, revision, error, listener)
         if look is not None:

@@ -14,6 +14,7 @@ from quantkit.fetching import fetch
 from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.given import expanded, read_given_text
 from quantkit.lineage import verify_output, verify_small
+from quantkit.lookalikes import in_place_of_folder
 from quantkit.registry import Registry
 from quantkit.registry import checksums as read_checksums
 from quantkit.resources import evaluation_text
@@ -165,8 +166,7 @@ def check_tokenizer(
 def _check_has_model(folder: Path) -> None:
     """See that the folder's tokenizer can be read, and that there is a model to hold it to."""
     if not folder.is_dir():
-        hint = "a file; give the folder that holds it" if folder.exists() else "no such folder"
-        raise UsageError(f"{folder}: {hint}")
+        raise UsageError(f"folder {folder}: {in_place_of_folder(folder)}")
     model, names = sentencepiece_file(folder), " or ".join(SENTENCEPIECE_FILES)
     if model is None and has_library_files(folder):
         raise SourceError(

@@ -220,6 +220,8 @@ def _kept(
     record: TensorRecord, dtype: str, reason: str, memory: str, names: Sequence[str]
 ) -> TensorPlan:
     nbytes = record.elements * ITEM_BYTES[dtype]
+    if others := [each for each in names if each != record.name]:
+        reason = f"{reason}; also written as {', '.join(others)}, where some loaders look for it"
     outputs = tuple(OutputTensor(name, dtype, record.shape, nbytes) for name in names)
     if dtype == record.dtype:
         return TensorPlan(record, "copy", reason, dtype, outputs, memory=memory)

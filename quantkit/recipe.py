@@ -136,7 +136,7 @@ class CardSection(Strict):
 class Recipe(Strict):
     """One recipe, whole."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     summary: str
     method: Method
     evaluation: Evaluation

@@ -28,6 +28,7 @@ from quantkit.errors import CheckpointError, SourceError, UsageError, printable
 from quantkit.fetching import cached_digests, fetch, refuse_damaged, sha256_only
 from quantkit.given import expanded, refuse_name
 from quantkit.hub import HUB_ID
+from quantkit.lookalikes import in_place_of_checkpoint, in_place_of_folder, names_in
 from quantkit.scrutiny import (
     MAX_CARD_BYTES,
     MOST_TEMPLATES,
@@ -112,10 +113,8 @@ def open_source(
         listed = sha256_only(cached_digests(path)) if repo_id else {}
         return _open_folder(str(given), path, repo_id, revision or cached, listed, container)
     if not is_hub_id(given):
-        raise UsageError(
-            f"source {given}: no such folder; give a checkpoint's folder or a Hub id (owner/name)"
-        )
-    found = fetch(str(given), revision, lambda names: wanted_files(names, container), listener)
+        raise UsageError(f"source {given}: {in_place_of_folder(path)}")
+    found = fetch(str(given), revision, lambda names: _wanted(given, names, container), listener)
     try:
         return _open_folder(
             str(given), found.folder, str(given), found.commit, found.sha256, container
@@ -144,9 +143,7 @@ def _open_folder(
     stamps = _stamps(folder)
     config = read_object(folder / "config.json")
     if not config:
-        raise SourceError(
-            f"source {given}: no config.json; a checkpoint's folder holds config.json and weights"
-        )
+        raise SourceError(f"source {given}: {in_place_of_checkpoint(names_in(folder))}")
     check_config(config, f"{folder}/config.json")
     _check_small_files(folder)
     if quantization := config.get("quantization_config"):
@@ -253,6 +250,13 @@ def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
     if folder.parent.name == "snapshots" and (match := _CACHE.match(folder.parent.parent.name)):
         return f"{match['owner']}/{match['name']}", folder.name
     return None, None
+
+
+def _wanted(given: str | Path, names: list[str], container: Container | None) -> list[str]:
+    """What to download of a repository, if it holds a checkpoint at all."""
+    if "config.json" not in names:
+        raise SourceError(f"source {given}: {in_place_of_checkpoint(names)}")
+    return wanted_files(names, container)
 
 
 def wanted_files(names: list[str], container: Container | None = None) -> list[str]:

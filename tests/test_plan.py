@@ -365,6 +365,16 @@ def test_gpt2s_causal_mask_is_dropped(tmp_path: Path) -> None:
     assert dropped.reason
 
 
+def test_a_head_under_two_names_says_so(tmp_path: Path) -> None:
+    """A small model's output is larger for it: people look for why."""
+    source = write_source(tmp_path / "source")
+    words = ["method.group_size=32", "method.max_skipped_share=1.0"]
+    planned = quantkit.plan(source, "gptq-4bit-g128", set=words)
+    (head,) = (each for each in planned.tensors if each.source.name == "embed_out.weight")
+    assert [each.name for each in head.outputs] == ["embed_out.weight", "lm_head.weight"]
+    assert "also written as lm_head.weight" in head.reason
+
+
 def test_a_tied_copy_is_dropped_with_its_reason(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "llama", drop_tied=False)
     (dropped,) = quantkit.plan(source, "bnb-nf4").with_action("drop")

@@ -138,6 +138,7 @@ def test_a_set_is_one_line() -> None:
         "method.ignore=['(?i)DENSE']",
         "method.llm_int8_threshold=nan",
         "method.dtype=float64",
+        "name=''",
         pytest.param("method.block_size=" + "9" * 5000, id="5000 digits"),
     ],
 )

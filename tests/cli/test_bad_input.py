@@ -76,7 +76,7 @@ def test_a_missing_folder(tmp_path: Path, out: Path) -> None:
 
 
 def test_a_file_in_place_of_a_folder(source: Path, out: Path) -> None:
-    assert "no such folder" in refused_unwritten(2, source / "config.json", out)
+    assert "give the folder that holds it" in refused_unwritten(2, source / "config.json", out)
 
 
 def test_an_unknown_recipe_names_the_nearest(source: Path, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from commanding import command, refused
 
 import quantkit
+from quantkit.errors import out_of_memory
 
 #: Its text holds Japanese.
 RECIPE = "rinna-3.6b-ppo-nf4"
@@ -44,6 +46,16 @@ def test_a_current_folder_that_is_gone_is_named(demo: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 1
     assert done.stderr == ("quantkit: the current folder is gone; change to one that is there\n")
+
+
+def test_want_of_memory_is_no_damage_of_the_disk() -> None:
+    """Under ``ulimit -v`` llvmlite hides what the linker said behind words of its own."""
+    said = OSError("the library literally cannot be found")
+    assert not out_of_memory(said)
+    said.__context__ = OSError("libllvmlite.so: failed to map segment from shared object")
+    assert out_of_memory(said)
+    assert out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not out_of_memory(OSError(errno.EIO, "Input/output error"))
 
 
 @pytest.mark.parametrize("cache", ["as it is", "off"])

@@ -313,6 +313,13 @@ def test_a_source_without_weights_says_so(hub: Loopback, tmp_path: Path) -> None
         quantkit.plan("me/bare", "bnb-nf4")
 
 
+def test_an_adapter_is_told_by_its_names_and_not_fetched(hub: Loopback) -> None:
+    hub.add("me/lora", {"adapter_config.json": b"{}", "tokenizer.json": b"{}"})
+    with pytest.raises(SourceError, match=r"me/lora: .*an adapter"):
+        quantkit.plan("me/lora", "bnb-nf4")
+    assert not fetched(hub)
+
+
 def test_a_recipe_may_ask_for_one_of_two_containers(served: Loopback, tmp_path: Path) -> None:
     """Such as the one whose digests a registry knows; also where a cache holds both."""
     from safetensors.torch import save_file
