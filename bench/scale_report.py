@@ -138,13 +138,13 @@ def fitted(found: Sequence[Record]) -> tuple[float, float]:
 
 
 def draw(path: Path, found: Sequence[Record]) -> None:
-    """Time on log axes, memory below it on a plain one; hollow marks are computed in part."""
+    """Time on log axes, memory beside it on plain ones; hollow marks are computed in part."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (above, below) = plt.subplots(1, 2, figsize=(9, 3.8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     pieces = [
         each for each in dict.fromkeys(r.piece for r in found) if not each.startswith("plan ")
     ]
@@ -152,16 +152,16 @@ def draw(path: Path, found: Sequence[Record]) -> None:
         same = [each for each in found if each.piece == piece]
         sizes, color = [each.parameters / 1e9 for each in same], f"C{at}"
         for axes, values in (
-            (above, [each.seconds for each in same]),
-            (below, [each.peak / 1e6 for each in same]),
+            (left, [each.seconds for each in same]),
+            (right, [each.peak / 1e6 for each in same]),
         ):
             axes.plot(sizes, values, color=color, label=piece)
             for x, y, each in zip(sizes, values, same, strict=True):
                 axes.plot([x], [y], "o", color=color, mfc=color if each.whole else "white")
-    above.set(xscale="log", yscale="log", xlabel="parameters, 1e9", ylabel="wall seconds")
-    above.minorticks_off()
-    above.set_xticks([0.3, 1, 3], ["0.3", "1", "3"])
-    below.set(xlabel="parameters, 1e9", ylabel="peak MB", ylim=(0, None))
-    above.legend(frameon=False)
-    figure.tight_layout()
+    left.set(xscale="log", yscale="log", xlabel="parameters, 1e9", ylabel="wall seconds")
+    left.minorticks_off()
+    left.set_xticks([0.3, 1, 3], ["0.3", "1", "3"])
+    right.set(xlabel="parameters, 1e9", ylabel="peak MB", ylim=(0, None))
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=150)
