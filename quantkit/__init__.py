@@ -46,6 +46,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        skeleton       transformers' own class without its weights
        architecture   what transformers makes of a config, on the meta device
        sweep          walk a decoder one layer at a time
+       shell          all of a model but its layers, while it is needed
        layer          one of them in memory: run, changed, what is final kept
        observing      what a layer's modules are given: their Hessians
        modulewise     how each module of a calibrated model came out

@@ -43,9 +43,10 @@ from quantkit.observing import (
     side_by_side,
 )
 from quantkit.plans import Plan, TensorPlan
+from quantkit.shell import Load
 from quantkit.skeleton import build_empty, parse_config
 from quantkit.source import Source
-from quantkit.sweep import Load, Sweep
+from quantkit.sweep import Sweep
 from quantkit.types import Digested, Event, Listener
 
 #: Columns of a model's widest weight from which a CUDA device multiplies as TF32. Narrower ones

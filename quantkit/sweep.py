@@ -28,16 +28,11 @@ from quantkit.calls import Call, does_not_run, same
 from quantkit.errors import UnsupportedModelError, explained
 from quantkit.heap import blocks_reused
 from quantkit.layer import Layer
+from quantkit.shell import Fill, Load, Shell, assign
 from quantkit.skeleton import layer_names
-
-#: Names in memory -> tensors. Called from a second thread.
-Load = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 #: Ids of a text, or of several of one length, run side by side.
 Window = Sequence[int] | Sequence[Sequence[int]]
-
-#: Puts weights into a module: the values by name, the data type, the device.
-Fill = Callable[[nn.Module, Mapping[str, Tensor], torch.dtype, torch.device], None]
 
 
 class _Reached(BaseException):  # no Exception, which a model's own code might catch
@@ -59,8 +54,7 @@ class Sweep:
         dtype: what everything is computed in.
         fill: puts what ``load`` gives into a module; quantized modules need their own.
         to_logits: whether :meth:`logits` will be asked for. If not, the output head is never
-            loaded, all else outside the layers is let go once the windows have entered, and
-            the last layer is not run for what it gives.
+            loaded, and the last layer is not run for what it gives.
 
     Raises:
         UnsupportedModelError: no layers found, or a layer is told of the ids themselves.
@@ -80,10 +74,11 @@ class Sweep:
         to_logits: bool = True,
     ) -> None:
         self._to_logits = to_logits
-        self._fill = fill or _assign
+        self._fill = fill or assign
         self.model, self.windows = model, windows
         self._load, self._device, self._dtype = load, torch.device(device), dtype
         self._names = layer_names(model)
+        self._shell = Shell(model, self._names, load, self._fill, dtype, self._device)
         self._calls: dict[torch.Size, list[Call]] = {}
         self._returns_tuple, self._scratch, self._room = False, scratch, room
 
@@ -99,22 +94,30 @@ class Sweep:
         nearby = Nearby(self._device) if self._device.type == "cuda" else None
         self._rooms = Rooms(self._lengths, self._dtype, self._scratch, self._room, nearby)
         with torch.inference_mode():
-            self._materialize_shell()
+            self._shell.fill(head=self._to_logits)
             first = self._enter_window(0)
             self._states = self._rooms.new(first.shape[-1])
             self._states[0] = first
             for at in range(1, len(self.windows)):
                 self._states[at] = self._enter_window(at)
         if not self._to_logits:
-            self._empty_shell()
+            self.let_go()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._rooms.close()
 
+    def let_go(self) -> None:
+        """Of all outside the layers, now that the windows have entered."""
+        self._shell.empty()
+
     def layers(self) -> Iterator[Layer]:
-        """Each layer in turn, filled; it is run over all windows when the next is asked for."""
+        """Each layer in turn, filled; it is run over all windows when the next is asked for.
+
+        Nothing else of the model is in memory meanwhile.
+        """
+        self.let_go()
         coming = [self._reader.submit(self._weights, self._names[0])]
         for index, name in enumerate(self._names):
             layer = Layer(
@@ -160,41 +163,25 @@ class Sweep:
 
     def logits(self, window: int) -> Tensor:
         """What the model makes of one text's last states: (tokens, vocabulary)."""
+        with torch.inference_mode():
+            self._shell.fill_for_logits()
+            logits = self._logits(window)
+            if not self._shell.has_embedding and bool(logits.isnan().any()):
+                self._shell.fill()  # the model may have made them of its embeddings too
+                logits = self._logits(window)
+            return logits
+
+    def _logits(self, window: int) -> Tensor:
         last = len(self._names) - 1
 
         def stand_in(index: int, hidden: Tensor, call: Call) -> Tensor:
             return self._states[window].to(self._device) if index == last else hidden
 
-        with torch.inference_mode(), self._standing_in(stand_in):
+        with self._shell.entered(), self._standing_in(stand_in):
             logits: Tensor = self._forward(self._ids(window)).logits[0]
             return logits
 
-    # the shell: all but the layers
-
-    def _materialize_shell(self) -> None:
-        inside = tuple(f"{name}." for name in self._names)
-        head = None if self._to_logits else self.model.get_output_embeddings().weight
-        tied = head is self.model.get_input_embeddings().weight
-        names = [
-            name
-            for name, value in self.model.named_parameters(remove_duplicate=False)
-            if value.is_meta and not name.startswith(inside) and (tied or value is not head)
-        ]
-        self._fill(self.model, self._load(names), self._dtype, self._device)
-        buffers, state = dict(self.model.named_buffers()), self.model.state_dict()
-        stored = self._load([name for name in buffers if name in state])  # as Gemma 4's scalars
-        for name, value in buffers.items():
-            if name in stored or not name.startswith(inside):
-                made = stored.get(name, value).to(self._device, value.dtype)
-                _owner(self.model, name)._buffers[name.rpartition(".")[2]] = made
-
-    def _empty_shell(self) -> None:
-        """Let go of its weights; what layers hold beside weights stays, for their copies."""
-        inside = tuple(f"{name}." for name in self._names)
-        for name, value in [*self.model.named_parameters(remove_duplicate=False)]:
-            if not name.startswith(inside):
-                empty = nn.Parameter(value.to("meta"), requires_grad=False)
-                _owner(self.model, name)._parameters[name.rpartition(".")[2]] = empty
+    # the model's own forward
 
     def _forward(self, ids: Tensor) -> Any:
         with explained(partial(does_not_run, self.model)):
@@ -285,16 +272,3 @@ class Sweep:
         layer: nn.Module = copy.deepcopy(empty, shared)
         self._fill(layer, weights, self._dtype, self._device)
         return layer.to(self._device)
-
-
-def _assign(
-    module: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype, device: Any
-) -> None:
-    """Put ``values`` in the place of parameters, as ``dtype``."""
-    for name, value in values.items():
-        owner, leaf = _owner(module, name), name.rpartition(".")[2]
-        owner._parameters[leaf] = nn.Parameter(value.to(device, dtype), requires_grad=False)
-
-
-def _owner(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule(name.rpartition(".")[0])

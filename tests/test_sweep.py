@@ -119,6 +119,70 @@ def test_the_models_own_layers_stay_empty(tmp_path: Path) -> None:
             assert all(value.is_meta for value in inside)
 
 
+@pytest.mark.parametrize("model_type", ["gpt_neox", "gpt2"], ids=["untied", "tied"])
+def test_all_else_is_let_go_while_layers_are_walked(model_type: str, tmp_path: Path) -> None:
+    """An embedding and a head may weigh as much as many layers; for logits the head comes back."""
+    model = whole(model_type)
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    asked: list[str] = []
+
+    def load(names: Sequence[str]) -> Mapping[str, Tensor]:
+        asked.extend(names)
+        return loader(model)(names)
+
+    with Sweep(empty, load, WINDOWS, tmp_path) as sweep:
+        assert not empty.get_output_embeddings().weight.is_meta
+        for _ in sweep.layers():
+            assert all(value.is_meta for value in empty.parameters())
+        asked.clear()
+        sweep.logits(0)
+        embedding = (
+            "gpt_neox.embed_in.weight" if model_type == "gpt_neox" else "transformer.wte.weight"
+        )
+        assert asked
+        assert embedding not in asked, "nothing is to enter any more"
+        asked.clear()
+        sweep.logits(1)
+        assert not asked, "it is read once"
+
+
+def test_logits_that_are_made_of_the_embeddings_too(tmp_path: Path) -> None:
+    model = whole("gpt_neox")
+
+    def with_embeddings(made):
+        inner = made.forward
+
+        def forward(input_ids, **kwargs):
+            found = inner(input_ids=input_ids, **kwargs)
+            found.logits += made.get_input_embeddings()(input_ids).mean(-1, keepdim=True)
+            return found
+
+        made.forward = forward
+        return made
+
+    empty = with_embeddings(build_empty(model.config, "float32", with_buffers=True))
+    with Sweep(empty, loader(model), WINDOWS, tmp_path) as sweep:
+        list(sweep.layers())
+        swept = [sweep.logits(at) for at in range(len(WINDOWS))]
+    with_embeddings(model)
+    for ids, got in zip(WINDOWS, swept, strict=True):
+        with torch.inference_mode():
+            assert torch.equal(got, model(input_ids=torch.tensor([ids])).logits[0])
+
+
+def test_a_model_that_gives_nan_gives_nan(tmp_path: Path) -> None:
+    model = whole("gpt_neox")
+    model.lm_head.weight.data[7] = torch.nan
+    empty = build_empty(model.config, "float32", with_buffers=True)
+    with Sweep(empty, loader(model), WINDOWS, tmp_path) as sweep:
+        list(sweep.layers())
+        swept = sweep.logits(0)
+    with torch.inference_mode():
+        wanted = model(input_ids=torch.tensor(WINDOWS[:1])).logits[0]
+    assert torch.equal(swept.isnan(), wanted.isnan())
+    assert torch.equal(swept.nan_to_num(0.0), wanted.nan_to_num(0.0))
+
+
 @pytest.mark.parametrize(
     "windows", [WINDOWS, WINDOWS[:1], [[1, 2], *WINDOWS]], ids=["alike", "one", "another first"]
 )

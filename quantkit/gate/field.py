@@ -83,11 +83,13 @@ def opened_field(
         return
     with ExitStack() as stack:
         scratch = _scratch(saved[0].folder)
+        floor = stack.enter_context(walk(original, few, device, scratch, dtype)) if few else None
+        if floor is not None:
+            floor.sweep.let_go()  # nobody compares its weights
         walked = [
             stack.enter_context(walk(original, windows, device, scratch, REFERENCE)),
             *(stack.enter_context(walk(each, windows, device, scratch)) for each in saved),
         ]
-        floor = stack.enter_context(walk(original, few, device, scratch, dtype)) if few else None
         reports = tuple(names_report(each) for each in saved)
         yield Field(
             walked[0], tuple(walked[1:]), reports, floor, some, dtype, whole=False

@@ -31,6 +31,9 @@ _MAX_BLOCK_ERROR = {"nf4": 0.20, "fp4": 0.22, "int8": 0.01}
 #: is zeroed or doubled is off by 1 even so.
 _MAX_NESTED_BLOCK_ERROR = 0.5
 
+#: How many elements are cast for a comparison at a time.
+_AT_ONCE = 1 << 22
+
 
 @dataclass(frozen=True)
 class WeightError:
@@ -214,14 +217,15 @@ def _error(name: str, decoded: _Decoded, wanted: Tensor) -> WeightError:
 def _blocks(values: Tensor, block_size: int) -> Tensor:
     """Runs of ``block_size`` elements, row-major, the last one padded with zeros."""
     flat = values.reshape(-1)
-    short = -flat.numel() % block_size
-    padded: Tensor = nn.functional.pad(flat, (0, short))
-    return padded.reshape(-1, block_size)
+    if short := -flat.numel() % block_size:
+        flat = nn.functional.pad(flat, (0, short))
+    return flat.reshape(-1, block_size)
 
 
 def _block_peaks(values: Tensor, block_size: int) -> Tensor:
     """The largest magnitude of each block."""
-    return _blocks(values.abs(), block_size).amax(-1)
+    peaks: Tensor = torch.linalg.vector_norm(_blocks(values, block_size), ord=inf, dim=-1)
+    return peaks
 
 
 def _block_norms(values: Tensor, block_size: int) -> Tensor:
@@ -231,4 +235,8 @@ def _block_norms(values: Tensor, block_size: int) -> Tensor:
 
 
 def _same(got: Tensor, wanted: Tensor) -> bool:
-    return got.shape == wanted.shape and torch.equal(got.to(wanted.device), wanted.to(got.dtype))
+    """Whether both are equal, some elements at a time: an embedding's copy would be large."""
+    if got.shape != wanted.shape:
+        return False
+    parts = zip(*(torch.split(each.reshape(-1), _AT_ONCE) for each in (got, wanted)), strict=True)
+    return all(torch.equal(a.to(b.device), b.to(a.dtype)) for a, b in parts)
