@@ -41,11 +41,11 @@ class Shell:
         self._inside = tuple(f"{name}." for name in layers)
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         self._names = [name for name in names if not name.startswith(self._inside)]
-        head, owners = (
-            model.get_output_embeddings(),
+        # by module, as the weight of a tied pair is in both
+        owners, head = (
             {each: owner_of(model, each) for each in names},
+            model.get_output_embeddings(),
         )
-        # by their modules, as the weight of a tied pair is in both
         self._embeddings = {name for name in names if owners[name] is self._embedding}
         self._heads = {name for name in names if owners[name] is head}
 

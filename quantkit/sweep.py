@@ -167,7 +167,7 @@ class Sweep:
             self._shell.fill_for_logits()
             logits = self._logits(window)
             if not self._shell.has_embedding and bool(logits.isnan().any()):
-                self._shell.fill()  # the model may have made them of its embeddings too
+                self._shell.fill()  # the model made them of its embeddings too, or of NaN anyway
                 logits = self._logits(window)
             return logits
 
