@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quantkit.asked import held_to_types
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device
 from quantkit.errors import CheckpointError, SourceError, UsageError, printable
@@ -23,7 +24,7 @@ from quantkit.report import write_report
 from quantkit.resources import shipped_folder
 from quantkit.source import Source, is_hub_id, open_source, quantization_settings, read_object
 from quantkit.staging import MANIFEST
-from quantkit.types import Listener, silent
+from quantkit.types import AnyPath, Listener, silent
 from quantkit.verification import prove
 
 #: Thresholds for formats without a recipe of ours, by bits: docs/gate.md has the measurements.
@@ -45,16 +46,17 @@ _MOST_PENALTY = 1e6
 _RECORD = "check.json"
 
 
+@held_to_types
 def check(
-    dir: str | Path,
-    against: str | Path,
+    dir: AnyPath,
+    against: AnyPath,
     *,
-    recipe: str | Path | None = None,
+    recipe: AnyPath | None = None,
     revision: str | None = None,
     device: Device = "auto",
     text: Texts = None,
-    report: str | Path | None = None,
-    set: Sequence[str] = (),
+    report: AnyPath | None = None,
+    set: str | Iterable[str] = (),
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Judge the quantized folder ``dir`` against the checkpoint ``against``.
@@ -122,7 +124,7 @@ def _write_report(found: Mapping[str, Any], source: Source, recipe: Recipe, plac
         raise UsageError(f"report {place}: cannot be written: {error.strerror}") from error
 
 
-def quantized_folder(given: str | Path, listener: Listener = silent) -> Path:
+def quantized_folder(given: AnyPath, listener: Listener = silent) -> Path:
     """``given`` as a folder with a config; a Hub id is downloaded, and proven, first.
 
     Raises:
@@ -168,7 +170,7 @@ def format_name(folder: Path) -> str:
     return f"{method} {bits}bit g{size}"
 
 
-def recipe_for(folder: Path, source: Source, overrides: str | Sequence[str] = ()) -> Recipe:
+def recipe_for(folder: Path, source: Source, overrides: str | Iterable[str] = ()) -> Recipe:
     """A recipe that judges a folder of this format: ours where there is one.
 
     The repetition penalty is the source's own where its generation defaults name one.

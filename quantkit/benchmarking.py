@@ -8,13 +8,14 @@ say nothing. What is found goes into the manifest, and from there onto the card.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from quantkit.amending import amend
+from quantkit.asked import held_to_types
 from quantkit.card import NAME as CARD
 from quantkit.card import render_card
 from quantkit.devices import Device, choose_device
@@ -38,21 +39,22 @@ from quantkit.source import Source
 from quantkit.subject import Subject, check_ids, read_subject, source_of
 from quantkit.tasks import WantedTasks, check_shots, read_tasks
 from quantkit.tokenizer import has_library_files, library_tokenizer
-from quantkit.types import Event, Listener, silent
+from quantkit.types import AnyPath, Event, Listener, silent
 
 
+@held_to_types
 def eval(
-    dir: str | Path,
-    tasks: str | Sequence[str],
+    dir: AnyPath,
+    tasks: str | Iterable[str],
     *,
-    data: Sequence[str] = (),
-    source: str | Path | None = None,
+    data: str | Iterable[str] = (),
+    source: AnyPath | None = None,
     shots: int | None = None,
     limit: int | None = None,
     plain_prompts: bool = False,
     batch_size: int = 1,
     device: Device = "auto",
-    sign: str | Path | None = None,
+    sign: AnyPath | None = None,
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Run benchmark ``tasks`` on the finished folder ``dir`` and on the source it was made from.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from quantkit.asked import held_to_types
 from quantkit.assessment import format_name, quantized_folder, weight_bytes
 from quantkit.devices import Device, choose_device
 from quantkit.errors import UsageError
@@ -16,23 +18,24 @@ from quantkit.plots import import_matplotlib, trade_plot
 from quantkit.recipe import load_recipe
 from quantkit.records import finite
 from quantkit.source import open_source
-from quantkit.types import Listener, silent
+from quantkit.types import AnyPath, Listener, silent
 from quantkit.verification import prove
 
 #: The recipe whose windows are taken where none is given.
 _RECIPE = "bnb-nf4"
 
 
+@held_to_types
 def compare(
-    folders: Sequence[str | Path],
-    against: str | Path,
+    folders: AnyPath | Iterable[AnyPath],
+    against: AnyPath,
     *,
-    recipe: str | Path = _RECIPE,
+    recipe: AnyPath = _RECIPE,
     revision: str | None = None,
     device: Device = "auto",
     text: Texts = None,
-    plot: str | Path | None = None,
-    set: Sequence[str] = (),
+    plot: AnyPath | None = None,
+    set: str | Iterable[str] = (),
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Measure every folder against the checkpoint ``against``, which is read once for all.
@@ -44,7 +47,7 @@ def compare(
         UsageError: no such folder, or a plot that cannot be written.
         SourceError: the source or a folder cannot be read.
     """
-    several = [folders] if isinstance(folders, str | Path) else folders  # a Hub id is no path
+    several = [folders] if isinstance(folders, str | PathLike) else folders  # a Hub id is no path
     paths = [quantized_folder(each, listener) for each in several]
     if not paths:
         raise UsageError("compare: no folders given; name at least one")

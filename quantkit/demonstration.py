@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from quantkit.asked import held_to_types
 from quantkit.digests import digest_file
 from quantkit.errors import WithdrawnError
 from quantkit.given import expanded
 from quantkit.inspection import verify
 from quantkit.pipeline import convert
 from quantkit.resources import demo_model
-from quantkit.types import Event, Listener, silent
+from quantkit.types import AnyPath, Event, Listener, silent
 
 RECIPE = "bnb-nf4"
 
@@ -31,7 +32,8 @@ sha256 = "{sha256}"
 """
 
 
-def demo(out: str | Path = "demo-output", *, listener: Listener = silent) -> dict[str, Any]:
+@held_to_types
+def demo(out: AnyPath = "demo-output", *, listener: Listener = silent) -> dict[str, Any]:
     """Convert the demo model into ``out/model``, then show a refusal.
 
     The second run reads the same model against a registry in which its digest is

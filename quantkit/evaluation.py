@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -19,6 +19,7 @@ from quantkit.given import LONGEST_TEXT, as_text, read_given
 from quantkit.recipe import Recipe
 from quantkit.resources import evaluation_text, prompts_file
 from quantkit.tokenizer import Tokenizer, open_tokenizer
+from quantkit.types import AnyPath
 
 #: Without a tokenizer, prompts are the openings of windows, of this many tokens.
 _OPENING = 16
@@ -26,7 +27,7 @@ _OPENINGS = 8
 
 
 #: One text or several, as the verbs take them.
-Texts = str | Path | Sequence[str | Path] | None
+Texts = AnyPath | Iterable[AnyPath] | None
 
 
 @dataclass(frozen=True)

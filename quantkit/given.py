@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
 from quantkit.errors import UsageError, printable
+from quantkit.types import AnyPath
 
 #: What is no regular file, in words.
 _KINDS = (
@@ -32,15 +34,15 @@ def kind_of(mode: int) -> str:
     return next((said for is_kind, said in _KINDS if is_kind(mode)), "")
 
 
-def paths_of(given: str | Path | Iterable[str | Path] | None) -> tuple[Path, ...]:
+def paths_of(given: AnyPath | Iterable[AnyPath] | None) -> tuple[Path, ...]:
     """One path, several or none, as paths: a text alone is one path, not its letters."""
     if given is None:
         return ()
-    several = [given] if isinstance(given, str | Path) else given
+    several = [given] if isinstance(given, str | PathLike) else given
     return tuple(map(expanded, several))
 
 
-def expanded(given: str | Path) -> Path:
+def expanded(given: AnyPath) -> Path:
     """A path with ``~`` expanded; where there is no such user, ``~`` is part of a name.
 
     Raises:

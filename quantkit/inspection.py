@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quantkit.asked import held_to_types
 from quantkit.errors import MismatchError, SourceError, UsageError, printable
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
@@ -24,20 +25,21 @@ from quantkit.source import is_hub_id, open_source, read_object, wanted_files
 from quantkit.staging import MANIFEST
 from quantkit.tokenization import read_model
 from quantkit.tokenizer import SENTENCEPIECE_FILES, has_library_files, sentencepiece_file
-from quantkit.types import Event, Listener, silent
+from quantkit.types import AnyPath, Event, Listener, silent
 from quantkit.verification import Policy, digest_source, settle
 
 #: Where transformers finds which tokenizer a folder has.
 _SAYS_HOW = ("tokenizer_config.json", "tokenizer.json", "config.json")
 
 
+@held_to_types
 def verify(
-    path_or_repo: str | Path,
+    path_or_repo: AnyPath,
     *,
     revision: str | None = None,
     repo: str | None = None,
-    public_key: str | Path | None = None,
-    checksums: Sequence[str | Path] = (),
+    public_key: AnyPath | None = None,
+    checksums: AnyPath | Iterable[AnyPath] = (),
     require_verified: bool = False,
     allow_withdrawn: bool = False,
     listener: Listener = silent,
@@ -92,7 +94,7 @@ def verify(
 
 
 def _refuse_idle_options(
-    given: str | Path, folder: Path, repo: str | None, key: str | Path | None
+    given: AnyPath, folder: Path, repo: str | None, key: AnyPath | None
 ) -> None:
     """Refuse options that mean nothing for what is in ``folder``.
 
@@ -111,7 +113,7 @@ def _refuse_idle_options(
         )
 
 
-def _refuse_unknown(given: str | Path, repo: str | None, registry: Registry) -> None:
+def _refuse_unknown(given: AnyPath, repo: str | None, registry: Registry) -> None:
     """A name that no entry has holds a source to nothing: a slip, most likely."""
     if repo is not None and not any(each.named(repo) for each in registry.entries):
         raise UsageError(
@@ -125,8 +127,9 @@ def wanted_to_verify(names: list[str]) -> list[str]:
     return names if MANIFEST in names else wanted_files(names)
 
 
+@held_to_types
 def check_tokenizer(
-    path: str | Path, *, text: str | Path | None = None, listener: Listener = silent
+    path: AnyPath, *, text: AnyPath | None = None, listener: Listener = silent
 ) -> dict[str, Any]:
     """What transformers in this environment does to texts, against the folder's sentencepiece.
 

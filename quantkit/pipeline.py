@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from quantkit.asked import held_to_types
 from quantkit.calibration import read_calibration
 from quantkit.card import NAME as CARD
 from quantkit.card import write_card
@@ -29,16 +30,17 @@ from quantkit.report import write_report
 from quantkit.signing import Signer, open_signer
 from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
-from quantkit.types import Event, Listener, silent
+from quantkit.types import AnyPath, Event, Listener, silent
 from quantkit.verification import Policy, VerifiedSource, prove, settle
 
 
+@held_to_types
 def plan(
-    source: str | Path,
-    recipe: str | Path,
+    source: AnyPath,
+    recipe: AnyPath,
     *,
     revision: str | None = None,
-    set: Sequence[str] = (),
+    set: str | Iterable[str] = (),
     listener: Listener = silent,
 ) -> Plan:
     """Every tensor's fate and every output file's size; writes nothing."""
@@ -47,22 +49,23 @@ def plan(
     return make_plan(opened, chosen)
 
 
+@held_to_types
 def convert(
-    source: str | Path,
-    recipe: str | Path,
-    out: str | Path,
+    source: AnyPath,
+    recipe: AnyPath,
+    out: AnyPath,
     *,
     revision: str | None = None,
     device: Device = "auto",
     text: Texts = None,
-    calibration: str | Path | None = None,
-    checksums: Sequence[str | Path] = (),
+    calibration: AnyPath | None = None,
+    checksums: AnyPath | Iterable[AnyPath] = (),
     require_verified: bool = False,
     allow_withdrawn: bool = False,
     no_gate: bool = False,
     overwrite: bool = False,
-    sign: str | Path | None = None,
-    set: Sequence[str] = (),
+    sign: AnyPath | None = None,
+    set: str | Iterable[str] = (),
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Turn a checkpoint into a quantized repository at ``out``; returns its manifest.
@@ -139,14 +142,14 @@ def _material(opened: Source, chosen: Recipe, texts: Sequence[Path]) -> Material
 
 def _request(
     *,
-    source: str | Path,
-    recipe: str | Path,
-    out: str | Path,
+    source: AnyPath,
+    recipe: AnyPath,
+    out: AnyPath,
     revision: str | None,
     device: Device,
     texts: Sequence[Path],
-    calibration: str | Path | None,
-    checksums: Sequence[str | Path],
+    calibration: AnyPath | None,
+    checksums: Sequence[AnyPath],
     policy: Policy,
     no_gate: bool,
     set: Sequence[str],
@@ -168,7 +171,7 @@ def _request(
     }
 
 
-def _last_name(given: str | Path) -> str:
+def _last_name(given: AnyPath) -> str:
     """A path's last name, also of ``.``; a link keeps the name that was typed."""
     return Path(os.path.normpath(expanded(given).absolute())).name
 

@@ -8,7 +8,7 @@ in place. So a branch has all of it or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from typing import Any, cast
 from jinja2 import UndefinedError
 
 from quantkit.amending import amend, staging_to_amend
+from quantkit.asked import held_to_types
 from quantkit.card import NAME as CARD
 from quantkit.carddata import identity
 from quantkit.destination import Destination, Push, check_names, look, model_of
@@ -35,7 +36,7 @@ from quantkit.remote import LocalFile
 from quantkit.signatures import SIGNATURE, is_signed, refuse_unsignable
 from quantkit.signing import Signer, open_signer
 from quantkit.staging import MANIFEST
-from quantkit.types import Event, Listener, silent
+from quantkit.types import AnyPath, Event, Listener, silent
 
 _NO_BASE = (
     "the card will name no base model: its source is a folder that no registry here knows; convert "
@@ -49,8 +50,9 @@ def agreed(offer: Mapping[str, Any]) -> bool:
     return True
 
 
+@held_to_types
 def publish(
-    dir: str | Path,
+    dir: AnyPath,
     repo_id: str,
     *,
     public: bool = False,
@@ -65,8 +67,8 @@ def publish(
     overwrite: bool = False,
     quick: bool = False,
     dry_run: bool = False,
-    sign: str | Path | None = None,
-    checksums: Sequence[str | Path] = (),
+    sign: AnyPath | None = None,
+    checksums: AnyPath | Iterable[AnyPath] = (),
     confirm: Callable[[Mapping[str, Any]], bool] = agreed,
     listener: Listener = silent,
 ) -> dict[str, Any]:
@@ -187,9 +189,7 @@ def _written(
     return tuple(signature if each.name == SIGNATURE else each for each in files)
 
 
-def _opened(
-    dir: str | Path, sign: str | Path | None, *, written: bool
-) -> tuple[Path, Signer | None]:
+def _opened(dir: AnyPath, sign: AnyPath | None, *, written: bool) -> tuple[Path, Signer | None]:
     """The folder, in which no link leads elsewhere, and who signs it.
 
     One that will be ``written`` must be replaceable, which is seen here, before the work.

@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from quantkit.asked import held_to_types
 from quantkit.errors import RecipeError, UsageError, printable
 from quantkit.given import expanded, read_given_text
 from quantkit.methods import METHODS, CalibrationSection, Method, Pattern, Strict
 from quantkit.mistakes import explained
 from quantkit.resources import shipped_folder
+from quantkit.types import AnyPath
 
 #: The longest recipe, in bytes.
 _LONGEST = 1 << 20
@@ -160,7 +162,7 @@ def recipes() -> tuple[Recipe, ...]:
     return tuple(load_recipe(path) for path in sorted(shipped_folder("recipes").glob("*.toml")))
 
 
-def recipe_text(name_or_path: str | Path) -> str:
+def recipe_text(name_or_path: AnyPath) -> str:
     """A recipe's file, comments and all: a beginning for one's own.
 
     Raises:
@@ -170,7 +172,8 @@ def recipe_text(name_or_path: str | Path) -> str:
     return _find(name_or_path).read_text(encoding="utf-8")
 
 
-def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+@held_to_types
+def load_recipe(name_or_path: AnyPath, overrides: str | Iterable[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or any ``.toml`` file.
 
     ``overrides`` are ``"dotted.key=value"`` texts as ``--set`` takes them, the value
@@ -199,7 +202,7 @@ def overrides_of(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _find(name_or_path: str | Path) -> Path:
+def _find(name_or_path: AnyPath) -> Path:
     path = expanded(name_or_path or ".")  # an empty one is unknown, as any other
     if path.suffix == ".toml":
         return path  # who reads it says what is wrong with it

@@ -17,12 +17,12 @@ from quantkit.given import read_given_text
 from quantkit.hub import HUB_ID
 from quantkit.releases import Entry, Release, parse_entry
 from quantkit.source import Source, open_source
-from quantkit.types import FileDigest, Fingerprint, Listener, counted, silent
+from quantkit.types import AnyPath, FileDigest, Fingerprint, Listener, counted, silent
 from quantkit.verification import small_files
 
 
 def describe_release(
-    folder: str | Path, facts: Mapping[str, Any], listener: Listener = silent
+    folder: AnyPath, facts: Mapping[str, Any], listener: Listener = silent
 ) -> dict[str, Any]:
     """A release as the schema has it: ``facts`` (status, date, ...) and what is measured."""
     source = open_source(folder, None, listener)

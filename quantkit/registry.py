@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.asked import held_to_types
 from quantkit.given import paths_of
 from quantkit.releases import PARTS, Entry, ListedFile, Release, read_entries
 from quantkit.resources import shipped_folder
-from quantkit.types import FileDigest, Fingerprint, Status, Verdict
+from quantkit.types import AnyPath, FileDigest, Fingerprint, Status, Verdict
 
 #: By what a release was recognized, in words.
 _EVIDENCE = {
@@ -238,7 +239,8 @@ def _verdict(status: Status, entry: Entry, release: Release, by: str) -> Verdict
     )
 
 
-def checksums(folders: str | Path | Iterable[str | Path] = ()) -> Registry:
+@held_to_types
+def checksums(folders: AnyPath | Iterable[AnyPath] = ()) -> Registry:
     """The built-in registry and every ``*.toml`` of ``folders``.
 
     Raises:

@@ -37,7 +37,7 @@ from quantkit.scrutiny import (
     check_template,
     check_tokenizer_config,
 )
-from quantkit.types import Listener, silent
+from quantkit.types import AnyPath, Listener, silent
 
 _CACHE = re.compile(r"^models--(?P<owner>[^/]+?)--(?P<name>.+)$")
 
@@ -90,7 +90,7 @@ class Source:
 
 
 def open_source(
-    given: str | Path,
+    given: AnyPath,
     revision: str | None = None,
     listener: Listener = silent,
     container: Container | None = None,
@@ -125,9 +125,9 @@ def open_source(
         raise
 
 
-def is_hub_id(given: str | Path) -> bool:
+def is_hub_id(given: AnyPath) -> bool:
     """Whether ``given`` looks like a Hub id, and is no path on this machine."""
-    if isinstance(given, Path) or not HUB_ID.match(given):
+    if not isinstance(given, str) or not HUB_ID.match(given):
         return False
     return not expanded(given).exists()
 
@@ -252,7 +252,7 @@ def _cache_identity(folder: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _wanted(given: str | Path, names: list[str], container: Container | None) -> list[str]:
+def _wanted(given: AnyPath, names: list[str], container: Container | None) -> list[str]:
     """What to download of a repository, if it holds a checkpoint at all."""
     if "config.json" not in names:
         raise SourceError(f"source {given}: {in_place_of_checkpoint(names)}")

@@ -25,7 +25,7 @@ from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import MANIFEST, Staging
 from quantkit.tokenization import compare
 from quantkit.tokenizer import open_tokenizer, sentencepiece_file
-from quantkit.types import Listener, counted
+from quantkit.types import AnyPath, Listener, counted
 
 #: What is read of a manifest while its folder is evaluated.
 _READ = (
@@ -50,7 +50,7 @@ class Subject:
     signer: Signer | None
 
 
-def read_subject(given: str | Path, key: str | Path | None, listener: Listener) -> Subject:
+def read_subject(given: AnyPath, key: AnyPath | None, listener: Listener) -> Subject:
     """Read the finished folder ``given`` and hold it to its manifest.
 
     Raises:
@@ -93,7 +93,7 @@ def read_subject(given: str | Path, key: str | Path | None, listener: Listener) 
     return Subject(place.out, place, manifest, before, signer)
 
 
-def source_of(subject: Subject, given: str | Path | None, listener: Listener) -> Source:
+def source_of(subject: Subject, given: AnyPath | None, listener: Listener) -> Source:
     """The checkpoint that ``subject`` was made from: ``given``, its Hub id, or beside it.
 
     Raises:
@@ -115,7 +115,7 @@ def source_of(subject: Subject, given: str | Path | None, listener: Listener) ->
     return opened
 
 
-def _place_of(subject: Subject) -> str | Path:
+def _place_of(subject: Subject) -> AnyPath:
     recorded = subject.manifest["source"]
     name = recorded["repo_id"] or subject.manifest["request"]["source"]
     if is_hub_id(name):

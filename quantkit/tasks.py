@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class WantedTasks:
         return tuple(name for name in self.names if name not in self.local)
 
 
-def read_tasks(tasks: str | Sequence[str], data: Sequence[str] = ()) -> WantedTasks:
+def read_tasks(tasks: str | Iterable[str], data: str | Iterable[str] = ()) -> WantedTasks:
     """The tasks that ``tasks`` names, commas between names or not; ``data`` is ``NAME=FILE``.
 
     Raises:

@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from os import PathLike
 from typing import Literal, get_args
+
+#: A path, or a name, as callers may give it.
+AnyPath = str | PathLike[str]
 
 #: Bytes of one element. The only data types quantkit reads or writes.
 ITEM_BYTES: dict[str, int] = {
@@ -151,19 +155,29 @@ class _ListenerRaised(BaseException):  # no Exception, which those who judge mod
     """What a listener raised, on its way out."""
 
 
-@contextmanager
-def listening(listener: Listener) -> Iterator[Listener]:
-    """``listener`` for code that takes errors for verdicts: what it raises passes through."""
+@dataclass(frozen=True)
+class _Telling:
+    """A listener whose errors are on their way out to :func:`listening`."""
 
-    def tell(event: Event) -> None:
+    listener: Listener
+
+    def __call__(self, event: Event) -> None:
         try:
-            listener(event)
+            self.listener(event)
         except Exception as error:
             raise _ListenerRaised from error
 
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[Listener]:
+    """``listener`` for code that takes errors for verdicts, or for its own: what it raises passes
+    through, to the outermost of these that are open."""
+    if isinstance(listener, _Telling):
+        yield listener
+        return
     cause: BaseException | None = None
     try:
-        yield tell
+        yield _Telling(listener)
     except _ListenerRaised as raised:
         cause = raised.__cause__
     if cause is not None:  # as it was raised, whatever it came from

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from conftest import Converted
@@ -23,12 +25,12 @@ def test_what_runs_only_once_is_not_used_up_before_it_counts(demo: Path, tmp_pat
     with pytest.raises(WithdrawnError):
         quantkit.convert(
             demo, "bnb-nf4", tmp_path / "out", no_gate=True,
-            checksums=(tmp_path / "demo").glob("registry"),  # type: ignore[arg-type]
+            checksums=(tmp_path / "demo").glob("registry"),
         )  # fmt: skip
     overrides = iter([*QUICK, "method.block_size=128"])
     made = quantkit.convert(
         demo, "bnb-nf4", tmp_path / "out", text=demo.glob("heldout.txt"),
-        set=overrides,  # type: ignore[arg-type]
+        set=overrides,
     )  # fmt: skip
     assert made["recipe"]["method"]["block_size"] == 128
     assert made["gate"]["perplexity"]["text"] == "heldout.txt"
@@ -71,6 +73,90 @@ def test_what_a_listener_raises_is_its_callers(demo: Path, demo_nf4: Converted, 
     if stage == "perplexity":
         with pytest.raises(Cancelled):
             quantkit.compare(demo_nf4.folder, demo, text=demo_nf4.text, set=QUICK, listener=stop)
+
+
+@pytest.mark.parametrize("stage", ["convert", "gate"])
+def test_a_full_disk_of_a_listeners_own_is_not_the_outputs(
+    demo: Path, tmp_path: Path, stage: str
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/var/log/progress")
+
+    def log(event: Event) -> None:
+        if event.stage == stage:
+            raise full
+
+    with pytest.raises(OSError, match="/var/log/progress") as raised:
+        quantkit.convert(demo, "bnb-nf4", tmp_path / "out", set=QUICK, listener=log)
+    assert raised.value is full
+    with pytest.raises(OSError, match="/var/log/progress"):  # a verb within a verb
+        quantkit.demo(tmp_path / "demo", listener=log)
+
+
+class Place:
+    """A path of somebody's own kind."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+def test_every_kind_of_path_is_one(demo: Path, tmp_path: Path) -> None:
+    source, out, text = Place(demo), Place(tmp_path / "out"), Place(demo / "heldout.txt")
+    quantkit.plan(source, "bnb-nf4")
+    made = quantkit.convert(source, "bnb-nf4", out, text=text, set=QUICK)
+    assert made["request"]["out"] == "out"
+    assert quantkit.verify(out)["status"] == "verified"
+    plot = Place(tmp_path / "plot.png")
+    assert quantkit.check(out, source, text=[text], set=QUICK)["gate"]["status"] == "passed"
+    for folders in (out, [out]):
+        quantkit.compare(folders, source, text=text, set=QUICK, plot=plot)
+
+
+@pytest.mark.parametrize("given", [None, 5, ["x"], b"x", {"a": 1}, True, quantkit.recipes()[0]])
+def test_no_path_is_told_what_was_expected(tmp_path: Path, given: Any) -> None:
+    calls = {
+        "convert: source": lambda: quantkit.convert(given, "bnb-nf4", tmp_path / "out"),
+        "convert: recipe": lambda: quantkit.convert(tmp_path, given, tmp_path / "out"),
+        "convert: out": lambda: quantkit.convert(tmp_path, "bnb-nf4", given),
+        "plan: source": lambda: quantkit.plan(given, "bnb-nf4"),
+        "verify: path_or_repo": lambda: quantkit.verify(given),
+        "check: against": lambda: quantkit.check(tmp_path, given),
+        "check_tokenizer: path": lambda: quantkit.check_tokenizer(given),
+        "publish: dir": lambda: quantkit.publish(given, "me/x"),
+        "eval: dir": lambda: quantkit.eval(given, "jnli"),
+        "load_recipe: name_or_path": lambda: quantkit.load_recipe(given),
+        "demo: out": lambda: quantkit.demo(given),
+    }
+    for where, call in calls.items():
+        with pytest.raises(UsageError, match=f"^{where}: expected a text or a path, got "):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"allow_withdrawn": "false"}, "allow_withdrawn: expected True or False, got str 'false'"),
+        ({"no_gate": 1}, "no_gate: expected True or False, got int 1"),
+        ({"revision": 5}, "revision: expected a text or None, got int 5"),
+        (
+            {"set": {"method.block_size": 128}},
+            "set: expected a text or several in a list, got dict",
+        ),
+        ({"set": ["a=1", 2]}, "set: each of several: expected a text, got int 2"),
+        ({"text": [None]}, "text: each of several: expected a text or a path, got None"),
+        ({"checksums": 7}, "checksums: expected a text or a path or several in a list, got int 7"),
+        ({"listener": None}, "listener: expected a function, got None"),
+        ({"device": ["cpu"]}, r"device \['cpu'\]: expected one of auto, cpu, cuda"),
+    ],
+)
+def test_no_option_is_told_what_was_expected(
+    demo: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        quantkit.convert(demo, "bnb-nf4", tmp_path / "out", **options)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_gates_in_threads_take_turns(demo: Path, demo_nf4: Converted, demo_int8: Converted) -> None:

@@ -27,8 +27,8 @@ FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
     (0, 1): "elements lanes",
     (1, 0): (
-        "cache carried clock devices digests frontmatter given heap licences lookalikes quiet "
-        "rendering resources"
+        "asked cache carried clock devices digests frontmatter given heap licences lookalikes "
+        "quiet rendering resources"
     ),
     (1, 1): "compiled hub tokenization",
     (1, 2): "kernels",
