@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import StorageError, UsageError
+from quantkit.quiet import need_current_folder
 from quantkit.records import manifest_text, read_raw
 from quantkit.signatures import NOTHING, SIGNATURE, Known
 from quantkit.signing import Signer
@@ -34,10 +35,12 @@ def staging_to_amend(folder: Path) -> Staging:
 
     Raises:
         UsageError: the folder cannot be renamed from where the command runs.
+        StorageError: that is nowhere any more.
     """
     usual = staging_for(folder)
     place = amendment_of(usual)
     recover(usual)
+    need_current_folder()
     if Path.cwd().resolve().is_relative_to(usual.out.resolve()):
         raise UsageError(
             f"{folder}: it is replaced whole, which would leave this shell in a folder that is "

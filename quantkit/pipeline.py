@@ -23,6 +23,7 @@ from quantkit.manifest import build_manifest
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
 from quantkit.provenance import PROVENANCE, write_provenance
+from quantkit.quiet import need_current_folder
 from quantkit.recipe import Recipe, load_recipe, overrides_of
 from quantkit.records import write_manifest
 from quantkit.registry import checksums as read_checksums
@@ -80,8 +81,9 @@ def convert(
         SourceError: the source cannot be used.
         VerificationError: its digests forbid going on; nothing is left written.
         GateError: the result is not fit; ``OUT.partial`` stays, to be judged again.
-        StorageError: the disk is full, or will not hold the output.
+        StorageError: the disk is full, or will not hold the output; the current folder is gone.
     """
+    need_current_folder()
     clock, set = Clock(), overrides_of(set)  # each may be an iterator, and is used twice
     texts, checksums = paths_of(text), paths_of(checksums)
     chosen = load_recipe(recipe, set)

@@ -7,9 +7,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from threading import RLock
 
-from quantkit.errors import StorageError
+from quantkit.errors import StorageError, UsageError
 
 #: Output is held back in the whole process; and while transformers loads a model, the process has
 #: another default data type. So one thread at a time, for as long as a whole gate.
@@ -21,22 +22,56 @@ def quiet_libraries() -> Iterator[None]:
     """transformers, bitsandbytes and accelerate say nothing below an error.
 
     Raises:
-        StorageError: they cannot be imported here.
+        StorageError, UsageError: they cannot be imported here.
     """
-    need_temporary_files()
+    need_surroundings()
     with _ALONE, _quiet():
         yield
 
 
-def need_temporary_files() -> None:
-    """See that temporary files can be made: torch makes some as it is imported. An import that
-    failed halfway fails in other words the second time, and the model would be blamed."""
+def need_surroundings() -> None:
+    """See that libraries can be imported and run: torch makes temporary files as it is imported.
+    An import that failed halfway fails in other words the second time, and the model would be
+    blamed.
+
+    Raises:
+        StorageError, UsageError: something is missing that they need.
+    """
+    need_docstrings()
+    need_current_folder()
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         raise StorageError(
             f"{error.strerror}; set TMPDIR to a folder that can be written, and run again"
         ) from error
+
+
+def need_docstrings() -> None:
+    """transformers reads the docstrings of its models as it is imported.
+
+    Raises:
+        UsageError: Python runs without any.
+    """
+    if sys.flags.optimize > 1:
+        raise UsageError(
+            "Python runs without docstrings (-OO, PYTHONOPTIMIZE=2), and transformers needs its "
+            "own; use -O, or unset PYTHONOPTIMIZE"
+        )
+
+
+def need_current_folder() -> None:
+    """In a folder that was removed, importing torch ends the process, as its library for matrices
+    does not find itself, and what transformers imports here and there fails.
+
+    Raises:
+        StorageError: the process is in such a folder.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        said = "the current folder is gone; change to one that is there"
+        raise StorageError(said) from error
 
 
 @contextmanager

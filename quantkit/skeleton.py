@@ -10,7 +10,7 @@ from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
-from quantkit.quiet import need_temporary_files
+from quantkit.quiet import need_docstrings, need_surroundings
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
@@ -37,7 +37,9 @@ def parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
 
     Raises:
         UnsupportedModelError, SourceError: unknown to transformers, or refused by it.
+        UsageError: Python runs without docstrings.
     """
+    need_docstrings()
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -89,9 +91,10 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
     Raises:
         UnsupportedModelError: not a causal language model.
         SourceError: transformers cannot build it.
-        StorageError: there is no folder for temporary files.
+        StorageError: there is no folder for temporary files, or the current one is gone.
+        UsageError: Python runs without docstrings.
     """
-    need_temporary_files()
+    need_surroundings()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import (

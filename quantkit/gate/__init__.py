@@ -35,6 +35,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from quantkit.gate.report import LOWEST, PER_DECADE, GateReport, gate_not_run, report_json
+from quantkit.quiet import need_current_folder
 
 if TYPE_CHECKING:
     from quantkit.gate.judging import gate, gate_folder
@@ -66,4 +67,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'quantkit.gate' has no attribute {name!r}")
+    need_current_folder()
     return getattr(import_module(f"quantkit.gate.{_HOME[name]}"), name)

@@ -29,7 +29,7 @@ from quantkit.gate.scoring import Candidate, score
 from quantkit.gate.structure import check_structure
 from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.plans import Plan
-from quantkit.quiet import quiet_libraries
+from quantkit.quiet import need_surroundings, quiet_libraries
 from quantkit.recipe import Recipe
 from quantkit.source import Source
 from quantkit.types import Event, Listener, listening, silent
@@ -56,6 +56,7 @@ def gate(
     if structure.outcome == "failed":
         return _only("the structure level failed", structure)
     listener(Event("gate", message="reopening the saved folder"))
+    need_surroundings()  # before what is missing of them becomes a verdict
     try:
         original = open_original(verified.source, plan.dtype)
         saved = open_saved(folder)
@@ -89,6 +90,7 @@ def gate_folder(
     Raises:
         SourceError: the source, or the folder's config, cannot be read.
     """
+    need_surroundings()
     original = open_original(source)
     try:
         saved = open_saved(folder)

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from commanding import command, refused
+from commanding import command, refused, the_error
+from conftest import Converted
 
 import quantkit
 from quantkit.errors import out_of_memory
@@ -56,6 +58,47 @@ def test_want_of_memory_is_no_damage_of_the_disk() -> None:
     assert out_of_memory(said)
     assert out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert not out_of_memory(OSError(errno.EIO, "Input/output error"))
+
+
+@pytest.mark.parametrize("imported", ["", ", torch, transformers"])
+def test_a_program_in_a_folder_that_is_gone_lives_on(
+    demo: Path, demo_nf4: Converted, tmp_path: Path, imported: str
+) -> None:
+    """Importing torch there ends a process."""
+    gone, made = tmp_path / "gone", str(demo_nf4.folder)
+    gone.mkdir()
+    quick = "text=text, set=['evaluation.max_windows=2', 'evaluation.new_tokens=2']"
+    calls = (
+        f"convert({str(demo)!r}, 'bnb-nf4', {str(tmp_path / 'out')!r}, no_gate=True)",
+        f"check({made!r}, {str(demo)!r}, {quick})",
+        f"compare({made!r}, {str(demo)!r}, {quick})",
+    )
+    tried = "".join(
+        f"try: print('kind' in quantkit.{call})\n"
+        "except quantkit.errors.StorageError as error: print(error)\n"
+        for call in calls
+    )
+    start = f"import os, quantkit{imported}\ntext = {str(demo_nf4.text)!r}\n"
+    code = f"{start}os.chdir({str(gone)!r})\nos.rmdir('../gone')\n{tried}"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = ["the current folder is gone; change to one that is there"] * len(calls)
+    assert done.stdout.splitlines() == told
+
+
+@pytest.mark.parametrize("cache", ["as it is", "off"])
+def test_python_without_docstrings_is_no_verdict_on_the_model(
+    demo: Path, tmp_path: Path, cache: str
+) -> None:
+    quantkit.plan(demo, "bnb-nf4")  # its architecture is remembered: the gate is next to ask
+    env = {**os.environ, "PYTHONOPTIMIZE": "2"}
+    if cache == "off":
+        env["QUANTKIT_CACHE"] = "off"
+    words = command("convert", demo, "--recipe", "bnb-nf4", "--out", tmp_path / "out")
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert the_error(done.stderr).startswith("quantkit: Python runs without docstrings (-OO")
 
 
 @pytest.mark.parametrize("cache", ["as it is", "off"])
