@@ -97,7 +97,8 @@ def verify_remote(
 class DamagedError(RemoteError):
     """Bytes came back that were not sent; ``names`` are of their files."""
 
-    def __init__(self, message: str, names: Sequence[str]) -> None:
+    # not needed, so that it can be pickled, and come out of another process
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.names = tuple(names)
 

@@ -110,10 +110,8 @@ def _refuse_source(staging: Staging, source: Path) -> None:
         raise OutputExistsError(f"output {out}: lies inside the source; choose another --out")
     for each in (out, staging.partial, staging.replaced):
         if given.is_relative_to(_real(each)):
-            raise OutputExistsError(
-                f"output {out}: the source {source} lies in {each}, which is emptied or replaced; "
-                "choose another --out"
-            )
+            said = f"the source {source} lies in {each}, which is emptied or replaced"
+            raise OutputExistsError(f"output {out}: {said}; choose another --out")
 
 
 def _real(path: Path) -> Path:
@@ -168,6 +166,7 @@ def _alone(partial: Path) -> Iterator[None]:
             raise UsageError(f"output {partial}: {said}")
         yield
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile has it open too
         os.close(fd)
 
 

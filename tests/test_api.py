@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
+import multiprocessing
+import pickle
+import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -157,6 +162,44 @@ def test_no_option_is_told_what_was_expected(
     with pytest.raises(UsageError, match=said):
         quantkit.convert(demo, "bnb-nf4", tmp_path / "out", **options)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_hold_the_output(
+    demo: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("fork")
+    end = context.Event()
+    child = context.Process(target=end.wait, daemon=True)
+
+    def stop(event: Event) -> None:
+        if event.stage == "gate":
+            child.start()
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        quantkit.convert(demo, "bnb-nf4", tmp_path / "out", set=QUICK, listener=stop)
+    assert (tmp_path / "out.partial").is_dir()
+    try:
+        quantkit.convert(demo, "bnb-nf4", tmp_path / "out", no_gate=True)
+    finally:
+        end.set()
+        child.join()
+
+
+def test_every_error_comes_whole_out_of_another_process() -> None:
+    for info in pkgutil.walk_packages(quantkit.__path__, "quantkit."):
+        if "loops" not in info.name and not info.name.endswith(("__main__", "_cuda")):
+            importlib.import_module(info.name)
+
+    def below(kind: type[errors.QuantkitError]) -> Iterator[type[errors.QuantkitError]]:
+        yield kind
+        for each in kind.__subclasses__():
+            yield from below(each)
+
+    for kind in below(errors.QuantkitError):
+        error = kind("said", {"status": "failed"})
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (kind, "said", vars(error))
 
 
 def test_gates_in_threads_take_turns(demo: Path, demo_nf4: Converted, demo_int8: Converted) -> None:
