@@ -38,7 +38,7 @@ def main() -> None:
     # them, again and again, is a tenth of the start-up.
     gc.set_threshold(100_000)
     # until a verb has a handler of its own: nothing is begun yet
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGINT, lambda number, frame: _stop())
     try:
         from quantkit.cli.app import app
 
@@ -55,6 +55,17 @@ def main() -> None:
     except KeyboardInterrupt:  # of a verb's handler, once its session has ended
         code = INTERRUPTED
     _leave(code)
+
+
+def _stop() -> NoReturn:
+    """End where nothing is begun, by the system's calls alone: an import is in progress."""
+    said = "interrupted; nothing was begun"
+    value = {"error": {"kind": "Interrupted", "message": said, "exit_code": INTERRUPTED}}
+    with suppress(OSError):
+        if "--json" in sys.argv:
+            os.write(1, f"{json.dumps(value)}\n".encode())
+        os.write(2, f"quantkit: {said}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _take_every_letter() -> None:

@@ -35,6 +35,7 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
     except BrokenPipeError:  # whoever read us went away
         raise typer.Exit(QuantkitError.exit_code) from None
     except (Exception, KeyboardInterrupt) as error:
+        settled()  # a second Ctrl-C, while this is said
         message, code = _said(error, interrupted)
         if not message:  # a defect, but an import that was interrupted fails in its own ways
             if not display.interrupted:
@@ -46,7 +47,7 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
 
 
 def settled() -> None:
-    """Call it once something is saved: a Ctrl-C while the result is shown must not deny it."""
+    """From here on Ctrl-C changes nothing: something is saved, or the end is being told."""
     signal.signal(signal.SIGINT, lambda number, frame: None)
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commanding import command, refused, the_error
 from conftest import Converted
+from typer.testing import CliRunner
 
 import quantkit
+from quantkit.cli.app import app
+from quantkit.cli.display import Display
+from quantkit.cli.session import session
 from quantkit.errors import out_of_memory
 
 #: Its text holds Japanese.
@@ -58,6 +64,50 @@ def test_want_of_memory_is_no_damage_of_the_disk() -> None:
     assert out_of_memory(said)
     assert out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert not out_of_memory(OSError(errno.EIO, "Input/output error"))
+
+
+def test_an_interrupt_before_anything_is_begun_is_one_object_too() -> None:
+    code = (
+        "import builtins, os, signal, sys; from quantkit.cli import main\n"
+        "own = builtins.__import__\n"
+        "def stopped(name, *rest, **more):\n"
+        "    if name == 'quantkit.cli.app': os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return own(name, *rest, **more)\n"
+        "builtins.__import__ = stopped\n"
+        "main()"
+    )
+    words = [sys.executable, "-c", code, "recipes", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 130
+    error = json.loads(done.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == ("Interrupted", 130)
+    assert done.stderr == f"quantkit: {error['message']}\n"
+
+
+def test_a_second_interrupt_while_the_first_is_told_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = Display.error
+
+    def twice(*args: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        own(*args)
+
+    monkeypatch.setattr(Display, "error", twice)
+
+    @app.command("idle")
+    def idle() -> None:
+        with session(as_json=True):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        said = CliRunner().invoke(app, ["idle"])
+    finally:
+        app.registered_commands.pop()
+        signal.signal(signal.SIGINT, before)
+    assert said.exit_code == 130
+    assert json.loads(said.stdout)["error"]["kind"] == "Interrupted"
 
 
 @pytest.mark.parametrize("imported", ["", ", torch, transformers"])
