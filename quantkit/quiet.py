@@ -7,14 +7,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 
 from quantkit.errors import StorageError, UsageError
 
 #: Output is held back in the whole process; and while transformers loads a model, the process has
 #: another default data type. So one thread at a time, for as long as a whole gate.
 _ALONE = RLock()
+
+_IMPORTING = Lock()
 
 
 @contextmanager
@@ -25,8 +28,22 @@ def quiet_libraries() -> Iterator[None]:
         StorageError, UsageError: they cannot be imported here.
     """
     need_surroundings()
+    import_transformers()
     with _ALONE, _quiet():
         yield
+
+
+def import_transformers() -> None:
+    """Import it, one thread at a time: it puts another module in its own place, and a thread that
+    waited for the first one is given that, with nothing in it.
+
+    Raises:
+        StorageError, UsageError: it cannot be imported here.
+    """
+    need_docstrings()
+    need_current_folder()
+    with _IMPORTING:
+        import_module("transformers")
 
 
 def need_surroundings() -> None:

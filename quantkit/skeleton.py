@@ -10,15 +10,15 @@ from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
-from quantkit.quiet import need_docstrings, need_surroundings
+from quantkit.quiet import import_transformers, need_surroundings
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: No two threads may import transformers for the first time, or build empty models, for which
-#: accelerate swaps a method of torch's in all threads.
+#: No two threads may build empty models, for which accelerate swaps a method of torch's in all
+#: threads.
 _ONE_AT_A_TIME = RLock()
 
 
@@ -39,7 +39,7 @@ def parse_config(folder: Path, config: Mapping[str, Any]) -> Any:
         UnsupportedModelError, SourceError: unknown to transformers, or refused by it.
         UsageError: Python runs without docstrings.
     """
-    need_docstrings()
+    import_transformers()
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -95,6 +95,7 @@ def build_empty(parsed: Any, dtype: str, *, with_buffers: bool = False) -> Any:
         UsageError: Python runs without docstrings.
     """
     need_surroundings()
+    import_transformers()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import (

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import SourceError, on_one_line
-from quantkit.quiet import quiet_loading
+from quantkit.quiet import import_transformers, quiet_loading
 from quantkit.tokenization import AS_NUMBERED, make_files, read_extras
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
@@ -161,6 +161,7 @@ def library_tokenizer(folder: Path) -> Any:
     Raises:
         SourceError: transformers cannot load it.
     """
+    import_transformers()
     from transformers import AutoTokenizer
 
     try:

@@ -8,6 +8,7 @@ import pty
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -203,6 +204,31 @@ def test_models_are_built_one_at_a_time(tmp_path: Path) -> None:
     assert all((tmp_path / f"out{at}").is_dir() for at in range(3))
     assert torch.nn.Module.register_parameter is before
     assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_verbs_at_once_import_transformers_one_after_another(demo: Path) -> None:
+    """While it is imported it takes its own place: who waited for it got a module of nothing."""
+    code = f"""
+import sys, threading, quantkit
+quantkit.plan, quantkit.check_tokenizer  # what loads them is loaded
+start, failed = threading.Barrier(4), []
+def work(call, *given):
+    start.wait()
+    try:
+        call(*given)
+    except BaseException as error:
+        failed.append(repr(error))
+calls = [(quantkit.plan, {str(demo)!r}, "bnb-nf4"), (quantkit.check_tokenizer, {str(demo)!r})]
+threads = [threading.Thread(target=work, args=each) for each in calls * 2]
+assert "transformers" not in sys.modules
+[each.start() for each in threads]
+[each.join() for each in threads]
+print(failed)
+"""
+    env = {**os.environ, "QUANTKIT_CACHE": "off"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=120, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_an_override_that_meets_nothing_is_told_of(demo: Path) -> None:
