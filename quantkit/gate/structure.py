@@ -18,6 +18,9 @@ from quantkit.gate.settings import generation_failures
 from quantkit.plans import Plan
 from quantkit.types import FLOAT_DTYPES, OutputTensor, TensorRecord
 
+#: The part that lies beside each weight of bitsandbytes' four bits.
+_TABLE = ".quant_map"
+
 
 def check_structure(folder: Path, plan: Plan) -> Level:
     """Every name, shape, data type and size accounted for; every float finite."""
@@ -90,8 +93,11 @@ def _config(folder: Path, plan: Plan) -> Iterator[Failure]:
 
 def nonfinite(folder: Path, index: CheckpointIndex) -> Iterator[Failure]:
     """Every float tensor with a NaN or an infinity."""
+    # bitsandbytes may store packed codes in a float's type: they are no numbers
+    tables = (each.name for each in index.tensors if each.name.endswith(_TABLE))
+    packed = {name.removesuffix(_TABLE) for name in tables}
     for record in index.tensors:
-        if record.dtype not in FLOAT_DTYPES or not record.elements:
+        if record.dtype not in FLOAT_DTYPES or not record.elements or record.name in packed:
             continue
         low, high = torch.aminmax(read_tensor(folder, record))
         if not (torch.isfinite(low) and torch.isfinite(high)):

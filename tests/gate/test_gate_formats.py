@@ -233,11 +233,17 @@ def test_words_need_not_hold_a_whole_number_of_codes() -> None:
     assert unpack(torch.zeros(2, 5, dtype=torch.int32), 3).shape == (2, 53)
 
 
-@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_a_folder_that_transformers_wrote(tmp_path: Path, ids: Path, bits: str) -> None:
+@pytest.mark.parametrize(
+    ("bits", "storage"),
+    [("load_in_4bit", "uint8"), ("load_in_4bit", "bfloat16"), ("load_in_8bit", "uint8")],
+)
+def test_a_folder_that_transformers_wrote(
+    tmp_path: Path, ids: Path, bits: str, storage: str
+) -> None:
+    """Packed codes in a float's type (as FSDP wants them) are no numbers, and may look like NaN."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    settings: dict[str, Any] = {bits: True}
+    settings: dict[str, Any] = {bits: True, "bnb_4bit_quant_storage": storage}
     if bits == "load_in_4bit":
         settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
     source = write_source(tmp_path / "source", "gpt_neox")
@@ -247,11 +253,21 @@ def test_a_folder_that_transformers_wrote(tmp_path: Path, ids: Path, bits: str) 
         quantization_config=BitsAndBytesConfig(**settings),
         device_map="cpu",
     )
-    model.save_pretrained(tmp_path / "out")
-    found = quantkit.check(tmp_path / "out", source, text=ids, set=LAX)["gate"]
-    assert found["failures"] == []
-    assert found["levels"]["structure"] == "passed"
-    assert found["status"] == "passed"
+    out = tmp_path / "out"
+    model.save_pretrained(out)
+    if storage != "uint8":
+        packed = load_file(out / "model.safetensors").values()
+        assert any(each.dtype.is_floating_point and not each.isfinite().all() for each in packed)
+    for more in ([], ["evaluation.by_layer=true"]):
+        found = quantkit.check(out, source, text=ids, set=[*LAX, *more])["gate"]
+        assert found["failures"] == []
+        assert found["levels"]["structure"] == "passed"
+        assert found["status"] == "passed"
+    change(out, lambda state: state["gpt_neox.final_layer_norm.weight"].fill_(torch.nan))
+    said = quantkit.check(out, source, text=ids, set=LAX)["gate"]["failures"]
+    assert any(
+        each.startswith("structure: values: NaN or infinite at gpt_neox.final") for each in said
+    )
 
 
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path, ids: Path) -> None:
