@@ -44,6 +44,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        recipe         recipes/*.toml -> Recipe
        mistakes       what is wrong with one, in terms of TOML
        skeleton       transformers' own class without its weights
+       leftovers      buffers of old checkpoints that it computes now
        architecture   what transformers makes of a config, on the meta device
        sweep          walk a decoder one layer at a time
        shell          all of a model but its layers, while it is needed

@@ -13,7 +13,6 @@ This is the one module that uses transformers' conversion mapping
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +22,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from quantkit import skeleton
+from quantkit import leftovers, skeleton
 from quantkit.cache import remembered
 from quantkit.errors import UnsupportedModelError
+from quantkit.leftovers import ignored
 from quantkit.skeleton import build_empty, layer_names, parse_config, resolve_dtype
 
 
@@ -43,8 +43,8 @@ class Architecture:
     """A model as transformers will build it.
 
     ``memory_names`` maps each source tensor to its name in memory, ``None`` when the
-    model has no place for it; ``ignored`` gives the reason where transformers itself
-    ignores such a tensor. ``parameters`` gives shape and data type by name in memory.
+    model has no place for it; ``ignored`` gives the reason where such a tensor
+    may be left out. ``parameters`` gives shape and data type by name in memory.
     ``kept`` are the patterns by which transformers leaves modules unquantized (heads, tied
     ones), ``kept_modules`` the modules of ``linears`` that they match.
     ``initialized`` are those of ``linears`` whose weight transformers, on load, sets through the
@@ -117,7 +117,7 @@ def read_architecture(
     libraries = [version(each) for each in ("torch", "transformers")]
     reader = [
         hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (Path(__file__), Path(skeleton.__file__))
+        for path in (Path(__file__), Path(leftovers.__file__), Path(skeleton.__file__))
     ]
     return remembered(
         "architecture",
@@ -149,7 +149,7 @@ def _read(
         initialized=_initialized(model, linears),
         ties={str(tied): str(own) for tied, own in model.all_tied_weights_keys.items()},
         memory_names=memory_names,
-        ignored=_ignored(model, memory_names),
+        ignored=ignored(model, memory_names),
         layers=_layers(model),
     )
 
@@ -278,23 +278,3 @@ def _initializes(model: Any, around: Any, linear: Any) -> bool:
     finally:
         linear._parameters["weight"] = weight
     return False
-
-
-def _ignored(model: Any, memory_names: Mapping[str, str | None]) -> dict[str, str]:
-    """Why transformers ignores a tensor that the model has no place for."""
-    patterns = dict.fromkeys(
-        model._keys_to_ignore_on_load_unexpected or (),
-        f"{type(model).__name__} ignores it: a buffer of older versions",
-    )
-    buffers = [name for name, _ in model.named_buffers()]
-    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
-        patterns[r"rotary_emb\.inv_freq"] = "rotary frequencies, computed from the config now"
-    if any(name.endswith("position_ids") for name in buffers):
-        patterns[r"(^|\.)position_ids$"] = "position ids, computed now"
-    return {
-        name: reason
-        for name, memory in memory_names.items()
-        if memory is None
-        for pattern, reason in patterns.items()
-        if re.search(pattern, name)
-    }

@@ -38,8 +38,8 @@ FLOORS: dict[tuple[int, int], str] = {
         2,
         0,
     ): (
-        "adapter layer methods mistakes plans releases signatures shell skeleton source "
-        "sourcecard staging tasks"
+        "adapter layer leftovers methods mistakes plans releases signatures shell skeleton "
+        "source sourcecard staging tasks"
     ),
     (2, 1): (
         "architecture formats harness recipe records registry signing snippet statedresults sweep"

@@ -57,6 +57,9 @@ CLASSES: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 
+#: Tried elsewhere too.
+OTHERS = {"gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}}
+
 #: What sees, in models whose language model has a config of its own.
 SEES: dict[str, dict[str, object]] = {
     "gemma3": {
@@ -74,7 +77,7 @@ def built(folder: Path, model_type: str) -> Path:
         "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128, "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 128,
-    } | CLASSES[model_type]  # fmt: skip
+    } | (CLASSES | OTHERS)[model_type]  # fmt: skip
     if model_type in SEES:
         sizes = {"text_config": sizes, "vision_config": SEES[model_type]}
     torch.manual_seed(0)
@@ -108,6 +111,40 @@ def test_a_class_is_quantized_and_judged(tmp_path: Path, ids: Path, model_type: 
         assert made["gate"]["levels"]["reload"] == "passed"
         assert made["gate"]["perplexity"]["tokens"] == 2 * 47
         assert made["plan"]["tensors"]["quantize"] >= 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("codegen", ["attn.causal_mask"]),
+        ("gpt2", ["attn.bias", "attn.masked_bias"]),
+        ("gpt_neo", ["attn.attention.bias", "attn.attention.masked_bias"]),
+        ("gptj", ["attn.bias", "attn.masked_bias"]),
+        ("openai-gpt", ["attn.bias"]),
+    ],
+)
+def test_masks_that_published_checkpoints_hold_are_dropped(
+    tmp_path: Path, ids: Path, model_type: str, names: list[str]
+) -> None:
+    """transformers opens them, and reports these as unexpected."""
+    source = built(tmp_path / "source", model_type)
+    state = load_file(source / "model.safetensors")
+    masks = {
+        f"transformer.h.{layer}.{name}": torch.tensor(-1e9)
+        if "masked" in name
+        else torch.ones(1, 1, 128, 128, dtype=torch.uint8).tril()
+        for name in names
+        for layer in (0, 1)
+    }
+    assert not masks.keys() & state.keys()
+    save_file(state | masks, source / "model.safetensors", metadata={"format": "pt"})
+    assert {each.source.name for each in quantkit.plan(source, "fp16").with_action("drop")} == set(
+        masks
+    )
+    made = quantkit.convert(source, "fp16", tmp_path / "out", text=ids, set=LAX)
+    assert made["gate"]["status"] == "passed"
+    assert made["plan"]["dropped"].keys() == masks.keys()
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == state.keys()
 
 
 def test_a_buffer_that_is_stored_is_walked_with_and_compared(tmp_path: Path, ids: Path) -> None:
