@@ -153,7 +153,7 @@ def layer_names(model: Any) -> tuple[str, ...]:
     """The decoder layers of ``model`` in order, by name: its longest list of one class.
 
     One with as many layers as the language model's config states comes first: a vision tower may
-    be deeper.
+    be deeper. Of two that are alike the one nearer to the top does: a tower's lies deeper inside.
 
     Raises:
         UnsupportedModelError: there is no such list.
@@ -166,7 +166,9 @@ def layer_names(model: Any) -> tuple[str, ...]:
         if isinstance(module, nn.ModuleList) and len({type(each) for each in module}) == 1
     ]
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found = max(lists, key=lambda each: (len(each) == depth, len(each)), default=())
+    found = max(
+        lists, key=lambda each: (len(each) == depth, len(each), -each[0].count(".")), default=()
+    )
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__}: no list of decoder layers to walk one at a time"

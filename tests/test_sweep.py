@@ -62,10 +62,12 @@ def test_logits_are_the_whole_models(model_type: str, room: int, tmp_path: Path)
             assert torch.equal(got, model(input_ids=torch.tensor([ids])).logits[0])
 
 
-def test_a_deeper_tower_that_sees_is_not_walked() -> None:
+@pytest.mark.parametrize("deep", [4, 2])
+def test_a_tower_that_sees_is_not_walked(deep: int) -> None:
+    """Deeper than the language model, or as deep."""
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     config = GitConfig(
-        vision_config={**sizes, "num_hidden_layers": 4, "image_size": 32, "patch_size": 16},
+        vision_config={**sizes, "num_hidden_layers": deep, "image_size": 32, "patch_size": 16},
         **sizes, vocab_size=96, num_hidden_layers=2,
     )  # fmt: skip
     names = layer_names(build_empty(config, "float32"))

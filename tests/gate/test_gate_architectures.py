@@ -63,7 +63,7 @@ OTHERS = {"gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}}
 #: What sees, in models whose language model has a config of its own.
 SEES: dict[str, dict[str, object]] = {
     "gemma3": {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,  # as deep
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     },
 }  # fmt: skip
