@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from quantkit.checkpoint.shards import Shard
-from quantkit.types import ACTIONS, Action, OutputTensor, TensorRecord
+from quantkit.types import ACTIONS, ITEM_BYTES, Action, OutputTensor, TensorRecord
 
 #: Resident memory, in bytes: of libraries and segments in flight without torch, of both with it,
 #: and what transformers adds. bench/bnb.py measures the whole process.
@@ -91,12 +91,12 @@ class Plan:
 
         Not counted is transformers, which reads a config the first time that it is seen."""
         whole = [
-            each.source.nbytes
+            _whole_bytes(each)
             for each in self.tensors
             if each.action != "drop" and (each.transposed or each.source.stride is not None)
         ]
         libraries = _WITH_TORCH_BYTES if self.computes_in_torch else _LIBRARY_BYTES
-        return libraries + 3 * max(whole, default=0) + self._calibration_bytes
+        return libraries + max(whole, default=0) + self._calibration_bytes
 
     @property
     def _calibration_bytes(self) -> int:
@@ -130,6 +130,14 @@ class Plan:
         """SHA-256 of the plan's JSON: the identity of what ``convert`` will do."""
         text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _whole_bytes(item: TensorPlan) -> int:
+    """What a tensor takes that must be rearranged: it and the next, itself in order, a cast's
+    result, and the copy that waits to be written where it is kept."""
+    made = item.source.elements * ITEM_BYTES[item.dtype]
+    copies = (item.dtype != item.source.dtype) + (item.shape is None)
+    return 3 * item.source.nbytes + copies * made
 
 
 def summary(plan: Plan) -> str:

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commanding import command
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, source_state, write_source, write_state
@@ -330,6 +332,29 @@ def test_everything_ignored_is_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     with pytest.raises(SourceError, match="no module would be quantized"):
         quantkit.plan(source, "bnb-nf4", set=['method.ignore=["gpt_neox"]'])
+
+
+# memory
+
+
+def test_turned_tensors_that_are_cast_keep_to_the_forecast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        CONFIGS, "gpt_neox", CONFIGS["gpt_neox"] | {"vocab_size": 30_000, "hidden_size": 1024}
+    )
+    source = write_source(tmp_path / "source")
+    state = {
+        name: value.mT.contiguous().mT if value.dim() == 2 else value
+        for name, value in source_state("gpt_neox", torch.half).items()
+    }
+    (source / "model.safetensors").unlink()
+    torch.save(state, source / "pytorch_model.bin")
+    del state
+    plan = quantkit.plan(source, "bf16")  # and transformers' part of it is remembered
+    words = command("convert", source, "--recipe", "bf16", "--out", tmp_path / "out")
+    done = subprocess.run([*words, "--no-gate", "--json"], capture_output=True, check=True)
+    assert json.loads(done.stdout)["peak_rss_bytes"] <= plan.memory_bytes
 
 
 # what is dropped
