@@ -62,4 +62,5 @@ def _kept(architecture: Architecture, tensors: Sequence[TensorPlan]) -> Kept:
         rule=tuple(sorted({*architecture.kept, *(_module(each) for each in stored if each)})),
         linears=tuple(sorted({*map(_module, linears), *map(_in_memory, linears)})),
         in_layers=tuple(_module(e) for e in linears if architecture.is_layer_weight(e.memory)),
+        layers=next(iter(architecture.layers), "").rpartition(".")[0],
     )

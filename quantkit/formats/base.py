@@ -27,12 +27,14 @@ class Kept:
     ``rule`` are the patterns by which transformers leaves modules alone of itself (heads, tied
     ones), by names in memory and in the checkpoint; ``linears`` are the Linear modules that are
     not quantized, by the same two kinds of names, and ``in_layers`` those of them inside decoder
-    layers, by names in the checkpoint.
+    layers, by names in the checkpoint. ``layers`` is the list of these layers, by its name in
+    memory, empty where there is none.
     """
 
     rule: tuple[str, ...]
     linears: tuple[str, ...]
     in_layers: tuple[str, ...]
+    layers: str = ""
 
 
 class Encoder(Protocol):

@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 #: A decoder layer's number in a module's name, and what comes after.
 _IN_LAYER = re.compile(r"^(?P<layer>.*?\.\d+)\.(?P<inside>.+)$")
 
+#: Where optimum looks for the decoder layers; it opens nothing without them, unless it is told.
+_KNOWN_LAYERS = (
+    "transformer.h",
+    "model.decoder.layers",
+    "gpt_neox.layers",
+    "model.layers",
+    "model.language_model.layers",
+)
+
 
 @dataclass(frozen=True)
 class Gptq:
@@ -130,6 +139,8 @@ class Gptq:
             "true_sequential": method.true_sequential,
             "meta": {"quantizer": ["quantkit"]},
         }
+        if kept.layers and kept.layers not in _KNOWN_LAYERS:
+            config["block_name_to_quantize"] = kept.layers
         dynamic: dict[str, dict[str, Any]] = {f"-:^{re.escape(each)}$": {} for each in left}
         for each in self._overridden(quantized):
             bits, group = self._bits_and_group(f"{each}.weight")
