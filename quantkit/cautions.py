@@ -90,6 +90,7 @@ def _gptq_cautions(
             "GPTQModel itself refuses sym=false in checkpoint_format gptq from any other tool "
             "(transformers and AutoGPTQ open it); for GPTQModel use gptq_v2"
         )
+    yield from _kernel_cautions(method)
     if method.override:
         yield "overrides of single modules are read by GPTQModel only, not through transformers"
     names = [each.source.name.removesuffix(".weight") for each in quantized]
@@ -106,6 +107,25 @@ def _gptq_cautions(
             f"'method.ignore={json.dumps(last)}' leaves {len(touched)} modules as they are, and it "
             "opens; GPTQModel itself opens it as it is, where the source's names begin with "
             f"{architecture.base_prefix!r})"
+        )
+
+
+def _kernel_cautions(method: GptqMethod) -> Iterator[str]:
+    """What GPTQModel's kernels for CPUs make wrong; seen with 7.6.0 alone."""
+    known = [(method.bits, method.group_size)]
+    known += [
+        (each.bits or known[0][0], each.group_size or known[0][1]) for each in method.override
+    ]
+    if (4, -1) in known and not method.sym:
+        yield (
+            "GPTQModel's CPU kernel for whole rows at 4 bits takes no account of zero points: its "
+            "answers are wrong with sym=false; use sym=true or groups, or load it with "
+            'GPTQConfig(bits=4, backend="torch")'
+        )
+    if (4, 16) in known:
+        yield (
+            "GPTQModel's CPU kernel for 4 bits stops at groups of 16; use groups of 32 or more, or "
+            'load it with GPTQConfig(bits=4, backend="torch")'
         )
 
 

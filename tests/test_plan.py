@@ -581,6 +581,27 @@ def test_widths_that_bitsandbytes_decodes_wrong_on_a_cpu(tmp_path: Path) -> None
     assert not any("decoder is wrong" in each for each in quantkit.plan(source, "bnb-nf4").warnings)
 
 
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["method.group_size=-1", "method.sym=false"], "no account of zero points"),
+        (["method.group_size=16"], "stops at groups of 16"),
+        (["method.group_size=-1"], None),
+        (["method.group_size=32", "method.sym=false"], None),
+        (["method.group_size=16", "method.bits=8"], None),
+        (["method.group_size=-1", "method.sym=false", "method.bits=3"], None),
+    ],
+)
+def test_what_gptqmodel_multiplies_wrong_on_a_cpu(
+    tmp_path: Path, sets: list[str], said: str | None
+) -> None:
+    """tests/oracle/test_gptq_loaders.py sees that it does."""
+    warned = quantkit.plan(write_source(tmp_path / "s"), "gptq-4bit-g128", set=sets).warnings
+    found = [each for each in warned if "CPU kernel" in each]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
 @pytest.mark.parametrize("name", [b"t" * 65, b"a![x](http:evil) **b**", b"\xff", b"a\x1b[1m\nb"])
 def test_templates_that_stay_behind_are_counted(tmp_path: Path, name: bytes) -> None:
     """A name that others chose reaches neither the card nor a digest of the plan."""

@@ -174,17 +174,41 @@ def test_transformers_with_optimum(python_gptqmodel: Path, folders: dict, tmp_pa
     opens_alike(python_gptqmodel, "transformers", others, tmp_path)
 
 
-def test_layers_that_optimum_has_to_be_told_of(python_gptqmodel: Path, tmp_path: Path) -> None:
-    """MPT's lie in ``transformer.blocks``, which is none of the names that it looks under."""
-    out, source, ids = tmp_path / "mpt", tmp_path / "mpt-source", tmp_path / "ids.json"
-    tiny.CONFIGS["mpt"] = {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4}
-    _write(source, "mpt", {})
+def one(root: Path, model_type: str, *sets: str) -> dict[str, tuple[Path, list[list[int]]]]:
+    """A converted folder of its own, as ``folders`` has them."""
+    out, ids = root / model_type, root / "ids.json"
+    _write(root / f"{model_type}-source", model_type, {})
     draw = random.Random(0)
     windows = [[draw.randrange(96) for _ in range(32)] for _ in range(16)]
     ids.write_text(json.dumps(windows))
-    sets = ["method.group_size=32", "calibration.packing=apart"]
-    quantkit.convert(source, "gptq-4bit-g128", out, calibration=ids, no_gate=True, set=sets)
-    opens_alike(python_gptqmodel, "transformers", {"mpt": (out, windows[:2])}, tmp_path)
+    quantkit.convert(
+        root / f"{model_type}-source", "gptq-4bit-g128", out, calibration=ids, no_gate=True,
+        set=["calibration.packing=apart", *sets],
+    )  # fmt: skip
+    return {model_type: (out, windows[:2])}
+
+
+def test_layers_that_optimum_has_to_be_told_of(python_gptqmodel: Path, tmp_path: Path) -> None:
+    """MPT's lie in ``transformer.blocks``, which is none of the names that it looks under."""
+    tiny.CONFIGS["mpt"] = {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4}
+    made = one(tmp_path, "mpt", "method.group_size=32")
+    opens_alike(python_gptqmodel, "transformers", made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sets", "seen"),
+    [
+        (["method.group_size=-1", "method.sym=false"], "mistral"),
+        (["method.group_size=16"], "qGroup"),
+    ],
+)
+def test_what_the_plan_says_of_kernels_is_so(
+    python_gptqmodel: Path, tmp_path: Path, sets: list[str], seen: str
+) -> None:
+    """When this fails, it is mended there."""
+    made = one(tmp_path, "mistral", *sets)
+    with pytest.raises(AssertionError, match=seen):
+        opens_alike(python_gptqmodel, "transformers", made, tmp_path)
 
 
 def test_what_the_plan_says_of_gpt2_is_so(
