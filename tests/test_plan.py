@@ -357,6 +357,18 @@ def test_turned_tensors_that_are_cast_keep_to_the_forecast(
     assert json.loads(done.stdout)["peak_rss_bytes"] <= plan.memory_bytes
 
 
+def test_a_calibration_keeps_to_the_forecast(demo: Path, tmp_path: Path) -> None:
+    """It runs transformers' layers, whoever read the config, and encodes a text."""
+    sets = ["calibration.samples=4", "method.group_size=32"]
+    words = command(
+        "convert", demo, "--recipe", "gptq-4bit-g128", *(f"--set={each}" for each in sets),
+        "--out", tmp_path / "out", "--no-gate", "--json",
+    )  # fmt: skip
+    done = subprocess.run(words, capture_output=True, check=True)
+    plan = quantkit.plan(demo, "gptq-4bit-g128", set=sets)
+    assert json.loads(done.stdout)["peak_rss_bytes"] <= plan.memory_bytes
+
+
 # what is dropped
 
 
