@@ -15,6 +15,7 @@ from quantkit.cautions import cautions, stored_dtype
 from quantkit.checkpoint import shards
 from quantkit.errors import SourceError
 from quantkit.formats import Format, format_of
+from quantkit.formats.gptq import AUTOGPTQ_OPENS
 from quantkit.methods import GptqMethod, PlainMethod
 from quantkit.plans import Plan, TensorPlan
 from quantkit.prompts import chat_template
@@ -206,14 +207,15 @@ def _head_names(
     """Under which other names GPTQ's loaders look for the output head.
 
     They fill it with zeros where they do not find it. GPTQModel looks under transformers' name,
-    AutoGPTQ under the checkpoint's, and for a tied head beside its embedding.
+    AutoGPTQ under the checkpoint's, and for a tied head beside its embedding; others tie it.
     """
     method = recipe.method
     if not (isinstance(method, GptqMethod) and method.both_head_names):
         return ()
     if module in architecture.kept_modules:
         return (memory,)
-    return tuple(tied for tied, own in architecture.ties.items() if own == memory)
+    ties = architecture.ties if architecture.model_type in AUTOGPTQ_OPENS else {}
+    return tuple(tied for tied, own in ties.items() if own == memory)
 
 
 def _kept(

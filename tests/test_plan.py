@@ -412,6 +412,22 @@ def test_a_head_under_two_names_says_so(tmp_path: Path) -> None:
     assert "also written as lm_head.weight" in head.reason
 
 
+@pytest.mark.parametrize(
+    ("model_type", "heads"), [("llama", ["lm_head.weight"]), ("qwen3", []), ("gemma2", [])]
+)
+def test_a_tied_head_is_written_beside_its_embedding_for_autogptq_alone(
+    tmp_path: Path, model_type: str, heads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy of a large embedding; vLLM's Gemma 2 stops at a head that it does not have."""
+    narrow = CONFIGS["llama"] | {"intermediate_size": 128, "head_dim": 16}
+    monkeypatch.setitem(CONFIGS, model_type, narrow)
+    source = write_source(tmp_path / "source", model_type)
+    planned = quantkit.plan(source, "gptq-4bit-g128", set=["method.group_size=32"])
+    (table,) = (each for each in planned.tensors if "embed_tokens" in each.source.name)
+    names = [each.name for each in table.outputs]
+    assert names == [*heads, "model.embed_tokens.weight"]
+
+
 def test_a_tied_copy_is_dropped_with_its_reason(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "llama", drop_tied=False)
     (dropped,) = quantkit.plan(source, "bnb-nf4").with_action("drop")

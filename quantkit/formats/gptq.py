@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
     from quantkit.kernels.gptq import Quantized
 
+#: The model types that AutoGPTQ 0.7.1 opens, of those that come without code of their own.
+AUTOGPTQ_OPENS = frozenset(
+    {
+        "bloom", "codegen", "falcon", "gemma", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama",
+        "mistral", "opt", "qwen2",
+    }
+)  # fmt: skip
+
 #: A decoder layer's number in a module's name, and what comes after.
 _IN_LAYER = re.compile(r"^(?P<layer>.*?\.\d+)\.(?P<inside>.+)$")
 
