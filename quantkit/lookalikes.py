@@ -15,7 +15,7 @@ from quantkit.errors import printable
 _TELLTALES = {
     "adapter_config.json": (
         "an adapter (PEFT), which holds changes to a model and not the model; merge it into its "
-        "base model (merge_and_unload), save that and give its folder"
+        "base model, unquantized (merge_and_unload), save that and give its folder"
     ),
     "model_index.json": (
         "a pipeline of diffusers, of several models; quantkit quantizes causal language models"

@@ -10,7 +10,10 @@ from commanding import refused
 from quantkit.lookalikes import in_place_of_checkpoint
 
 CASES = {
-    "an adapter": (["adapter_config.json", "adapter_model.safetensors"], "merge_and_unload"),
+    "an adapter": (
+        ["adapter_config.json", "adapter_model.safetensors"],
+        "unquantized (merge_and_unload)",
+    ),
     "a GGUF": (["README.md", "model-Q4_K_M.GGUF"], "model-Q4_K_M.GGUF: a GGUF file"),
     "diffusers": (["model_index.json", "unet/config.json"], "a pipeline of diffusers"),
     "its author's own form": (["params.json", "consolidated.00.pth"], "author's own form"),
