@@ -147,9 +147,20 @@ def _beside_the_source(
         plain = _without_any(apart, everything, [])
         split = settings.split_special_tokens
         words = older_fault(library, model, plain, split_special_tokens=split)
+        if not words and split and _finds_special(library):
+            words = (
+                " (special tokens are found in texts here: if that is meant, "
+                "--set tokenizer.split_special_tokens=false)"
+            )
         first = failures[at[0]]
         failures[at[0]] = replace(first, threshold=f"{first.threshold}{words}")
     return judged("tokenizer", level.measures, failures)
+
+
+def _finds_special(library: Any) -> bool:
+    """Whether a special token's text becomes that token."""
+    named = ((each, library.convert_tokens_to_ids(each)) for each in library.all_special_tokens)
+    return any(library.encode(each, add_special_tokens=False) == [id] for each, id in named)
 
 
 def _without_any(apart: list[str], texts: Iterable[str], aside: list[str]) -> Iterator[str]:

@@ -179,3 +179,13 @@ def test_special_added_tokens_are_refused_before_any_work(
         quantkit.convert(source, "bnb-nf4", tmp_path / "made", set=QUICK)
     plan = quantkit.plan(source, "bnb-nf4", set=["tokenizer.split_special_tokens=false"])
     assert plan.split_special_tokens is False
+
+
+def test_a_folder_whose_recipe_keeps_special_tokens_whole(demo: Path, tmp_path: Path) -> None:
+    """``check`` knows nothing of that recipe: it says what to tell it."""
+    out, keep = tmp_path / "out", "tokenizer.split_special_tokens=false"
+    quantkit.convert(demo, "bnb-nf4", out, no_gate=True, set=[keep])
+    (said,) = gate_of(out, demo)["failures"]
+    assert said.startswith("tokenizer: texts with other ids")
+    assert f"--set {keep}" in said
+    assert quantkit.check(out, demo, set=[*QUICK, keep])["gate"]["status"] == "passed"
