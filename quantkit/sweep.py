@@ -158,6 +158,8 @@ class Sweep:
         call = self._calls[shape][index]
         with explained(partial(does_not_run, self.model)):
             made = module(hidden, *call.args, **call.kwargs)
+        # where there is one layer alone, the forward that recorded calls has not shown it
+        self._returns_tuple |= len(self._names) == 1 and isinstance(made, tuple | list)
         output: Tensor = made[0] if isinstance(made, tuple | list) else made
         return output
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import GitConfig
+from transformers import AutoModelForCausalLM, FalconH1Config, GitConfig
 
 from quantkit.calls import Call, does_not_run, same
 from quantkit.errors import UnsupportedModelError, explained
@@ -60,6 +60,20 @@ def test_logits_are_the_whole_models(model_type: str, room: int, tmp_path: Path)
     for ids, got in zip(WINDOWS, swept, strict=True):
         with torch.inference_mode():
             assert torch.equal(got, model(input_ids=torch.tensor([ids])).logits[0])
+
+
+def test_one_layer_alone_that_returns_a_tuple(tmp_path: Path) -> None:
+    config = FalconH1Config(
+        vocab_size=96, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, head_dim=16,
+        num_key_value_heads=4, intermediate_size=128, mamba_d_ssm=64, mamba_n_heads=4,
+        mamba_d_head=16, mamba_d_state=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    empty = build_empty(config, "float32", with_buffers=True)
+    with Sweep(empty, loader(model), WINDOWS[:1], tmp_path) as sweep, torch.inference_mode():
+        assert len([*sweep.layers()]) == 1
+        whole = model(input_ids=torch.tensor(WINDOWS[:1]), use_cache=False).logits[0]
+        assert torch.equal(sweep.logits(0), whole)
 
 
 @pytest.mark.parametrize("deep", [4, 2])
