@@ -100,6 +100,9 @@ _HARMLESS: Mapping[str, Any] = {
     "use_cache": True,
 }
 
+#: What transformers 4 writes for GPT-NeoX beside names of its own, and 5 keeps without reading it.
+_REPEATED = ("partial_rotary_factor", "rope_theta")
+
 _SHOWN = 8
 
 
@@ -107,10 +110,18 @@ def config_failures(saved: Any, original: Any) -> Iterator[Failure]:
     """Values of the two parsed configs that differ and change what the model computes."""
     got, wanted = saved.to_dict(), original.to_dict()
     for key in sorted((got.keys() | wanted.keys()) - _MAY_DIFFER):
-        if got.get(key) != wanted.get(key):
+        if got.get(key) != wanted.get(key) and not _repeats(key, got, wanted):
             yield Failure(
                 "structure", "config.json", repr(got.get(key)), repr(wanted.get(key)), key
             )
+
+
+def _repeats(key: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether ``key`` only says once more what both configs have in ``rope_parameters``."""
+    ropes = [each.get("rope_parameters") for each in (got, wanted)]
+    inside = [rope.get(key) if isinstance(rope, dict) else None for rope in ropes]
+    stated = [each[key] for each in (got, wanted) if each.get(key) is not None]
+    return key in _REPEATED and all(each == inside[0] == inside[1] for each in stated)
 
 
 def generation_failures(

@@ -14,10 +14,12 @@ import pytest
 import torch
 from conftest import Converted
 from tiny import write_source
+from transformers import AutoConfig
 
 import quantkit
 from quantkit.evaluation import read_material
 from quantkit.gate import GateReport, gate
+from quantkit.gate.settings import config_failures
 from quantkit.given import paths_of
 from quantkit.recipe import load_recipe
 from quantkit.registry import checksums
@@ -470,3 +472,19 @@ def test_out_of_range_ids_are_a_verdict(demo: Path, folder: Folder, tmp_path: Pa
     text.write_text("[[1, 2, 99999]]")
     report = judge(demo, folder.path, "bnb-nf4", *QUICK, text=text)
     assert "largest token id: 99999" in str(report.failures[0])
+
+
+@pytest.mark.parametrize(
+    ("factor", "theta", "seen"),
+    [(1.0, 10000, set()), (0.5, 10000, {"partial_rotary_factor"}), (1.0, 500, {"rope_theta"})],
+)
+def test_a_config_that_transformers_4_saved_says_the_same(
+    demo: Path, tmp_path: Path, factor: float, theta: int, seen: set[str]
+) -> None:
+    """Version 4.57 writes both keys for GPT-NeoX, beside rotary_pct and rotary_emb_base."""
+    stated = json.loads((demo / "config.json").read_text())
+    again = {"partial_rotary_factor": factor, "rope_theta": theta, "rope_scaling": None}
+    (tmp_path / "config.json").write_text(json.dumps(stated | again))
+    saved, original = (AutoConfig.from_pretrained(each) for each in (tmp_path, demo))
+    assert seen <= {each.where for each in config_failures(saved, original)}
+    assert bool(seen) == any(config_failures(saved, original))
