@@ -67,7 +67,7 @@ def check_tokenizer_level(
 ) -> Level:
     """Judge the tokenizer files of ``folder`` over the built-in corpus and ``texts``.
 
-    ``config`` is the model's: special ids that both name must be the same.
+    ``config`` is the model's: special ids that both name must be the same, or the source's.
     """
     model = sentencepiece_file(source)
     if not has_library_files(folder) and sentencepiece_file(folder) is None:
@@ -77,7 +77,7 @@ def check_tokenizer_level(
     except SourceError as error:
         failure = Failure("tokenizer", "AutoTokenizer", str(error), "to open")
         return judged("tokenizer", {}, [failure])
-    wrong = list(_special_ids(library, config))
+    wrong = list(_special_ids(library, config, None if _same(folder, source) else source))
     strings = list(texts)
     counted = _counted(strings, progress)
     with quiet_libraries():  # it warns of texts longer than the model's positions
@@ -85,7 +85,7 @@ def check_tokenizer_level(
             level = _against_source(library, source, counted)
         else:
             level = _against_model(library, model, counted, settings)
-            if folder.resolve() != source.resolve():
+            if not _same(folder, source):
                 level = _beside_the_source(level, library, model, strings, settings)
     route = {"ids_by": settings.ids.route} if settings.ids else {}
     return judged("tokenizer", {**level.measures, **route}, [*level.failures, *wrong])
@@ -257,10 +257,26 @@ def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
     return judged("tokenizer", found, failures)
 
 
-def _special_ids(library: Any, config: Mapping[str, Any]) -> Iterator[Failure]:
-    for name in _SPECIAL:
-        wanted, got = config.get(name), getattr(library, name, None)
-        if isinstance(wanted, int) and got is not None and wanted != got:
+def _same(folder: Path, source: Path) -> bool:
+    return folder.resolve() == source.resolve()
+
+
+def _special_ids(library: Any, config: Mapping[str, Any], source: Path | None) -> Iterator[Failure]:
+    """Ids that differ from the config's, unless the source's own tokenizer has them so."""
+    wrong = {
+        name: (got, wanted)
+        for name in _SPECIAL
+        if isinstance(wanted := config.get(name), int)
+        and (got := getattr(library, name, None)) not in (None, wanted)
+    }
+    if not wrong:
+        return
+    try:
+        own = None if source is None else library_tokenizer(source)
+    except SourceError:
+        own = None
+    for name, (got, wanted) in wrong.items():
+        if getattr(own, name, None) != got:
             yield Failure("tokenizer", name, str(got), str(wanted))
 
 

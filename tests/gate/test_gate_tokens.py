@@ -14,6 +14,7 @@ from conftest import Converted
 
 import quantkit
 from quantkit.errors import SourceError
+from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 
 QUICK = (
     "evaluation.max_windows=2",
@@ -58,6 +59,30 @@ def test_ids_of_the_sources_own_files_are_proven_by_the_level(pair: tuple[Path, 
     assert found["tokenizer"]["oracle"] == "the source's own files"
     assert found["tokenizer"]["ids_by"] == "transformers"
     assert "(transformers)" in found["perplexity"]["protocol"]
+
+
+def ends_with(folder: Path, token: str) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": token}))
+
+
+def test_a_source_whose_tokenizer_and_config_differ_in_an_id(pair: tuple[Path, Path]) -> None:
+    """Chat models made from others (DeepSeek-R1-Distill-Qwen): theirs to say, and carried on."""
+    source, out = pair
+    without_sentencepiece(source, out)
+    config = json.loads((source / "config.json").read_text())
+    settings = TokenizerSettings(allow_ties=True)
+
+    def failures() -> str:
+        level = check_tokenizer_level(out, source, ["The value"], config, settings)
+        return " ".join(map(str, level.failures))
+
+    ends_with(out, "[SEP]")
+    assert "eos_token_id: 5, expected 3" in failures()
+    ends_with(source, "[SEP]")
+    assert failures() == ""
+    ends_with(source, "[CLS]")
+    assert "eos_token_id: 5, expected 3" in failures()
 
 
 def swap_two_rare_tokens(whole: dict[str, Any]) -> None:
