@@ -18,7 +18,7 @@ from typing import Any
 from quantkit.adapter import adapter
 from quantkit.errors import HubError, QuantkitError, UsageError, on_one_line
 from quantkit.hub import scrub
-from quantkit.quiet import quiet_loading
+from quantkit.quiet import quiet_libraries
 from quantkit.tasks import LocalTask, WantedTasks
 
 #: Its loggers, and those of what it stands on.
@@ -249,7 +249,7 @@ def _quiet() -> Iterator[None]:
             each.setLevel(logging.CRITICAL)
         datasets.disable_progress_bars()
         task.tqdm = lambda rows, **kwargs: rows  # no setting turns this bar off
-        with quiet_loading():
+        with quiet_libraries(), redirect_stdout(sys.stderr):  # no model is loaded
             yield
     finally:
         task.tqdm = bar

@@ -19,6 +19,10 @@ _ALONE = RLock()
 
 _IMPORTING = Lock()
 
+#: No two threads may make a model's modules, empty or full: for empty ones accelerate swaps a
+#: method of torch's in all threads. Who holds it never waits for the other lock.
+BUILDING = RLock()
+
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
@@ -117,5 +121,5 @@ def quiet_loading() -> Iterator[None]:
     Standard output is for the answer. It is the whole process's, the caller's listener and
     threads included, so this stands around a library's call and nothing else.
     """
-    with quiet_libraries(), redirect_stdout(sys.stderr):
+    with quiet_libraries(), BUILDING, redirect_stdout(sys.stderr):
         yield

@@ -6,26 +6,21 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
-from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from quantkit.errors import SourceError, UnsupportedModelError, on_one_line
-from quantkit.quiet import import_transformers, need_surroundings
+from quantkit.quiet import BUILDING, import_transformers, need_surroundings
 from quantkit.scrutiny import check_config
 from quantkit.types import FLOAT_DTYPES
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: No two threads may build empty models, for which accelerate swaps a method of torch's in all
-#: threads.
-_ONE_AT_A_TIME = RLock()
-
 
 def _alone(build: Callable[P, T]) -> Callable[P, T]:
     @wraps(build)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _ONE_AT_A_TIME:
+        with BUILDING:
             return build(*args, **kwargs)
 
     return call

@@ -21,7 +21,9 @@ from tiny import write_source
 import quantkit
 from quantkit.errors import GateError, QuantkitError, SourceError, UsageError
 from quantkit.evaluation import read_ids, read_material, read_prompts
+from quantkit.quiet import quiet_loading
 from quantkit.recipe import load_recipe
+from quantkit.skeleton import build_empty, parse_config
 from quantkit.tokenizer import Tokenizer
 
 ODD = os.fsdecode(b"lat\xe9")
@@ -204,6 +206,21 @@ def test_models_are_built_one_at_a_time(tmp_path: Path) -> None:
     assert all((tmp_path / f"out{at}").is_dir() for at in range(3))
     assert torch.nn.Module.register_parameter is before
     assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_no_model_is_built_while_another_is_loaded(tmp_path: Path) -> None:
+    """A gate that loaded one meanwhile found weights without values, and failed."""
+    source = write_source(tmp_path / "source")
+    parsed = parse_config(source, json.loads((source / "config.json").read_text()))
+    building = threading.Thread(
+        target=build_empty, args=(parsed, "float16"), kwargs={"with_buffers": True}
+    )
+    with quiet_loading():
+        building.start()
+        building.join(1)
+        assert building.is_alive()
+    building.join(60)
+    assert not building.is_alive()
 
 
 def test_verbs_at_once_import_transformers_one_after_another(demo: Path) -> None:
