@@ -7,6 +7,7 @@ for a flag, which Python would take for true.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import cache, wraps
 from inspect import signature
 from numbers import Integral
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from quantkit.devices import torch_as_it_starts
 from quantkit.errors import UsageError, printable
 from quantkit.types import listening
 
@@ -51,10 +53,11 @@ def held_to_types(verb: Callable[P, T]) -> Callable[P, T]:
         for name, value in given.arguments.items():
             wanted = _hints(verb)[name]
             given.arguments[name] = _taken(value, wanted, f"{verb.__name__}: {name}")
-        if "listener" not in given.arguments:
-            return verb(*given.args, **given.kwargs)
-        with listening(given.arguments["listener"]) as tell:
-            given.arguments["listener"] = tell
+        with ExitStack() as around:
+            around.enter_context(torch_as_it_starts())
+            if "listener" in given.arguments:
+                tell = around.enter_context(listening(given.arguments["listener"]))
+                given.arguments["listener"] = tell
             return verb(*given.args, **given.kwargs)
 
     return call

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from quantkit.errors import UsageError
 
@@ -72,6 +73,25 @@ def count_threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+@contextmanager
+def torch_as_it_starts() -> Iterator[None]:
+    """Without the device that a program has set for new tensors, and without its autocast.
+
+    Code that names neither would compute elsewhere, or in another data type.
+    """
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "get_default_device"):  # not imported, or not yet
+        yield
+        return
+    with ExitStack() as usual:
+        if torch.get_default_device().type != "cpu":
+            usual.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                usual.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import pickle
 import pkgutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,37 @@ def test_every_kind_of_path_is_one(demo: Path, tmp_path: Path) -> None:
     assert quantkit.check(out, source, text=[text], set=QUICK)["gate"]["status"] == "passed"
     for folders in (out, [out]):
         quantkit.compare(folders, source, text=text, set=QUICK, plot=plot)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "torch.set_default_dtype(torch.float64)",
+        "torch.set_default_device('meta')",
+        "torch.autocast('cpu', torch.bfloat16).__enter__()",
+    ],
+)
+def test_what_a_program_has_set_in_torch_changes_nothing(
+    demo: Path, demo_nf4: Converted, tmp_path: Path, start: str
+) -> None:
+    quantkit.convert(demo, "bnb-nf4-double", tmp_path / "usual", no_gate=True)
+    code = f"""
+import torch, quantkit
+{start}
+quantkit.convert({str(demo)!r}, "bnb-nf4-double", {str(tmp_path / "set")!r}, no_gate=True)
+set = ["evaluation.max_windows=2", "evaluation.new_tokens=2"]
+text, made = {str(demo_nf4.text)!r}, {str(demo_nf4.folder)!r}
+print(quantkit.check(made, {str(demo)!r}, text=text, set=set)["gate"]["status"])
+print(torch.ones(1).dtype, torch.get_default_device(), torch.is_autocast_enabled("cpu"))
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    status, left = done.stdout.splitlines()
+    assert status == "passed"
+    assert left in ("torch.float64 cpu False", "torch.float32 meta False", "torch.float32 cpu True")
+    names = ("usual", "set")
+    one, other = ((tmp_path / each / "model.safetensors").read_bytes() for each in names)
+    assert one == other
 
 
 @pytest.mark.parametrize("given", [None, 5, ["x"], b"x", {"a": 1}, True, quantkit.recipes()[0]])

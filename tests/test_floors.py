@@ -27,10 +27,10 @@ FLOORS: dict[tuple[int, int], str] = {
     (0, 0): "errors types",
     (0, 1): "elements lanes",
     (1, 0): (
-        "asked cache carried clock devices digests frontmatter given heap licences lookalikes "
+        "cache carried clock devices digests frontmatter given heap licences lookalikes "
         "quiet rendering resources"
     ),
-    (1, 1): "compiled hub tokenization",
+    (1, 1): "asked compiled hub tokenization",
     (1, 2): "kernels",
     (1, 3): "checkpoint",
     (1, 4): "activations calls fetching scrutiny tokenizer",

@@ -46,7 +46,8 @@ def dynamic_map() -> npt.NDArray[np.float32]:
         marks = torch.linspace(0.1, 1.0, 2**decade + 1, dtype=torch.float32)
         magnitudes.append(10 ** (decade + 1 - _DECADES) * ((marks[:-1] + marks[1:]) / 2.0))
     positive = torch.cat(magnitudes)
-    values = torch.cat((-positive, torch.tensor([0.0, 1.0]), positive)).sort().values
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float32)
+    values = torch.cat((-positive, ends, positive)).sort().values
     made: npt.NDArray[np.float32] = values.numpy()
     return made
 
