@@ -72,7 +72,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        calls          how a model calls its layers
        frontmatter    a card's text -> its metadata and its body
        licences       which licence a source has, and what it forbids
-       asked          what a caller gives a verb, held to what the verb takes
+       verb           what stands around every public function: types, listener, torch's settings
        given          a small file that a user names, where it is one
        lookalikes     what people give in place of a checkpoint
        carried        the small files that an output carries on, by name

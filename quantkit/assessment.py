@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantkit.asked import held_to_types
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device
 from quantkit.errors import CheckpointError, SourceError, UsageError, printable
@@ -25,6 +24,7 @@ from quantkit.resources import shipped_folder
 from quantkit.source import Source, is_hub_id, open_source, quantization_settings, read_object
 from quantkit.staging import MANIFEST
 from quantkit.types import AnyPath, Listener, silent
+from quantkit.verb import verb
 from quantkit.verification import prove
 
 #: Thresholds for formats without a recipe of ours, by bits: docs/gate.md has the measurements.
@@ -46,7 +46,7 @@ _MOST_PENALTY = 1e6
 _RECORD = "check.json"
 
 
-@held_to_types
+@verb
 def check(
     dir: AnyPath,
     against: AnyPath,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.amending import amend
-from quantkit.asked import held_to_types
 from quantkit.card import NAME as CARD
 from quantkit.card import render_card
 from quantkit.devices import Device, choose_device
@@ -40,9 +39,10 @@ from quantkit.subject import Subject, check_ids, read_subject, source_of
 from quantkit.tasks import WantedTasks, check_shots, read_tasks
 from quantkit.tokenizer import has_library_files, library_tokenizer
 from quantkit.types import AnyPath, Event, Listener, silent
+from quantkit.verb import verb
 
 
-@held_to_types
+@verb
 def eval(
     dir: AnyPath,
     tasks: str | Iterable[str],

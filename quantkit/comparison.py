@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from quantkit.asked import held_to_types
 from quantkit.assessment import format_name, quantized_folder, weight_bytes
 from quantkit.devices import Device, choose_device
 from quantkit.errors import UsageError
@@ -19,13 +18,14 @@ from quantkit.recipe import load_recipe
 from quantkit.records import finite
 from quantkit.source import open_source
 from quantkit.types import AnyPath, Listener, silent
+from quantkit.verb import verb
 from quantkit.verification import prove
 
 #: The recipe whose windows are taken where none is given.
 _RECIPE = "bnb-nf4"
 
 
-@held_to_types
+@verb
 def compare(
     folders: AnyPath | Iterable[AnyPath],
     against: AnyPath,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quantkit.asked import held_to_types
 from quantkit.digests import digest_file
 from quantkit.errors import WithdrawnError
 from quantkit.given import expanded
@@ -13,6 +12,7 @@ from quantkit.inspection import verify
 from quantkit.pipeline import convert
 from quantkit.resources import demo_model
 from quantkit.types import AnyPath, Event, Listener, silent
+from quantkit.verb import verb
 
 RECIPE = "bnb-nf4"
 
@@ -32,7 +32,7 @@ sha256 = "{sha256}"
 """
 
 
-@held_to_types
+@verb
 def demo(out: AnyPath = "demo-output", *, listener: Listener = silent) -> dict[str, Any]:
     """Convert the demo model into ``out/model``, then show a refusal.
 

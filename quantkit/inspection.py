@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantkit.asked import held_to_types
 from quantkit.errors import MismatchError, SourceError, UsageError, printable
 from quantkit.fetching import fetch
 from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
@@ -26,13 +25,14 @@ from quantkit.staging import MANIFEST
 from quantkit.tokenization import read_model
 from quantkit.tokenizer import SENTENCEPIECE_FILES, has_library_files, sentencepiece_file
 from quantkit.types import AnyPath, Event, Listener, silent
+from quantkit.verb import verb
 from quantkit.verification import Policy, digest_source, settle
 
 #: Where transformers finds which tokenizer a folder has.
 _SAYS_HOW = ("tokenizer_config.json", "tokenizer.json", "config.json")
 
 
-@held_to_types
+@verb
 def verify(
     path_or_repo: AnyPath,
     *,
@@ -127,7 +127,7 @@ def wanted_to_verify(names: list[str]) -> list[str]:
     return names if MANIFEST in names else wanted_files(names)
 
 
-@held_to_types
+@verb
 def check_tokenizer(
     path: AnyPath, *, text: AnyPath | None = None, listener: Listener = silent
 ) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantkit.asked import held_to_types
 from quantkit.calibration import read_calibration
 from quantkit.card import NAME as CARD
 from quantkit.card import write_card
@@ -32,10 +31,11 @@ from quantkit.signing import Signer, open_signer
 from quantkit.source import Source, is_hub_id, open_source
 from quantkit.staging import check_free, cleaned, commit, held, staging_for
 from quantkit.types import AnyPath, Event, Listener, silent
+from quantkit.verb import verb
 from quantkit.verification import Policy, VerifiedSource, prove, settle
 
 
-@held_to_types
+@verb
 def plan(
     source: AnyPath,
     recipe: AnyPath,
@@ -50,7 +50,7 @@ def plan(
     return make_plan(opened, chosen)
 
 
-@held_to_types
+@verb
 def convert(
     source: AnyPath,
     recipe: AnyPath,

@@ -16,7 +16,6 @@ from typing import Any, cast
 from jinja2 import UndefinedError
 
 from quantkit.amending import amend, staging_to_amend
-from quantkit.asked import held_to_types
 from quantkit.card import NAME as CARD
 from quantkit.carddata import identity
 from quantkit.destination import Destination, Push, check_names, look, model_of
@@ -37,6 +36,7 @@ from quantkit.signatures import SIGNATURE, is_signed, refuse_unsignable
 from quantkit.signing import Signer, open_signer
 from quantkit.staging import MANIFEST
 from quantkit.types import AnyPath, Event, Listener, silent
+from quantkit.verb import verb
 
 _NO_BASE = (
     "the card will name no base model: its source is a folder that no registry here knows; convert "
@@ -50,7 +50,7 @@ def agreed(offer: Mapping[str, Any]) -> bool:
     return True
 
 
-@held_to_types
+@verb
 def publish(
     dir: AnyPath,
     repo_id: str,

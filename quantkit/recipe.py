@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from quantkit.asked import held_to_types
 from quantkit.errors import RecipeError, UsageError, printable
 from quantkit.given import expanded, read_given_text
 from quantkit.methods import METHODS, CalibrationSection, Method, Pattern, Strict
 from quantkit.mistakes import explained
 from quantkit.resources import shipped_folder
 from quantkit.types import AnyPath
+from quantkit.verb import verb
 
 #: The longest recipe, in bytes.
 _LONGEST = 1 << 20
@@ -172,7 +172,7 @@ def recipe_text(name_or_path: AnyPath) -> str:
     return _find(name_or_path).read_text(encoding="utf-8")
 
 
-@held_to_types
+@verb
 def load_recipe(name_or_path: AnyPath, overrides: str | Iterable[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or any ``.toml`` file.
 

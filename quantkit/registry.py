@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.asked import held_to_types
 from quantkit.given import paths_of
 from quantkit.releases import PARTS, Entry, ListedFile, Release, read_entries
 from quantkit.resources import shipped_folder
 from quantkit.types import AnyPath, FileDigest, Fingerprint, Status, Verdict
+from quantkit.verb import verb
 
 #: By what a release was recognized, in words.
 _EVIDENCE = {
@@ -239,7 +239,7 @@ def _verdict(status: Status, entry: Entry, release: Release, by: str) -> Verdict
     )
 
 
-@held_to_types
+@verb
 def checksums(folders: AnyPath | Iterable[AnyPath] = ()) -> Registry:
     """The built-in registry and every ``*.toml`` of ``folders``.
 

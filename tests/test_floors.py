@@ -30,7 +30,7 @@ FLOORS: dict[tuple[int, int], str] = {
         "cache carried clock devices digests frontmatter given heap licences lookalikes "
         "quiet rendering resources"
     ),
-    (1, 1): "asked compiled hub tokenization",
+    (1, 1): "compiled hub tokenization verb",
     (1, 2): "kernels",
     (1, 3): "checkpoint",
     (1, 4): "activations calls fetching scrutiny tokenizer",

@@ -1,7 +1,9 @@
-"""What a caller gives a verb, held to what the verb takes before any work is done.
+"""What stands around every public function.
 
-A service hands on what a queue or an environment held: ``None`` for a path, the text ``"false"``
-for a flag, which Python would take for true.
+Its arguments are held to their types before any work is done: a service hands on what a queue
+or an environment held, ``None`` for a path, the text ``"false"`` for a flag, which Python would
+take for true. Its listener's errors stay the caller's. What the caller has set in torch changes
+nothing.
 """
 
 from __future__ import annotations
@@ -37,35 +39,35 @@ _WORDS: Mapping[object, str] = {
 _REFUSED = object()
 
 
-def held_to_types(verb: Callable[P, T]) -> Callable[P, T]:
-    """``verb``, its arguments held to their annotations: any ``os.PathLike`` becomes a ``Path``,
-    and what can be iterated over a tuple. What its ``listener`` raises reaches the caller as it
-    is, whatever the code in between makes of errors.
+def verb(function: Callable[P, T]) -> Callable[P, T]:
+    """``function``, its arguments held to their annotations: any ``os.PathLike`` becomes a
+    ``Path``, and what can be iterated over a tuple. What its ``listener`` raises reaches the caller
+    as it is, whatever the code in between makes of errors.
 
     Raises:
         UsageError: an argument is of another type.
     """
-    shape = signature(verb)
+    shape = signature(function)
 
-    @wraps(verb)
+    @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         given = shape.bind(*args, **kwargs)
         for name, value in given.arguments.items():
-            wanted = _hints(verb)[name]
-            given.arguments[name] = _taken(value, wanted, f"{verb.__name__}: {name}")
+            wanted = _hints(function)[name]
+            given.arguments[name] = _taken(value, wanted, f"{function.__name__}: {name}")
         with ExitStack() as around:
             around.enter_context(torch_as_it_starts())
             if "listener" in given.arguments:
                 tell = around.enter_context(listening(given.arguments["listener"]))
                 given.arguments["listener"] = tell
-            return verb(*given.args, **given.kwargs)
+            return function(*given.args, **given.kwargs)
 
     return call
 
 
 @cache
-def _hints(verb: Callable[..., object]) -> dict[str, Any]:
-    return get_type_hints(verb)
+def _hints(function: Callable[..., object]) -> dict[str, Any]:
+    return get_type_hints(function)
 
 
 def _taken(value: object, wanted: Any, where: str) -> object:
