@@ -248,6 +248,13 @@ def test_folders_in_folders_of_the_manifest_are_its_own(copy: Path) -> None:
     assert "a/more is no file of the manifest; a/more.txt is not in the manifest" in said
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(MismatchError, match=f"says: {name} is missing; fetch it again"):
+        quantkit.verify(copy)
+
+
 def test_a_withdrawn_source_is_told_of_before_the_weights_are_read(
     source: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
