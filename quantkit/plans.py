@@ -93,7 +93,8 @@ class Plan:
         """Forecast of the peak without the gate: libraries, segments in flight, the largest
         weight that must be held whole, and what a calibration holds beside its activations.
 
-        Not counted is transformers where it only reads a config, the first time that it is seen."""
+        Not counted is what a first run adds: transformers where it only reads a config, and numba,
+        which compiles the loops."""
         whole = [
             _whole_bytes(each)
             for each in self.tensors
