@@ -14,6 +14,8 @@ from independent_measures import measure
 
 import quantkit
 from quantkit.gate.likelihood import check_likelihood
+from quantkit.gate.models import LoadingReport
+from quantkit.gate.reload import WeightError, check_reload
 from quantkit.gate.scoring import Scores
 from quantkit.recipe import load_recipe
 
@@ -141,6 +143,40 @@ def test_no_number_is_a_failure() -> None:
     assert "perplexity ratio" in judged(3.0, nan, 0.1, 0.9)
     assert "perplexity ratio" in judged(nan, 3.0, 0.1, 0.9)
     assert "mean KL divergence" in judged(3.0, 3.1, nan, 0.9)
+
+
+LIMIT = load_recipe("bnb-nf4").gate.max_weight_error
+
+
+@pytest.mark.parametrize(
+    ("error", "measure"),
+    [
+        (WeightError("w", LIMIT, 1.0), ""),
+        (WeightError("w", equal=True), ""),
+        (WeightError("w", LIMIT * 1.001, 0.5), "weight error"),
+        (WeightError("w", LIMIT / 2, 1.001), "block error, of its bound"),
+        (WeightError("w", LIMIT / 2, 0.5, table=False), "quant_map"),
+        (WeightError("w", equal=False), "weight"),
+    ],
+)
+def test_every_limit_on_a_weight_is_held_alone(error: WeightError, measure: str) -> None:
+    """Whichever weight it is: one that is better comes before it, and one after it."""
+    better = WeightError("better", LIMIT / 4, 0.1)
+    level = check_reload(LoadingReport(), [better, error, better], load_recipe("bnb-nf4").gate)
+    found = [(each.measure, each.where) for each in level.failures]
+    assert found == ([(measure, "w")] if measure else [])
+    assert level.outcome == ("failed" if measure else "passed")
+    # the recipe's own limit does not end the walk: every weight is measured before it speaks
+    assert error.fits == (measure in ("", "weight error"))
+
+
+def test_a_folder_without_a_quantized_weight_has_no_worst_one() -> None:
+    kept = [WeightError("norm", equal=True)]
+    level = check_reload(LoadingReport(), kept, load_recipe("fp16").gate)
+    assert level.outcome == "passed"
+    assert level.measures["modules_compared"] == 1
+    assert level.measures["worst_module"] == ""
+    assert level.measures["min_snr_db"] is None
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
