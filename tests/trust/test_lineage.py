@@ -165,6 +165,22 @@ def test_a_release_that_only_an_md5_tells_is_told_of(copy: Path, tmp_path: Path)
     assert each["md5"] is None
     (said,) = filter(about_the_source, quantkit.verify(copy, checksums=[tmp_path])["notes"])
     assert "by its MD5 alone" in said
+    manifest = read_manifest(copy)
+    for file in manifest["source"]["files"]:
+        file["md5"] = "1" * 32
+    write_manifest(manifest, copy)
+    said = "; ".join(quantkit.verify(copy, checksums=[tmp_path])["notes"])
+    assert "by its MD5 alone" not in said, "it states one: the registry was asked"
+
+
+def test_what_git_and_the_hub_client_leave_behind_is_no_stray(copy: Path) -> None:
+    for name in (".git", ".cache"):
+        (copy / name / "huggingface").mkdir(parents=True)
+    (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    assert quantkit.verify(copy)["kind"] == "output"
+    (copy / ".hidden").write_text("x")
+    with pytest.raises(MismatchError, match=r"says: \.hidden is not in the manifest"):
+        quantkit.verify(copy)
 
 
 def test_a_manifest_that_contradicts_itself_proves_nothing(copy: Path) -> None:
