@@ -32,6 +32,7 @@ from quantkit.source import open_source
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
 
 MODULE = "gpt_neox.layers.1.mlp.dense_h_to_4h"
+NORM = "gpt_neox.final_layer_norm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,24 @@ def test_gptq(made: tuple[Path, Path], tmp_path: Path, change: Change, said: str
     assert found
     assert all(each.startswith("structure:") for each in found)
     assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda norm: norm.reshape(8, -1), f"shape: [8, 8] at {NORM}, expected [64]"),
+        (lambda norm: norm[:-1].clone(), f"shape: [63] at {NORM}, expected [64]"),
+        (lambda norm: norm.to(torch.int32), f"data type: int32 at {NORM}, expected a float's"),
+    ],
+)
+def test_a_kept_weight_has_its_shape_and_a_floats_type(
+    made: tuple[Path, Path], tmp_path: Path, make: Callable[[Tensor], Tensor], said: str
+) -> None:
+    def change(state: dict[str, Tensor], _: dict[str, Any]) -> None:
+        state[NORM] = make(state[NORM])
+
+    source, folder = made
+    assert failures(source, changed(folder, tmp_path / "copy", change)) == [f"structure: {said}"]
 
 
 @pytest.mark.parametrize(
