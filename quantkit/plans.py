@@ -143,11 +143,12 @@ class Plan:
 
 
 def _whole_bytes(item: TensorPlan) -> int:
-    """What a tensor takes that must be rearranged: it and the next, itself in order, a cast's
-    result, and the copy that waits to be written where it is kept."""
+    """What a tensor takes that must be rearranged: itself as stored and in order, and what is read
+    ahead, together at most four of its size; a cast's result, and the copy that waits to be written
+    where it is kept. How many there are at once differs from run to run."""
     made = item.source.elements * ITEM_BYTES[item.dtype]
     copies = (item.dtype != item.source.dtype) + (item.shape is None)
-    return 3 * item.source.nbytes + copies * made
+    return 4 * item.source.nbytes + copies * made
 
 
 def summary(plan: Plan) -> str:

@@ -240,6 +240,7 @@ def test_ctrl_c_ends_a_process_that_has_a_limit(tmp_path: Path) -> None:
         if begun.exists() and begun.read_text():
             break
         time.sleep(0.1)
+    time.sleep(1)  # until it waits for its child, and no longer starts it
     waiting.send_signal(signal.SIGINT)
     waiting.communicate(timeout=20)
     assert not Path("/proc", begun.read_text()).exists()
