@@ -86,7 +86,7 @@ class Plan:
     @property
     def computes_in_torch(self) -> bool:
         """Whether some of the arithmetic is torch's, whose sums depend on its threads."""
-        return self._is_calibrated or bool(self.method.get("double_quant", False))
+        return self.is_calibrated or bool(self.method.get("double_quant", False))
 
     @property
     def memory_bytes(self) -> int:
@@ -101,11 +101,12 @@ class Plan:
             if each.action != "drop" and (each.transposed or each.source.stride is not None)
         ]
         libraries = _WITH_TORCH_BYTES if self.computes_in_torch else _LIBRARY_BYTES
-        libraries = _CALIBRATING_BYTES if self._is_calibrated else libraries
+        libraries = _CALIBRATING_BYTES if self.is_calibrated else libraries
         return libraries + max(whole, default=0) + self._calibration_bytes
 
     @property
-    def _is_calibrated(self) -> bool:
+    def is_calibrated(self) -> bool:
+        """Whether the model's own layers are run to make it."""
         return bool(self.method["format"] == "gptq")
 
     @property
@@ -113,7 +114,7 @@ class Plan:
         """In float32, the larger of two: all that lies outside the layers; or two layers (the
         next is read while one is worked on), the widest Hessian, what its modules' outputs lack,
         and the weight that is rounded."""
-        if not self._is_calibrated:
+        if not self.is_calibrated:
             return 0
         sizes: dict[str, int] = {}
         for each in (each for each in self.tensors if each.action != "drop"):
@@ -167,7 +168,7 @@ def memory_forecast(plan: Plan) -> str:
     """In words, with what transformers adds where this process has loaded it, as the first to
     read a config does."""
     text = f"about {plan.memory_bytes / 1e6:,.0f} MB"
-    if "transformers" in sys.modules and plan.method["format"] != "gptq":  # counted there
+    if "transformers" in sys.modules and not plan.is_calibrated:  # counted there
         text += f" (and {_TRANSFORMERS_BYTES / 1e6:.0f} MB for transformers, loaded by now)"
     return text
 

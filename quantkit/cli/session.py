@@ -7,12 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import typer
 
 from quantkit.cli.display import Display
-from quantkit.errors import INTERRUPTED, QuantkitError, out_of_memory
+from quantkit.errors import INTERRUPTED, QuantkitError, StorageError, out_of_memory
+from quantkit.quiet import need_current_folder
 
 _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 
@@ -60,18 +60,13 @@ def _said(error: BaseException, interrupted: str) -> tuple[str, int]:
     if out_of_memory(error):
         said = "out of memory; close other programs, or use a machine (or --device) with more"
         return said, QuantkitError.exit_code
-    if isinstance(error, FileNotFoundError) and not error.filename and _is_nowhere():
-        return "the current folder is gone; change to one that is there", QuantkitError.exit_code
+    if isinstance(error, FileNotFoundError) and not error.filename:
+        try:
+            need_current_folder()
+        except StorageError as nowhere:
+            return str(nowhere), nowhere.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         said = f"{where}{error.strerror or error}; check the disk, and run again"
         return said, QuantkitError.exit_code
     return "", QuantkitError.exit_code
-
-
-def _is_nowhere() -> bool:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        return True
-    return False

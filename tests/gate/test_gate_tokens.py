@@ -67,7 +67,7 @@ def ends_with(folder: Path, token: str) -> None:
 
 
 def test_a_source_whose_tokenizer_and_config_differ_in_an_id(pair: tuple[Path, Path]) -> None:
-    """Chat models made from others (DeepSeek-R1-Distill-Qwen): theirs to say, and carried on."""
+    """The source's to say, and carried on."""
     source, out = pair
     without_sentencepiece(source, out)
     config = json.loads((source / "config.json").read_text())
