@@ -19,6 +19,7 @@ from quantkit.execution import Job, Staged, mark_failed, stage
 from quantkit.gate import GateReport, gate_not_run
 from quantkit.given import expanded, paths_of
 from quantkit.manifest import build_manifest
+from quantkit.outlook import foretell
 from quantkit.planning import make_plan
 from quantkit.plans import Plan, summary
 from quantkit.provenance import PROVENANCE, write_provenance
@@ -101,6 +102,7 @@ def convert(
     listener(Event("plan", message=summary(planned)))
     own = expanded(calibration) if calibration is not None else None
     calibrating = read_calibration(chosen, own, opened, planned, material, listener)
+    foretell(planned, chosen, material, calibrating, where, listener)
     job = Job(planned, opened, chosen, registry, policy, calibrating, place, where, listener, clock)
     with held(place), cleaned(place):
         staged = stage(job)

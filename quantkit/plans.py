@@ -143,6 +143,11 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def in_layer(memory: str | None) -> bool:
+    """Whether a name in memory is of a decoder layer."""
+    return _LAYER.match(memory or "") is not None
+
+
 def _whole_bytes(item: TensorPlan) -> int:
     """What a tensor takes that must be rearranged: itself as stored and in order, and what is read
     ahead, together at most four of its size; a cast's result, and the copy that waits to be written

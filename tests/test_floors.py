@@ -50,7 +50,7 @@ FLOORS: dict[tuple[int, int], str] = {
     ): "amending carddata cautions finished listed modulewise observing outcomes prompts settings",
     (3, 0): "card companions evaluation planning plots provenance verification",
     (3, 1): "calibration conversion lineage registering",
-    (3, 2): "gate layerwise subject",
+    (3, 2): "gate layerwise outlook subject",
     (3, 3): "execution report",
     (3, 4): "assessment manifest remote",
     (3, 5): "comparison destination inspection",

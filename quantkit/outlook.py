@@ -1,0 +1,120 @@
+"""Before long work: how long its arithmetic takes at the least, on this machine, now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from quantkit.calibration import Calibration
+from quantkit.evaluation import Material
+from quantkit.plans import Plan, in_layer
+from quantkit.recipe import Recipe
+from quantkit.types import Event, Listener
+
+#: Shorter work is not spoken of, in seconds: its progress says enough.
+WORTH_SAYING = 60.0
+
+#: A square product of this many rows is timed: large enough for the full rate.
+_ROWS = 1024
+
+
+def foretell(
+    plan: Plan,
+    recipe: Recipe,
+    material: Material | None,
+    calibration: Calibration | None,
+    device: str,
+    listener: Listener,
+) -> None:
+    """Tell ``listener`` of the long work ahead, if there is any: the calibration's, the gate's.
+
+    ``material`` is ``None`` where no gate will run. Times are lower bounds: products of matrices
+    alone, at the rate of one that is timed here.
+    """
+    calibrating = calibration_operations(plan, calibration.tokens) if calibration else 0
+    tokens = gate_tokens(plan, recipe, material) if material else 0
+    judging = gate_operations(plan, tokens)
+    if not calibrating + judging:
+        return
+    rate = matrix_rate(device)
+    said = [
+        f"{what} {spoken(operations / rate)}"
+        for what, operations in (
+            ("calibration", calibrating),
+            (f"gate ({tokens:,} tokens of text)", judging),
+        )
+        if operations / rate > WORTH_SAYING
+    ]
+    if said:
+        listener(
+            Event(
+                "plan",
+                message=f"      of arithmetic alone, at the {rate / 1e9:,.0f} GFLOP/s measured on "
+                f"{device} now: {', '.join(said)}; less where an earlier run is taken up",
+            )
+        )
+
+
+def gate_tokens(plan: Plan, recipe: Recipe, material: Material) -> int:
+    """Tokens in the windows that the gate scores, of all texts."""
+    wanted = recipe.evaluation
+    length = min(wanted.window, plan.max_positions or wanted.window)
+    cut = [each.windows(length, wanted.max_windows) for each in material.texts]
+    return sum(len(window) for windows in cut for window in windows)
+
+
+def gate_operations(plan: Plan, tokens: int) -> int:
+    """Of two passes, the source's and the output's: a product and a sum a weight and token."""
+    return 2 * 2 * tokens * (sum(map(_area, _layer_matrices(plan))) + _head(plan))
+
+
+def calibration_operations(plan: Plan, tokens: int) -> int:
+    """GPTQ's: a pass through the layers, a Hessian (half of it) for each module, its inverse's
+    Cholesky factor and the updates (Frantar et al., arXiv:2210.17323)."""
+    modules = [each.shape for each in plan.with_action("quantize") if each.shape]
+    hessians = sum(columns**2 for _, columns in modules) * tokens
+    factors = sum(columns**3 for _, columns in modules) // 3
+    updates = sum(rows * columns**2 for rows, columns in modules)
+    passes = 2 * tokens * sum(map(_area, _layer_matrices(plan)))
+    return passes + hessians + factors + updates
+
+
+def _layer_matrices(plan: Plan) -> list[Sequence[int]]:
+    return [
+        each.source.shape
+        for each in plan.tensors
+        if each.action != "drop" and in_layer(each.memory) and len(each.source.shape) == 2
+    ]
+
+
+def _head(plan: Plan) -> int:
+    """The largest matrix outside the layers; a tied head is the embedding."""
+    outside = [
+        each.source.elements
+        for each in plan.tensors
+        if each.action != "drop" and not in_layer(each.memory)
+    ]
+    return max(outside, default=0)
+
+
+def _area(shape: Sequence[int]) -> int:
+    rows, columns = shape
+    return rows * columns
+
+
+def matrix_rate(device: str) -> float:
+    """Operations a second of a float32 product, the best of five."""
+    import torch
+
+    left = torch.ones(_ROWS, _ROWS, device=device)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        float((left @ left)[0, 0])  # waits for a device
+        best = max(best, 2 * _ROWS**3 / (time.perf_counter() - start))
+    return best
+
+
+def spoken(seconds: float) -> str:
+    """A length of time as people say it: minutes, or hours with one decimal."""
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
