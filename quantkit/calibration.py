@@ -20,14 +20,14 @@ import numpy as np
 
 from quantkit.errors import UsageError, on_one_line
 from quantkit.evaluation import Material, largest_id, read_ids
-from quantkit.given import LONGEST_TEXT, as_text, read_given
+from quantkit.given import LONGEST_TEXT, as_text, expanded, read_given
 from quantkit.methods import CalibrationSection
 from quantkit.plans import Plan
 from quantkit.recipe import Prompt, Recipe
 from quantkit.resources import calibration_text
 from quantkit.source import Source
 from quantkit.tokenizer import Tokenizer, open_tokenizer
-from quantkit.types import Event, Listener, silent
+from quantkit.types import AnyPath, Event, Listener, silent
 
 #: Two texts that share a run of so many tokens overlap...
 _RUN = 32
@@ -61,7 +61,7 @@ class Calibration:
 
 def read_calibration(
     recipe: Recipe,
-    given: Path | None,
+    given: AnyPath | None,
     source: Source,
     plan: Plan,
     material: Material | None,
@@ -76,7 +76,7 @@ def read_calibration(
         UsageError: the file cannot be read or holds too little; no tokenizer for text; a
             window is of the evaluation text.
     """
-    section = recipe.calibration
+    section, own = recipe.calibration, None if given is None else expanded(given)
     if section is None:
         if given is not None:
             raise UsageError(
@@ -89,7 +89,7 @@ def read_calibration(
         if material
         else open_tokenizer(source.folder, split_special_tokens=split)
     )
-    path = given or _find(section)
+    path = own or _find(section)
     raw = read_given(path, f"calibration {path}", most=LONGEST_TEXT)
     documents, route = _encoded(path, raw, recipe.prompt, tokenizer)
     length = min(section.length, plan.max_positions or section.length)

@@ -100,8 +100,7 @@ def convert(
     material = None if no_gate else _material(opened, chosen, texts)
     planned = make_plan(opened, chosen)
     listener(Event("plan", message=summary(planned)))
-    own = expanded(calibration) if calibration is not None else None
-    calibrating = read_calibration(chosen, own, opened, planned, material, listener)
+    calibrating = read_calibration(chosen, calibration, opened, planned, material, listener)
     foretell(planned, chosen, material, calibrating, where, listener)
     job = Job(planned, opened, chosen, registry, policy, calibrating, place, where, listener, clock)
     with held(place), cleaned(place):
