@@ -19,9 +19,9 @@ from quantkit.plans import TensorPlan
 class ModuleReport:
     """How one module came out.
 
-    ``loss`` is the Hessian-weighted squared error per output and token, ``snr_db`` the
-    weight's own signal to noise, ``None`` where there is no noise. ``note`` says what was out
-    of the ordinary.
+    ``loss`` is the squared error per output and token, weighted by the dampened Hessian,
+    ``snr_db`` the weight's own signal to noise, ``None`` where there is no noise. ``note`` says
+    what was out of the ordinary.
     """
 
     module: str

@@ -45,7 +45,7 @@ class Quantized:
 
     ``codes``: uint8 (rows, columns). ``scales``: (rows, groups), each exactly a float16.
     ``zero_points``: uint8 (rows, groups). ``g_idx``: int32 (columns,), each column's group.
-    ``loss``: the Hessian-weighted squared error, summed over rows.
+    ``loss``: the squared error, weighted by the dampened Hessian, summed over rows.
     """
 
     codes: Tensor
