@@ -32,7 +32,8 @@ from errno import ENOMEM
 from typing import Any
 from unicodedata import category
 
-#: The exit code after Ctrl-C: 128 and the signal's number, as shells have it.
+#: The exit code after Ctrl-C; after another signal it is 128 and that one's number, as shells have
+#: it: 143 for SIGTERM.
 INTERRUPTED = 130
 
 #: How many characters of a library's message are shown; beyond that it becomes a lecture.

@@ -161,7 +161,7 @@ def _ready(
         refuse(folder, against, allowed)
         made = manifest_and_card(folder, manifest, where, verdict, stated, against)
         return _Ready(*made, tuple(map(str, against)))
-    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, UndefinedError) as error:
         raise SourceError(
             f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
         ) from error

@@ -65,7 +65,7 @@ def summary_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "source": {key: source[key] for key in ("name", "repo_id", "revision")},
         "recipe": manifest["recipe"]["name"],
-        "tool": manifest["tool"],
+        "tool": {key: manifest["tool"][key] for key in ("name", "version")},
         "published_as": publication.get("repo_id"),
     }
 
@@ -125,6 +125,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(read_raw(folder).decode("utf-8"))
+        # quantkit writes neither NaN nor half a letter, and could not show or write either again
+        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
         schema = manifest["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{path}: not a readable quantkit manifest: {error}") from error

@@ -6,8 +6,8 @@ Data types are named as torch names them without the prefix (``"float16"``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from os import PathLike
@@ -168,20 +168,30 @@ class _Telling:
             raise _ListenerRaised from error
 
 
-@contextmanager
-def listening(listener: Listener) -> Iterator[Listener]:
+class _Listening(AbstractContextManager[Listener, None]):
+    # no generator: what leaves one may not be a StopIteration
+    def __init__(self, listener: Listener) -> None:
+        self._outermost = not isinstance(listener, _Telling)
+        self._tell = _Telling(listener) if self._outermost else listener
+
+    def __enter__(self) -> Listener:
+        return self._tell
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        cause = error.__cause__ if isinstance(error, _ListenerRaised) else None
+        if cause is None or not self._outermost:
+            return
+        came_from = cause.__context__
+        try:
+            raise cause
+        finally:  # as it was raised: Python would have it come from our own
+            cause.__context__ = came_from
+
+
+def listening(listener: Listener) -> AbstractContextManager[Listener, None]:
     """``listener`` for code that takes errors for verdicts, or for its own: what it raises passes
     through, to the outermost of these that are open."""
-    if isinstance(listener, _Telling):
-        yield listener
-        return
-    cause: BaseException | None = None
-    try:
-        yield _Telling(listener)
-    except _ListenerRaised as raised:
-        cause = raised.__cause__
-    if cause is not None:  # as it was raised, whatever it came from
-        raise cause
+    return _Listening(listener)
 
 
 def counted(listener: Listener, stage: str, total: int) -> Callable[[int], None]:

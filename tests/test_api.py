@@ -81,6 +81,22 @@ def test_what_a_listener_raises_is_its_callers(demo: Path, demo_nf4: Converted, 
             quantkit.compare(demo_nf4.folder, demo, text=demo_nf4.text, set=QUICK, listener=stop)
 
 
+def test_a_listeners_stop_iteration_is_its_callers_as_it_was_raised(demo: Path) -> None:
+    """What leaves a generator of Python's may be anything else."""
+    said = StopIteration("enough")
+
+    def stop(event: Event) -> None:
+        try:
+            raise KeyError("why")
+        except KeyError:
+            raise said  # noqa: B904
+
+    with pytest.raises(StopIteration) as raised:
+        quantkit.verify(demo, listener=stop)
+    assert raised.value is said
+    assert isinstance(said.__context__, KeyError)
+
+
 @pytest.mark.parametrize("stage", ["convert", "gate"])
 def test_a_full_disk_of_a_listeners_own_is_not_the_outputs(
     demo: Path, tmp_path: Path, stage: str

@@ -38,7 +38,8 @@ def main() -> None:
     # them, again and again, is a tenth of the start-up.
     gc.set_threshold(100_000)
     # until a verb has a handler of its own: nothing is begun yet
-    signal.signal(signal.SIGINT, lambda number, frame: _stop())
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, frame: _stop(128 + number))
     try:
         from quantkit.cli.app import app
 
@@ -57,15 +58,15 @@ def main() -> None:
     _leave(code)
 
 
-def _stop() -> NoReturn:
+def _stop(code: int) -> NoReturn:
     """End where nothing is begun, by the system's calls alone: an import is in progress."""
     said = "interrupted; nothing was begun"
-    value = {"error": {"kind": "Interrupted", "message": said, "exit_code": INTERRUPTED}}
+    value = {"error": {"kind": "Interrupted", "message": said, "exit_code": code}}
     with suppress(OSError):
         if "--json" in sys.argv:
             os.write(1, f"{json.dumps(value)}\n".encode())
         os.write(2, f"quantkit: {said}\n".encode())
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 def _take_every_letter() -> None:

@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 source not verified or withdrawn, "
-    "4 gate failed, 130 interrupted.",
+    "4 gate failed, 130 interrupted (143 by SIGTERM).",
 )
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import typer
 
-from quantkit.cli.display import Display
+from quantkit.cli.display import STOPS, Display
 from quantkit.errors import INTERRUPTED, QuantkitError, StorageError, out_of_memory
 from quantkit.quiet import need_current_folder
 
@@ -21,15 +21,17 @@ _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Display]:
     """The one place that turns errors into text and an exit code.
 
-    ``interrupted`` is what to say after Ctrl-C, where a rerun does more than start over.
+    ``interrupted`` is what to say after Ctrl-C or SIGTERM, where a rerun does more than start over.
     """
     if not sys.stderr.isatty():  # the hub client's own bars are for people
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     display = Display(as_json=as_json)
-    signal.signal(signal.SIGINT, display.interrupt)
+    for each in STOPS:
+        signal.signal(each, display.interrupt)
     try:
         with closing(display):
             yield display
+            sys.stdout.flush()  # a disk that is full tells of a short answer only now
     except typer.Exit:
         raise
     except BrokenPipeError:  # whoever read us went away
@@ -39,16 +41,20 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
         message, code = _said(error, interrupted)
         if not message:  # a defect, but an import that was interrupted fails in its own ways
             if not display.interrupted:
+                display.defect(error)
                 raise
             message, code = interrupted, INTERRUPTED
-        kind = "Interrupted" if code == INTERRUPTED else type(error).__name__
+        kind = type(error).__name__
+        if code == INTERRUPTED:
+            kind, code = "Interrupted", 128 + (display.interrupted or signal.SIGINT)
         display.error(message, kind, code, getattr(error, "found", {}))
         raise typer.Exit(code) from None
 
 
 def settled() -> None:
     """From here on Ctrl-C changes nothing: something is saved, or the end is being told."""
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    for each in STOPS:
+        signal.signal(each, lambda number, frame: None)
 
 
 def _said(error: BaseException, interrupted: str) -> tuple[str, int]:

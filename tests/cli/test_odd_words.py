@@ -173,12 +173,18 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("words", ["--version", "--help", "convert --help", "recipes"])
-def test_a_full_disk_behind_the_output_is_no_crash(words: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    ["--version", "--help", "convert --help", "recipes", "recipes fp16", "recipes fp16 --json"],
+)
+def test_a_full_disk_behind_the_output_is_no_crash_and_no_success(words: str) -> None:
+    # what is short stays in the buffer until the end
+    env = {key: each for key, each in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            command(*words.split()), stdout=full, stderr=subprocess.PIPE, check=False, text=True
-        )
+            command(*words.split()), stdout=full, stderr=subprocess.PIPE, check=False, text=True,
+            env=env,
+        )  # fmt: skip
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr

@@ -66,21 +66,22 @@ def test_want_of_memory_is_no_damage_of_the_disk() -> None:
     assert not out_of_memory(OSError(errno.EIO, "Input/output error"))
 
 
-def test_an_interrupt_before_anything_is_begun_is_one_object_too() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_before_anything_is_begun_is_one_object_too(name: str) -> None:
     code = (
         "import builtins, os, signal, sys; from quantkit.cli import main\n"
         "own = builtins.__import__\n"
         "def stopped(name, *rest, **more):\n"
-        "    if name == 'quantkit.cli.app': os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if name == 'quantkit.cli.app': os.kill(os.getpid(), signal." + name + ")\n"
         "    return own(name, *rest, **more)\n"
         "builtins.__import__ = stopped\n"
         "main()"
     )
     words = [sys.executable, "-c", code, "recipes", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 130
+    assert done.returncode == 128 + signal.Signals[name]
     error = json.loads(done.stdout)["error"]
-    assert (error["kind"], error["exit_code"]) == ("Interrupted", 130)
+    assert (error["kind"], error["exit_code"]) == ("Interrupted", done.returncode)
     assert done.stderr == f"quantkit: {error['message']}\n"
 
 
@@ -108,6 +109,38 @@ def test_a_second_interrupt_while_the_first_is_told_changes_nothing(
         signal.signal(signal.SIGINT, before)
     assert said.exit_code == 130
     assert json.loads(said.stdout)["error"]["kind"] == "Interrupted"
+
+
+def test_a_scheduler_that_ends_a_run_gets_its_object(demo: Path, tmp_path: Path) -> None:
+    words = ["convert", demo, "--recipe", "bnb-nf4", "--out", tmp_path / "out", "--json"]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(b"reopening"):
+            break
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    error = json.loads(stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == ("Interrupted", 143)
+    assert "it takes up what is done" in the_error(stderr.decode())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_foresaw_is_one_object_too() -> None:
+    @app.command("idle")
+    def idle() -> None:
+        with session(as_json=True):
+            raise RuntimeError("out of\ntune")
+
+    try:
+        said = CliRunner().invoke(app, ["idle"])
+    finally:
+        app.registered_commands.pop()
+    assert isinstance(said.exception, RuntimeError)  # its trace is told by whoever runs it
+    error = json.loads(said.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == ("RuntimeError", 1)
+    assert "out of tune; a defect of quantkit" in error["message"]
 
 
 @pytest.mark.parametrize("imported", ["", ", torch, transformers"])

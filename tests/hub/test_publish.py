@@ -637,6 +637,11 @@ def test_a_manifest_that_is_not_whole(folder: Path, missing: str) -> None:
     assert "not a whole manifest" in refused(1, "publish", folder, REPO, "--yes")
 
 
+def test_a_size_that_no_card_can_show(folder: Path) -> None:
+    edit(folder, lambda m: m["sizes"].update(source_bytes=10**400))
+    assert "not a whole manifest" in refused(1, "publish", folder, REPO, "--yes", "--json")
+
+
 def test_all_reasons_are_named_at_once(folder: Path) -> None:
     edit(folder, lambda m: m["source"]["licence"].update(id=""))
     edit(folder, lambda m: m["gate"].update(status="not_run"))

@@ -120,9 +120,13 @@ class Runs:
         if status < 0:
             return "" if fault in ("kill", "terminate") else f"signal {-status}"
         errors = [line for line in said.splitlines() if line.startswith("quantkit: ")]
-        if "Traceback" in said or (status != 130 and len(errors) != 1):
+        if "Traceback" in said or (status not in (130, 143) and len(errors) != 1):
             return "not one line of error"
-        return "" if status in (1, 3, 130) else f"exit {status}"
+        return (
+            ""
+            if status in (1, 3, 130) or (fault, status) == ("terminate", 143)
+            else f"exit {status}"
+        )
 
     def _fault(self, fault: str, rng: random.Random) -> tuple[Prepare, Prepare | int, float]:
         """What the child does first, and what is done to it (or its source), and when."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -17,7 +20,7 @@ import quantkit
 from quantkit.cli.app import app
 from quantkit.digests import digest_file
 from quantkit.errors import MismatchError, SourceError, WithdrawnError
-from quantkit.records import read_manifest, write_manifest
+from quantkit.records import is_sealed, read_manifest, write_manifest
 from quantkit.types import Event
 
 
@@ -228,6 +231,20 @@ def test_a_digest_that_is_none_is_named(copy: Path, place: str, value: object) -
     manifest["source"]["files"] = []
     write_manifest(manifest, copy)
     assert "source.files" in refused(1, "verify", copy)
+
+
+@pytest.mark.parametrize("value", ['{"name": NaN, "version": "1"}', r'{"name": "\ud800"}', "3"])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_manifest_that_cannot_be_shown_is_refused(
+    copy: Path, value: str, as_json: list[str]
+) -> None:
+    place = copy / "quantkit-manifest.json"
+    text = json.dumps({**json.loads(place.read_text()), "tool": "HERE"}, indent=2)
+    open_seal = re.sub(r'"seal": "\w+"', f'"seal": "{"0" * 64}"', text.replace('"HERE"', value))
+    seal = hashlib.sha256(f"{open_seal}\n".encode()).hexdigest()
+    place.write_text(open_seal.replace("0" * 64, seal) + "\n")
+    assert is_sealed(place.read_bytes())
+    assert "manifest" in refused(1, "verify", copy, *as_json)
 
 
 def test_names_do_not_reach_the_terminal_as_they_are(copy: Path) -> None:
