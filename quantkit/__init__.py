@@ -17,7 +17,7 @@ A map of the house, from the top floor down. Imports point to a lower floor only
        calibration    the windows of ids that GPTQ calibrates on
        layerwise      GPTQ, one layer in memory
        evaluation     the text and the prompts that models are judged on
-       outlook        how long calibration and gate take at the least, told before they begin
+       outlook        what is known of calibration and gate before they begin: how long, how held
        gate/          reopen what was written and judge it
        assessment     check(): the gate alone, on anybody's folder
        comparison     compare(): several folders of one source

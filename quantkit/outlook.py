@@ -1,4 +1,4 @@
-"""Before long work: how long its arithmetic takes at the least, on this machine, now."""
+"""Before long work: what is known of it on this machine, now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quantkit.calibration import Calibration
 from quantkit.evaluation import Material
 from quantkit.plans import Plan, in_layer
 from quantkit.recipe import Recipe
-from quantkit.types import Event, Listener
+from quantkit.types import ITEM_BYTES, Event, Listener
 
 #: Shorter work is not spoken of, in seconds: its progress says enough.
 WORTH_SAYING = 60.0
@@ -26,18 +26,25 @@ def foretell(
     device: str,
     listener: Listener,
 ) -> None:
-    """Tell ``listener`` of the long work ahead, if there is any: the calibration's, the gate's.
+    """Tell ``listener`` of long work ahead, and of what the gate will not be able to do.
 
-    ``material`` is ``None`` where no gate will run. Times are lower bounds: products of matrices
-    alone, at the rate of one that is timed here.
+    ``material`` is ``None`` where no gate will run.
     """
     calibrating = calibration_operations(plan, calibration.tokens) if calibration else 0
     tokens = gate_tokens(plan, recipe, material) if material else 0
-    judging = gate_operations(plan, tokens)
+    said = [_times(calibrating, gate_operations(plan, tokens), tokens, device)]
+    if material is not None and not recipe.evaluation.by_layer:
+        said.append(_how_held(plan, device))
+    for message in filter(None, said):
+        listener(Event("plan", message=f"      {message}"))
+
+
+def _times(calibrating: int, judging: int, tokens: int, device: str) -> str:
+    """Lower bounds: products of matrices alone, at the rate of one that is timed here."""
     if not calibrating + judging:
-        return
+        return ""
     rate = matrix_rate(device)
-    said = [
+    long = [
         f"{what} {spoken(operations / rate)}"
         for what, operations in (
             ("calibration", calibrating),
@@ -45,14 +52,29 @@ def foretell(
         )
         if operations / rate > WORTH_SAYING
     ]
-    if said:
-        listener(
-            Event(
-                "plan",
-                message=f"      of arithmetic alone, at the {rate / 1e9:,.0f} GFLOP/s measured on "
-                f"{device} now: {', '.join(said)}; less where an earlier run is taken up",
-            )
-        )
+    if not long:
+        return ""
+    return (
+        f"of arithmetic alone, at the {rate / 1e9:,.0f} GFLOP/s measured on {device} now: "
+        f"{', '.join(long)}; less where an earlier run is taken up"
+    )
+
+
+def _how_held(plan: Plan, device: str) -> str:
+    """What follows where the gate's models will not fit whole."""
+    from quantkit.gate.field import REFERENCE, room_for_models  # imports torch, as the gate will
+
+    elements = sum(each.source.elements for each in plan.tensors if each.action != "drop")
+    saved = elements * ITEM_BYTES[plan.dtype] if plan.is_calibrated else plan.output_bytes
+    needed = elements * (ITEM_BYTES[REFERENCE] + ITEM_BYTES["float16"]) + saved
+    room = room_for_models(device)
+    if needed < room:
+        return ""
+    return (
+        f"the gate will hold its models one layer at a time: whole they take {needed / 1e9:,.1f} "
+        f"GB, and there is room for {max(room, 0) / 1e9:,.1f}; writing freely (generation) needs "
+        "them whole and will not be run"
+    )
 
 
 def gate_tokens(plan: Plan, recipe: Recipe, material: Material) -> int:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import quantkit
 from quantkit import outlook
+from quantkit.gate import field
 from quantkit.types import Event
 
 TOKENS = 24
@@ -54,11 +55,27 @@ def test_the_tokens_are_those_that_the_gate_scores(demo: Path, tmp_path: Path) -
     assert "calibration" not in said
 
 
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "gptq-4bit-g128"])
+def test_a_gate_that_cannot_hold_whole_models_is_foretold(
+    recipe: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(field, "free_memory", lambda: 0)
+    rules = ["evaluation.window=64", "evaluation.max_windows=3"]
+    if recipe != "bnb-nf4":
+        rules += ["calibration.samples=4", "calibration.length=64", "gate.min_top1_agreement=0.0"]
+    made = quantkit.convert(
+        demo, recipe, tmp_path / "out", set=rules, listener=lambda each: keep(told, each)
+    )
+    assert made["gate"]["levels"]["generation"] == "not_run"
+    assert [each for each in told if "generation" in each and "will not be run" in each]
+
+
 def test_of_short_work_nothing_is_said(demo: Path, tmp_path: Path) -> None:
     told: list[str] = []
     quantkit.convert(demo, "bnb-nf4", tmp_path / "out", listener=lambda each: keep(told, each))
     assert told
-    assert not [each for each in told if "of arithmetic alone" in each]
+    assert not [each for each in told if "of arithmetic alone" in each or "will not be" in each]
 
 
 def keep(told: list[str], event: Event) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from quantkit.cli.rows import (
     summary_rows,
     warnings,
 )
-from quantkit.errors import QuantkitError, UsageError, on_one_line, printable, printable_lines
+from quantkit.errors import UsageError, printable, printable_lines
 from quantkit.types import Event
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from quantkit.recipe import Recipe
     from quantkit.registry import Registry
     from quantkit.releases import Entry
-
-#: The signals that ask a run to end: by Ctrl-C, and by a scheduler or a service manager.
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 _STAGES = {
     "calibrate": "calibrate and quantize, layer by layer",
@@ -64,8 +60,7 @@ class Display:
         self.interrupted = 0
 
     def interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
-        """The handler of ``STOPS``. The number is remembered, as an import in progress may swallow
-        the exception."""
+        """A signal's handler. Its number is remembered: an import may swallow the exception."""
         self.interrupted = number
         raise KeyboardInterrupt
 
@@ -100,14 +95,6 @@ class Display:
         if self._as_json and not self._printed:
             with suppress(OSError):  # standard output may be what failed
                 self._json({**found, **value})
-
-    def defect(self, error: BaseException) -> None:
-        """What nobody foresaw, as an object; its trace follows on standard error."""
-        self._stop()
-        if self._as_json and not self._printed:
-            said = f"{on_one_line(error)}; a defect of quantkit: report it with its trace"
-            with suppress(OSError):
-                self._json(error_json(said, type(error).__name__, QuantkitError.exit_code))
 
     def say(self, message: str) -> None:
         """On standard error, progress out of the way."""

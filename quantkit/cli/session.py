@@ -10,9 +10,18 @@ from contextlib import closing, contextmanager
 
 import typer
 
-from quantkit.cli.display import STOPS, Display
-from quantkit.errors import INTERRUPTED, QuantkitError, StorageError, out_of_memory
+from quantkit.cli.display import Display
+from quantkit.errors import (
+    INTERRUPTED,
+    QuantkitError,
+    StorageError,
+    on_one_line,
+    out_of_memory,
+)
 from quantkit.quiet import need_current_folder
+
+#: The signals that ask a run to end: Ctrl-C's, and a scheduler's or a service manager's.
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 _INTERRUPTED = "interrupted; nothing was saved: run the same command again"
 
@@ -41,7 +50,8 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
         message, code = _said(error, interrupted)
         if not message:  # a defect, but an import that was interrupted fails in its own ways
             if not display.interrupted:
-                display.defect(error)
+                said = f"{on_one_line(error)}; a defect of quantkit: report it with its trace"
+                display.error(said, type(error).__name__, QuantkitError.exit_code, {})
                 raise
             message, code = interrupted, INTERRUPTED
         kind = type(error).__name__

@@ -54,11 +54,13 @@ def fits(original: Opened, saved: Sequence[Opened], device: str) -> bool:
     """Whether all models together, whole, leave room on the device."""
     needed = resident_bytes(original, REFERENCE) + resident_bytes(original, "float16")
     needed += sum(resident_bytes(each) for each in saved)
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-    else:
-        free = free_memory()
-    return needed < free - _WORKING_ROOM
+    return needed < room_for_models(device)
+
+
+def room_for_models(device: str) -> int:
+    """Bytes that models may take of what is free on the device now."""
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+    return free - _WORKING_ROOM
 
 
 @contextmanager
