@@ -106,7 +106,7 @@ def _source_and_signature(
     """What the source is by now, and what the signature is worth, over the weights as the manifest
     has them: :func:`differing` says whether they are those that are there.
     """
-    lineage = judge_source(manifest["source"], registry)
+    lineage = judge_source(manifest, registry)
     signature = check_signature(folder, expected, weights_of(manifest))
     enforce(f"{folder}: its source", lineage, policy)
     return lineage, signature
@@ -119,11 +119,13 @@ def _refuse_differing(folder: Path, differences: Sequence[str]) -> None:
         )
 
 
-def judge_source(source: Mapping[str, Any], registry: Registry) -> Verdict:
-    """What ``registry`` says of a manifest's ``source`` today."""
+def judge_source(manifest: Mapping[str, Any], registry: Registry) -> Verdict:
+    """What ``registry`` says of a manifest's source today. It claims what it did when it was
+    converted: to be its own ``repo_id``, and the recipe's."""
+    source = manifest["source"]
     return registry.judge(
         source_files(source["files"]),
-        [each for each in (source["repo_id"],) if each],
+        [each for each in (source["repo_id"], manifest["recipe"]["source"]["repo"]) if each],
         source_fingerprint(source),
         source["revision"],
     )

@@ -156,7 +156,7 @@ def _ready(
             instead = f"remove {SIGNATURE}, or --allow-changed"
             signer.refuse_anothers(folder, weights_of(manifest), instead)
         stated = _licence(manifest, licence)
-        verdict = judge_source(manifest["source"], registry)
+        verdict = judge_source(manifest, registry)
         against = refusals(folder, manifest, verdict, stated, listener)
         refuse(folder, against, allowed)
         made = manifest_and_card(folder, manifest, where, verdict, stated, against)

@@ -81,7 +81,7 @@ def read_subject(given: AnyPath, key: AnyPath | None, listener: Listener) -> Sub
             refuse_unsignable(place.out)
             signer.refuse_anothers(place.out, weights_of(manifest), f"remove {SIGNATURE}")
         changed = differing(place.out, manifest, listener)
-    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, UndefinedError) as error:
         raise SourceError(
             f"{folder / MANIFEST}: not a whole manifest of this quantkit ({error}); convert again"
         ) from error

@@ -399,9 +399,13 @@ def test_a_source_that_a_registry_knows_since_has_its_name_on_the_card(
     assert "None" not in card
 
 
-def claim_another(folder: Path, registry: Path) -> None:
-    """Have the source say that it is a repository, of which a registry lists other weights."""
-    edit(folder, lambda manifest: manifest["source"].update(repo_id="own/model"))
+def claim_another(folder: Path, registry: Path, by: str = "source") -> None:
+    """Have the source, or its recipe, say that it is a repository, of which a registry lists other
+    weights."""
+    if by == "source":
+        edit(folder, lambda manifest: manifest["source"].update(repo_id="own/model"))
+    else:
+        edit(folder, lambda manifest: manifest["recipe"]["source"].update(repo="own/model"))
     registry.mkdir()
     (registry / "own.toml").write_text(
         'repository = "own/model"\n[[releases]]\nstatus = "current"\nstated_at = "nowhere"\n'
@@ -409,8 +413,11 @@ def claim_another(folder: Path, registry: Path) -> None:
     )
 
 
-def test_a_source_that_is_not_what_it_says(hub: Loopback, folder: Path, tmp_path: Path) -> None:
-    claim_another(folder, tmp_path / "registry")
+@pytest.mark.parametrize("by", ["source", "recipe"])
+def test_a_source_that_is_not_what_it_says(
+    hub: Loopback, folder: Path, tmp_path: Path, by: str
+) -> None:
+    claim_another(folder, tmp_path / "registry", by)
     for verb in (("verify", folder), ("publish", folder, REPO, "--yes", "--allow-withdrawn")):
         assert "not own/model" in refused(3, *verb, "--checksums", tmp_path / "registry")
     assert hub.repositories == {}
