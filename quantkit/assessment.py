@@ -21,7 +21,14 @@ from quantkit.lookalikes import in_place_of_checkpoint, in_place_of_folder, name
 from quantkit.recipe import Recipe, load_recipe, overrides_of
 from quantkit.report import write_report
 from quantkit.resources import shipped_folder
-from quantkit.source import Source, is_hub_id, open_source, quantization_settings, read_object
+from quantkit.source import (
+    Source,
+    is_hub_id,
+    open_source,
+    quantization_method,
+    quantization_settings,
+    read_object,
+)
 from quantkit.staging import MANIFEST
 from quantkit.types import AnyPath, Listener, silent
 from quantkit.verb import verb
@@ -155,7 +162,7 @@ def format_name(folder: Path) -> str:
     """A folder's format in a word or two, e.g. ``bnb nf4`` or ``gptq 4bit g128``."""
     config = read_object(folder / "config.json")
     settings = quantization_settings(config, folder / "config.json")
-    method = str(settings.get("quant_method", "plain"))
+    method = str(quantization_method(settings) or "plain")
     if method == "bitsandbytes":
         if settings.get("load_in_8bit"):
             return "bnb int8"
@@ -188,7 +195,7 @@ def recipe_for(folder: Path, source: Source, overrides: str | Iterable[str] = ()
     for each in (known, known.removesuffix("-double"), known.removesuffix("-g128")):
         if each in ours:
             return load_recipe(each, more)
-    method = settings.get("quant_method")
+    method = quantization_method(settings)
     if method not in DECODERS:
         kept = "bf16" if name == "plain bfloat16" else "fp16"
         return load_recipe(kept, more)

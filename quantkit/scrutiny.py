@@ -46,6 +46,10 @@ _IMPLEMENTATION = re.compile(r"_implementation(_internal)?$")
 #: Names the file that transformers loads, whatever else lies there.
 _OTHER_WEIGHTS = "transformers_weights"
 
+#: By these transformers reads another file in place of config.json or tokenizer.json, one for
+#: each of its versions.
+_OTHER_CONFIGS, _OTHER_TOKENIZERS = "configuration_files", "fast_tokenizer_files"
+
 #: Characters of a chat template; bytes of its file.
 MAX_TEMPLATE = 1 << 20
 
@@ -61,8 +65,9 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 
     Raises:
         SourceError: a number is absurd, or the nesting is; a kernel is to be fetched and run;
-            other weights than those of the usual names are meant.
+            other weights, or another config, than those of the usual names are meant.
     """
+    _refuse_versions(config, _OTHER_CONFIGS, where)
     for key, value, depth in _walk(config):
         if key == _OTHER_WEIGHTS and value is not None:
             raise SourceError(
@@ -85,6 +90,15 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"{where}: {quoted(key)}: expected at most {limit:,}, got {_shown(value)}; no "
                 "model is of this size, do not trust this file"
             )
+
+
+def _refuse_versions(found: Mapping[str, Any], key: str, where: str) -> None:
+    """What is looked at here, and what everyone else reads, would not be what transformers does."""
+    if key in found:
+        raise SourceError(
+            f"{where}: {quoted(key)}: by it transformers reads another file in place of the usual "
+            "one, which everyone else reads; take the key out of the file"
+        )
 
 
 def _kernel(value: object) -> str | None:
@@ -121,8 +135,9 @@ def check_tokenizer_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse a tokenizer that needs code of its own, and templates that are no templates.
 
     Raises:
-        SourceError: it names code, or a template of it is unfit.
+        SourceError: it names code, or another tokenizer.json, or a template of it is unfit.
     """
+    _refuse_versions(config, _OTHER_TOKENIZERS, where)
     if "auto_map" in config:
         raise SourceError(
             f"{where}: auto_map points to code in the repository, and quantkit neither runs it nor "

@@ -146,7 +146,8 @@ def _open_folder(
         raise SourceError(f"source {given}: {in_place_of_checkpoint(names_in(folder))}")
     check_config(config, f"{folder}/config.json")
     _check_small_files(folder)
-    if quantization := config.get("quantization_config"):
+    quantization = config.get("quantization_config")
+    if quantization or isinstance(quantization, dict):  # transformers stops at an empty one
         named = quantization.get("quant_method") if isinstance(quantization, dict) else None
         method = named or "an unnamed method"
         raise SourceError(
@@ -228,13 +229,23 @@ def quantization_settings(config: Mapping[str, Any], where: Path) -> dict[str, A
     Raises:
         SourceError: it is no object, or its method no name.
     """
-    found = config.get("quantization_config") or {}
-    if not isinstance(found, dict) or not isinstance(found.get("quant_method", ""), str):
+    found = config.get("quantization_config")
+    if not found and not isinstance(found, dict):
+        return {}
+    if not isinstance(found, dict) or not isinstance(quantization_method(found), str):
         raise SourceError(
             f"{where}: quantization_config: expected an object with a quant_method, got "
             f"{repr(found)[:80]}; fetch it again"
         )
     return found
+
+
+def quantization_method(settings: Mapping[str, Any]) -> Any:
+    """The method by which transformers opens a folder: it looks at these two keys before the
+    name. ``None`` where nothing says."""
+    if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
+        return "bitsandbytes"
+    return settings.get("quant_method")
 
 
 def read_text(path: Path) -> str:

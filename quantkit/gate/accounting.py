@@ -65,6 +65,7 @@ def check_accounts(
         *_left_over(saved),
         *renamed,
         *_doubles(saved),
+        *_ties(saved),
         *_shapes(saved),
         *adapters(saved),
         *templates.unfit_templates(saved.folder),
@@ -141,6 +142,19 @@ def _doubles(saved: Opened) -> Iterator[Failure]:
             if first is None or not _same_bytes(saved, first, other):
                 kept = first.name if first else name
                 yield Failure("structure", "tensors for one weight", "unlike", kept, other.name)
+
+
+def _ties(saved: Opened) -> Iterator[Failure]:
+    """A tied weight stored twice: transformers 5 ties only what is equal, others tie it anyway."""
+    for tied, own in saved.architecture.ties.items():
+        one, other = saved.parts.get(own), saved.parts.get(tied)
+        if not one or not other:
+            continue
+        first, second = one.get(""), other.get("")
+        plain = len(one) == len(other) == 1 and first is not None and second is not None
+        if not (plain and first and second and _same_bytes(saved, first, second)):
+            names = _stored_name(one), _stored_name(other)
+            yield Failure("structure", "tensors for one weight", "unlike", names[0], names[1])
 
 
 def _same_bytes(saved: Opened, one: TensorRecord, other: TensorRecord) -> bool:

@@ -59,7 +59,9 @@ def decode_gptq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Ten
 
 def decode_awq(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
     """scale * (code - zero) in the GEMM layout: ``qweight`` int32 (in, out / 8)."""
-    if settings.get("bits", 4) != 4 or settings.get("version", "gemm") != "gemm":
+    stated = (settings.get(key) for key in ("version", "format"))  # transformers reads either
+    layouts = {str(each).lower() for each in stated if each is not None} - {"gemm"}
+    if settings.get("bits", 4) != 4 or layouts or settings.get("backend") == "llm-awq":
         raise UnsupportedModelError("AWQ other than 4 bits in the gemm layout")
     codes, zeros = (
         unpack(parts[name], 4).reshape(parts[name].shape[0], -1, 8)[..., list(_AWQ_ORDER)]

@@ -24,7 +24,7 @@ from quantkit.errors import CheckpointError, UnsupportedModelError
 from quantkit.gate.decoding import DECODERS, decode
 from quantkit.gate.library import install
 from quantkit.skeleton import build_empty, parse_config
-from quantkit.source import Source, quantization_settings, read_object
+from quantkit.source import Source, quantization_method, quantization_settings, read_object
 from quantkit.types import ITEM_BYTES, TensorRecord
 
 #: How the parts of a quantized weight are named, by quantization method: the module and the
@@ -66,7 +66,7 @@ class Opened:
     @property
     def method(self) -> str:
         """``bitsandbytes``, ``gptq``, ``awq``, or ``plain``."""
-        return str(self.settings.get("quant_method", "plain"))
+        return _method(self.settings)
 
     @property
     def dtype(self) -> str:
@@ -157,7 +157,7 @@ def open_saved(folder: Path) -> Opened:
 
 def _open(folder: Path, config: Mapping[str, Any], index: CheckpointIndex, dtype: str) -> Opened:
     settings = quantization_settings(config, folder / "config.json")
-    method = str(settings.get("quant_method", "plain"))
+    method = _method(settings)
     placed = {each.name: _placed(each.name, method) for each in index.tensors}
     names = list(dict.fromkeys(name for name, _ in placed.values()))
     architecture = read_architecture(folder, config, names, dtype, stored_dtype(index.tensors))
@@ -175,6 +175,10 @@ def _open(folder: Path, config: Mapping[str, Any], index: CheckpointIndex, dtype
             parts.setdefault(memory, {})[part] = record
     parsed = parse_config(folder, config)
     return Opened(folder, index, config, parsed, architecture, parts, twice, tuple(unknown))
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    return str(quantization_method(settings) or "plain")
 
 
 def _placed(stored: str, method: str) -> tuple[str, str]:

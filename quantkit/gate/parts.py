@@ -35,7 +35,12 @@ def check_parts(saved: Opened) -> Iterator[Failure]:
         return
     for name in saved.parts:
         if saved.is_quantized(name):
-            yield from _CHECKED[saved.method](saved, name)
+            shape, _ = saved.architecture.parameters[name]
+            if len(shape) == 2:
+                yield from _CHECKED[saved.method](saved, name)
+            else:
+                got = f"quantized ({', '.join(filter(None, saved.parts[name]))})"
+                yield failure("parts", got, f"a weight of shape {list(shape)}", name)
 
 
 def _misfit(
@@ -88,10 +93,12 @@ def _gptq(saved: Opened, name: str) -> Iterator[Failure]:
     if "g_idx" in parts:
         failures += _misfit(parts["g_idx"], "g_idx", name, _INT32, (columns,))
         if not failures:
-            in_order = settings.get("desc_act") is False
+            in_order = settings.get("desc_act", False) is False  # the loaders' default
             failures += _indices(saved, parts["g_idx"], groups, size if in_order else None)
-    if not failures and settings.get("sym") is True:
-        failures += _midpoints(saved, parts["qzeros"], bits)
+    if not failures and settings.get("sym", True) is True:  # the loaders' default
+        stored = saved.settings.get("checkpoint_format") or saved.settings.get("format") or "gptq"
+        less = 1 if stored == "gptq" else 0
+        failures += _midpoints(saved, parts["qzeros"], bits, less, "sym")
     yield from failures
 
 
@@ -113,25 +120,40 @@ def _indices(
     if low < 0 or high >= groups:
         yield failure("g_idx", f"{low} to {high}", f"0 to {groups - 1}", record.name)
     elif size and not torch.equal(found.long(), torch.arange(found.numel()) // size):
-        yield failure("quantization_config", "false", "true, as g_idx", f"desc_act: {record.name}")
+        got = str(saved.settings.get("desc_act", "missing")).lower()
+        yield failure("quantization_config", got, "true, as g_idx", f"desc_act: {record.name}")
 
 
-def _midpoints(saved: Opened, record: TensorRecord, bits: int) -> Iterator[Failure]:
-    """Kernels that are told of symmetry skip the zero points, and take the middle for all."""
-    stored = saved.settings.get("checkpoint_format") or saved.settings.get("format") or "gptq"
-    zeros = unpack(read_tensor(saved.folder, record), bits) + (stored == "gptq")
+def _midpoints(
+    saved: Opened, record: TensorRecord, bits: int, less: int, key: str
+) -> Iterator[Failure]:
+    """Kernels that are told of symmetry skip the zero points, and take the middle for all.
+
+    ``less`` is how much less than each is stored, and ``key`` what tells of symmetry.
+    """
+    zeros = unpack(read_tensor(saved.folder, record), bits) + less
     if not bool(((zeros & ((1 << bits) - 1)) == 1 << (bits - 1)).all()):
-        yield failure("quantization_config", "true", "false, as qzeros", f"sym: {record.name}")
+        got = str(saved.settings.get(key, "missing")).lower()
+        other = "true" if got == "false" else "false"
+        yield failure("quantization_config", got, f"{other}, as qzeros", f"{key}: {record.name}")
 
 
 def _awq(saved: Opened, name: str) -> Iterator[Failure]:
     parts, (rows, columns) = saved.parts[name], _sides(saved, name)
     size = int(saved.settings.get("group_size", 128))
-    groups = ceil(columns / size) if size > 0 else 1
-    packed = ceil(rows / 8)
-    yield from _misfit(parts.get("qweight"), "qweight", name, _INT32, (columns, packed))
-    yield from _misfit(parts.get("qzeros"), "qzeros", name, _INT32, (groups, packed))
-    yield from _misfit(parts.get("scales"), "scales", name, _HALVES, (groups, rows))
+    size = columns if size == -1 else size
+    if columns % size:
+        yield failure("quantization_config", size, f"a divisor of {columns}", f"{name} group_size")
+        return
+    groups, packed = columns // size, ceil(rows / 8)
+    failures = [
+        *_misfit(parts.get("qweight"), "qweight", name, _INT32, (columns, packed)),
+        *_misfit(parts.get("qzeros"), "qzeros", name, _INT32, (groups, packed)),
+        *_misfit(parts.get("scales"), "scales", name, _HALVES, (groups, rows)),
+    ]
+    if not failures and saved.settings.get("zero_point", True) is False:
+        failures += _midpoints(saved, parts["qzeros"], 4, 0, "zero_point")
+    yield from failures
 
 
 # bitsandbytes

@@ -23,7 +23,11 @@ _KEYS: _Allowed = {
     "group_size": ("-1 or a positive number", lambda v: type(v) is int and (v == -1 or v > 0)),
     "dynamic": ("usual patterns with settings", lambda v: v is None or _is_dynamic(v)),
     "modules_in_block_to_quantize": ("lists of names", lambda v: v is None or _is_blocks(v)),
+    "block_name_to_quantize": ("a name", lambda v: v is None or isinstance(v, str)),
+    "lm_head": ("true or false", lambda v: v is None or isinstance(v, bool)),
 }
+
+_AWQ_KEYS: _Allowed = {**_KEYS, "zero_point": ("true or false", lambda v: isinstance(v, bool))}
 
 _GPTQ_KEYS: _Allowed = {
     **_KEYS,
@@ -56,7 +60,7 @@ def stated_failures(saved: Opened) -> Iterator[Failure]:
     if saved.method == "bitsandbytes":
         yield from _wrong_values(saved.settings, _BNB_KEYS)
     elif saved.method == "awq":
-        yield from _wrong_values(saved.settings, _KEYS)
+        yield from _wrong_values(saved.settings, _AWQ_KEYS)
     elif saved.method == "gptq":
         yield from _gptq_config(saved)
 

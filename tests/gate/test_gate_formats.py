@@ -16,7 +16,7 @@ from tiny import source_state, write_source, write_state
 from torch import Tensor
 
 import quantkit
-from quantkit.errors import UnsupportedModelError
+from quantkit.errors import SourceError, UnsupportedModelError
 from quantkit.gate.accounting import check_accounts
 from quantkit.gate.decoding import decode_awq, decode_gptq, unpack
 from quantkit.gate.opened import open_original, open_saved
@@ -302,3 +302,127 @@ def test_no_pickle_of_a_strangers_is_run(
     with pytest.raises(UnsupportedModelError, match=r"weights in a \.bin.*runs no pickle"):
         quantkit.check(packed, demo, set=few)
     assert not seen
+
+
+def setting(**values: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], object]:
+    """A change of what ``quantization_config`` states; ``None`` takes a key out."""
+
+    def change(settings: dict[str, Any], _: dict[str, Tensor]) -> None:
+        settings |= values
+        for key in [key for key, value in values.items() if value is None]:
+            del settings[key]
+
+    return change
+
+
+def shuffled(settings: dict[str, Any], state: dict[str, Tensor]) -> None:
+    for name in [name for name in state if name.endswith("g_idx")]:
+        state[name] = state[name].flip(0)
+
+
+def with_packed_head(settings: dict[str, Any], state: dict[str, Tensor]) -> None:
+    make = awq_parts if settings["quant_method"] == "awq" else lambda head: gptq_parts(head, 4)
+    state |= {f"lm_head.{part}": each for part, each in make(state.pop("lm_head.weight")).items()}
+
+
+def with_packed_norm(settings: dict[str, Any], state: dict[str, Tensor]) -> None:
+    state["model.norm.qweight"] = torch.zeros(8, 8, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("method", "edit", "said"),
+    [
+        ("gptq", setting(sym=None), "sym: model"),
+        ("gptq", shuffled, "desc_act: model"),
+        ("gptq", setting(lm_head=True), "true at lm_head"),
+        ("gptq", setting(block_name_to_quantize="model.other"), "block_name_to_quantize"),
+        ("gptq", setting(block_name_to_quantize=["model.layers"]), "block_name_to_quantize"),
+        ("gptq", setting(modules_to_not_convert=["up_proj"]), "modules_to_not_convert: model"),
+        ("awq", setting(modules_to_not_convert=["up_proj"]), "modules_to_not_convert: model"),
+        ("awq", setting(zero_point=False), "zero_point: model"),
+        ("awq", setting(zero_point="no"), "zero_point"),
+        ("awq", setting(group_size=48), "a divisor of 64"),
+        ("gptq", with_packed_head, "lm_head: true"),
+        ("awq", with_packed_head, "lm_head: true"),
+        ("gptq", with_packed_norm, "parts: quantized (qweight) at model.norm.weight"),
+        ("awq", with_packed_norm, "parts: quantized (qweight) at model.norm.weight"),
+        ("gptq", setting(load_in_4bit=True), "tensors without a place"),
+    ],
+)
+def test_what_loaders_would_read_otherwise(
+    tmp_path: Path,
+    method: str,
+    edit: Callable[[dict[str, Any], dict[str, Tensor]], object],
+    said: str,
+) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    folder = quantized(tmp_path / "out", source, "mistral", method)
+    assert structure(source, folder) == []
+    config = json.loads((folder / "config.json").read_text())
+    change(folder, lambda state: edit(config["quantization_config"], state))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert any(said in each for each in structure(source, folder))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_what_is_declared_as_it_is_stored_is_no_fault(tmp_path: Path, method: str) -> None:
+    source = write_source(tmp_path / "source", "mistral")
+    folder = quantized(tmp_path / "out", source, "mistral", method)
+    config = json.loads((folder / "config.json").read_text())
+    settings = config["quantization_config"]
+    settings |= {"lm_head": True, "block_name_to_quantize": "model.layers", "zero_point": True}
+    change(folder, lambda state: with_packed_head(settings, state))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert structure(source, folder) == []
+
+
+@pytest.mark.parametrize(
+    "stated", [{"version": "gemv"}, {"version": None, "format": "gemv"}, {"backend": "llm-awq"}]
+)
+def test_awq_in_a_layout_that_is_not_decoded(stated: dict[str, Any]) -> None:
+    parts = awq_parts(torch.randn(64, 96))
+    with pytest.raises(UnsupportedModelError, match="gemm layout"):
+        decode_awq(parts, {"bits": 4, "group_size": GROUP, **stated})
+    decode_awq(parts, {"bits": 4, "group_size": GROUP, "version": "GEMM"})
+
+
+@pytest.mark.parametrize("stated", [{}, {"bits": 4}, {"quant_method": None, "bits": 4}])
+def test_a_quantization_without_a_name_is_refused(tmp_path: Path, stated: dict[str, Any]) -> None:
+    """transformers stops at it, and one layer at a time nothing else would show that."""
+    source = write_source(tmp_path / "source", "mistral")
+    folder = shutil.copytree(source, tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
+    with pytest.raises(SourceError, match="quant_method"):
+        open_saved(folder)
+    if stated != {"bits": 4}:
+        with pytest.raises(SourceError, match="already quantized"):
+            open_source(folder)
+
+
+def test_a_tied_head_is_its_embedding(tmp_path: Path) -> None:
+    """transformers 5 loads both where they are unlike, and others tie them all the same."""
+    source = write_source(tmp_path / "source", "gpt2")
+    folder = shutil.copytree(source, tmp_path / "out")
+    state = source_state("gpt2", torch.float16)
+    embedding = next(name for name in state if name.endswith("wte.weight"))
+    write_state(folder, state | {"lm_head.weight": state[embedding].clone()}, "safetensors")
+    assert structure(source, folder) == []
+    other = state[embedding].clone()
+    other[3] *= 1.5
+    write_state(folder, state | {"lm_head.weight": other}, "safetensors")
+    (said,) = structure(source, folder)
+    assert said.startswith("structure: tensors for one weight: unlike at lm_head.weight")
+
+
+def test_a_folder_names_its_class(tmp_path: Path) -> None:
+    """transformers does without the name; vLLM does not."""
+    bare = write_source(tmp_path / "bare", "mistral")
+    source = shutil.copytree(bare, tmp_path / "source")
+    named = ["MistralForCausalLM"]
+    config = json.loads((source / "config.json").read_text()) | {"architectures": named}
+    (source / "config.json").write_text(json.dumps(config))
+    assert structure(source, bare) == [
+        f"structure: config.json: None at architectures, expected {named}"
+    ]
+    assert structure(bare, source) == [], "a source may leave it out"

@@ -153,6 +153,29 @@ def test_a_tokenizer_that_brings_code_is_refused(source: Path) -> None:
         quantkit.plan(source, "bnb-nf4")
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "other"),
+    [
+        ("config.json", "configuration_files", "config.4.0.0.json"),
+        ("tokenizer_config.json", "fast_tokenizer_files", "tokenizer.4.0.0.json"),
+    ],
+)
+def test_another_file_for_each_version_of_transformers(
+    source: Path, tmp_path: Path, name: str, key: str, other: str
+) -> None:
+    """What is looked at would not be what is loaded: a config of a billion layers, say."""
+    folder = shutil.copytree(source, tmp_path / "folder")
+    edit(folder / name, **{key: [other]})
+    with pytest.raises(SourceError, match=rf"{name}: '{key}'"):
+        quantkit.plan(folder, "bnb-nf4")
+    if name == "config.json":
+        assert key in refused(1, "check", folder, "--against", source)
+    else:
+        found = quantkit.check(folder, source)["gate"]
+        assert found["levels"]["structure"] == "failed"
+        assert key in found["failures"][0]
+
+
 def test_a_models_code_is_never_run(source: Path, tmp_path: Path) -> None:
     sentinel = tmp_path / "ran"
     (source / "evil.py").write_text(f"open({str(sentinel)!r}, 'w')\n")
