@@ -112,7 +112,7 @@ def _forced_agreement(
 
 
 def _continue(model: Any, ids: Sequence[int], recipe: Recipe) -> list[int]:
-    """Greedy, whatever the model's own settings say of sampling."""
+    """Greedy, whatever the model's own settings say: the folder has some, the reference none."""
     from transformers import GenerationConfig
 
     end = _named_id(model.config, "eos_token_id")
@@ -126,10 +126,16 @@ def _continue(model: Any, ids: Sequence[int], recipe: Recipe) -> list[int]:
         pad_token_id=end[0] if isinstance(end, list) else end,
     )
     prompt = torch.tensor([list(ids)], device=model.device)
-    with torch.inference_mode():
-        out = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
-        )
+    own = model.generation_config
+    try:
+        # not as an argument alone: generate fills what is unset there from the model's own
+        model.generation_config = settings
+        with torch.inference_mode():
+            out = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+            )
+    finally:
+        model.generation_config = own
     return [int(each) for each in out[0, len(ids) :]]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from tiny import build
 from transformers import PretrainedConfig
 
 from quantkit.evaluation import PromptIds
@@ -57,3 +59,100 @@ def test_special_ids_may_be_several() -> None:
     config = PretrainedConfig(bos_token_id=2, eos_token_id=[3, 4], pad_token_id=None)
     found = generation._special(SimpleNamespace(config=config), None)
     assert found == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("source", "saved", "agreement", "divergence"),
+    [
+        ([], [], 1.0, 0),
+        ([5, 6], [5, 6, 7], 2 / 3, 2),
+        ([5, 6, 7], [5], 1 / 3, 1),
+        ([5], [], 0.0, 0),
+    ],
+)
+def test_answers_of_unlike_length(source, saved, agreement, divergence) -> None:
+    found = generation._example(PromptIds("", (7, 8)), source, saved, None)
+    assert found["agreement"] == pytest.approx(agreement)
+    assert found["first_divergence"] == divergence
+    assert found["shared"] == source[:divergence]
+    assert (found["prompt"], found["reference"], found["quantized"]) == ([7, 8], source, saved)
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(0.5, "passed"), (0.49, "failed")])
+def test_the_share_of_degenerate_answers_may_be_its_limit(share, outcome) -> None:
+    limits = load_recipe("bnb-nf4", [f"gate.max_degenerate={share}"]).gate
+    examples = [
+        {"prompt": each, "forced_agreement": 1.0, "degenerate": each} for each in ("", "loop")
+    ]
+    failures = list(generation._failures(examples, examples[1:], limits))
+    assert bool(failures) == (outcome == "failed")
+
+
+def test_the_agreement_may_be_its_limit_and_its_worst_prompt_is_named() -> None:
+    limits = load_recipe("bnb-nf4", ["gate.min_generation_agreement=0.75"]).gate
+    examples = [{"prompt": each, "forced_agreement": each} for each in (0.9, 0.6)]
+    assert list(generation._failures(examples, [], limits)) == []
+    examples[1]["forced_agreement"] = 0.5
+    (failure,) = generation._failures(examples, [], limits)
+    assert (failure.where, failure.value) == ("0.6", 0.7)
+    examples[1]["forced_agreement"] = float("nan")
+    assert len(list(generation._failures(examples, [], limits))) == 1
+
+
+class Counting:
+    """Says the next number; a tenth less sure of 3, which stands in every prompt."""
+
+    device = "cpu"
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, 9)
+        logits.scatter_(2, ((input_ids + 1) % 9)[..., None], 1.0)
+        logits[..., 3] += 0.95
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("source", "penalty", "share"),
+    [
+        ([], "", 1.0),
+        ([5, 6, 7, 8], "", 1.0),
+        ([5, 6, 1, 2], "", 0.75),  # 7 comes after 6, 2 after 1
+        ([5, 6, 7, 8, 0, 1, 2, 3], "", 1.0),
+        ([5, 6, 7, 8, 0, 1, 2, 3], "1.5", 1.0),
+        ([4, 5], "", 0.5),
+        ([8, 0], "", 0.5),
+    ],
+)
+def test_each_token_is_judged_after_those_before_it(source, penalty, share) -> None:
+    more = [f"generation.repetition_penalty={penalty}"] if penalty else []
+    recipe = load_recipe("bnb-nf4", more)
+    assert generation._forced_agreement(Counting(), (3, 4), source, recipe) == share
+
+
+@pytest.mark.parametrize("penalty", [None, 4.0])
+def test_greedy_whatever_the_models_own_settings_are(penalty) -> None:
+    model = build("gpt_neox", torch.float32)
+    own = model.generation_config
+    own.do_sample, own.temperature, own.num_beams, own.max_new_tokens = True, 9.0, 3, 2
+    own.repetition_penalty, own.no_repeat_ngram_size, own.suppress_tokens = 9.0, 1, [71]
+    own.eos_token_id = 55  # the config's is what both models end at
+    model.config.eos_token_id = None
+    prompt = [5, 9, 2]
+    more = [f"generation.repetition_penalty={penalty}"] if penalty else []
+    recipe = load_recipe("bnb-nf4", ["evaluation.new_tokens=12", *more])
+    ids = [*prompt]
+    for _ in range(12):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        seen = sorted(set(ids))
+        better = logits[seen] > 0
+        factor = penalty or 1.0
+        logits[seen] = torch.where(better, logits[seen] / factor, logits[seen] * factor)
+        ids.append(int(logits.argmax()))
+    written = generation._continue(model, prompt, recipe)
+    assert written == ids[3:]
+    assert generation._forced_agreement(model, prompt, written, recipe) == 1.0
+    assert model.generation_config is own
+    for ends in (ids[5], [95, ids[5]]):
+        model.config.eos_token_id = ends
+        assert generation._continue(model, prompt, recipe) == ids[3 : ids.index(ids[5], 3) + 1]
