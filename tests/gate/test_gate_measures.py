@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import Any
 
 import independent_measures
+import numpy as np
 import pytest
 import torch
 from conftest import Converted
 from independent_measures import measure
 
 import quantkit
-from quantkit.gate.likelihood import check_likelihood
+from quantkit.gate.likelihood import (
+    Domain,
+    blocks,
+    check_likelihood,
+    histogram,
+    likelihood_measures,
+    ratio_interval,
+)
 from quantkit.gate.models import LoadingReport
 from quantkit.gate.reload import WeightError, check_reload
-from quantkit.gate.scoring import Scores
+from quantkit.gate.scoring import Candidate, Scores, score
 from quantkit.recipe import load_recipe
 
 
@@ -145,6 +155,101 @@ def test_no_number_is_a_failure() -> None:
     assert "mean KL divergence" in judged(3.0, 3.1, nan, 0.9)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A runner of logits that are given, for windows of its own."""
+
+    logits_of: list[torch.Tensor]
+
+    def logits(self, window: int) -> torch.Tensor:
+        return self.logits_of[window]
+
+
+def test_scores_are_those_of_each_token_and_window() -> None:
+    """Windows longer than what is compared at a time; a candidate that knows only some."""
+    drawn = torch.Generator().manual_seed(0)
+    windows = [torch.randint(0, 9, (n,), generator=drawn).tolist() for n in (150, 2, 70)]
+    source, saved = (
+        [torch.randn(len(each), 9, generator=drawn) for each in windows] for _ in range(2)
+    )
+    done: list[int] = []
+    candidates = [Candidate(Given(saved), range(3)), Candidate(Given(saved[2:]), (2,))]
+    whole, some = score(Given(source), candidates, windows, done.append)  # type: ignore[arg-type]
+    assert done == [1, 2, 3]
+    assert whole.window.tolist() == [0] * 149 + [1] + [2] * 69
+    rows = [
+        independent_measures.compare(p[:-1].double().numpy(), q[:-1].double().numpy(), ids[1:])
+        for p, q, ids in zip(source, saved, windows, strict=True)
+    ]
+    wanted = [np.concatenate(each) for each in zip(*rows, strict=True)]
+    names = ("reference", "quantized", "kl", "same_top", "change")
+    for name, values in zip(names, wanted, strict=True):
+        assert getattr(whole, name).numpy() == pytest.approx(values.astype(float)), name
+        assert torch.equal(getattr(some, name), getattr(whole.of([2]), name)), name
+    assert some.window.tolist() == [2] * 69
+    low, high = independent_measures.interval([row[1] - row[0] for row in rows])
+    assert ratio_interval(whole) == pytest.approx([low, high])
+    assert ratio_interval(whole.of([1])) is None, "one block has no spread"
+
+
+def test_the_interval_needs_numbers_and_two_blocks() -> None:
+    means = [torch.linspace(0, 1, 128, dtype=torch.float64) ** each for each in range(5)]
+    two, one = (Scores(*means, torch.arange(128) // each) for each in (127, 128))
+    assert blocks(two).tolist() == [0] * 64 + [1] * 63 + [2]
+    assert blocks(one).tolist() == [0] * 64 + [1] * 64
+    assert ratio_interval(one) is not None
+    one.quantized[5] = torch.inf
+    assert ratio_interval(one) is None
+
+
+def test_the_histogram_counts_every_token_once() -> None:
+    """Four bins a decade from 1e-9 to 100 nats; what lies beyond is in the first or last."""
+    found = scores(3.0, 3.0, 0.0, 1.0)
+    kl = [0.0, 1e-12, 1.1e-9, 2e-9, 0.11, 0.2, 90.0, 1e9, float("inf"), float("nan")]
+    found.kl[:] = torch.tensor(kl, dtype=torch.float64)
+    counts = histogram(found)
+    assert len(counts) == 44
+    assert {at: each for at, each in enumerate(counts) if each} == {0: 3, 1: 1, 32: 1, 33: 1, 43: 4}
+
+
+def test_the_level_tells_of_each_text_and_of_the_floor() -> None:
+    found, floor = scores(3.0, 3.1, 0.1, 0.9), scores(3.0, 3.0, 0.01, 1.0)
+    found.window[6:] = 1
+    found.quantized[6:] = 3.3
+    floor.window[3:] = 8
+    limits = load_recipe("bnb-nf4").gate
+    texts = [Domain("a", "aa", range(1)), Domain("b", "bb", range(1, 2))]
+    measures = check_likelihood(found, limits, {"protocol": "so"}, texts, floor).measures
+    assert measures["perplexity"]["protocol"] == "so"
+    assert measures["kl_divergence"]["histogram"] == histogram(found)
+    assert measures["noise_floor"]["histogram"] == histogram(floor)
+    assert measures["noise_floor"]["windows"] == 2
+    assert measures["noise_floor"]["kl_divergence"]["mean"] == pytest.approx(0.01)
+    ratios = [exp(0.1), exp(0.3)]
+    told = [(each["text"], each["sha256"], each["perplexity"]) for each in measures["by_text"]]
+    assert [each[:2] for each in told] == [("a", "aa"), ("b", "bb")]
+    assert [each[2]["ratio"] for each in told] == pytest.approx(ratios)
+    assert [each[2]["tokens"] for each in told] == [6, 4]
+    alone = check_likelihood(found, limits, {}).measures
+    assert (alone["noise_floor"], alone["by_text"]) == (None, [])
+
+
+@pytest.mark.parametrize("bound", ["max_perplexity_ratio", "max_kl_mean", "min_top1_agreement"])
+def test_a_measure_may_be_what_its_limit_is(bound: str) -> None:
+    found = scores(3.0, 3.125, 0.125, 0.75)
+    measures = likelihood_measures(found)
+    exact = {
+        "max_perplexity_ratio": measures["perplexity"]["ratio"],
+        "max_kl_mean": 0.125,
+        "min_top1_agreement": 0.75,
+    }
+    limits = load_recipe("bnb-nf4").gate.model_copy(update=exact)
+    assert check_likelihood(found, limits, {}).failures == ()
+    stricter = exact[bound] * (1.001 if bound.startswith("min") else 0.999)
+    failed = check_likelihood(found, limits.model_copy(update={bound: stricter}), {}).failures
+    assert len(failed) == 1
+
+
 LIMIT = load_recipe("bnb-nf4").gate.max_weight_error
 
 
@@ -168,6 +273,16 @@ def test_every_limit_on_a_weight_is_held_alone(error: WeightError, measure: str)
     assert level.outcome == ("failed" if measure else "passed")
     # the recipe's own limit does not end the walk: every weight is measured before it speaks
     assert error.fits == (measure in ("", "weight error"))
+
+
+@pytest.mark.parametrize("kind", ["missing", "unexpected", "mismatched"])
+def test_whatever_the_loading_report_names_is_a_failure(kind: str) -> None:
+    report = LoadingReport(**{kind: ("head.weight", "norm.weight")})
+    level = check_reload(report, [WeightError("w", equal=True)], load_recipe("fp16").gate)
+    assert level.outcome == "failed"
+    assert [str(each) for each in level.failures] == [
+        f"reload: {kind} weights: 2 at head.weight, expected 0"
+    ]
 
 
 def test_a_folder_without_a_quantized_weight_has_no_worst_one() -> None:

@@ -17,8 +17,9 @@ from tiny import write_source
 from transformers import AutoConfig
 
 import quantkit
+from quantkit.errors import CheckpointError, StorageError, UnsupportedModelError
 from quantkit.evaluation import read_material
-from quantkit.gate import GateReport, gate
+from quantkit.gate import GateReport, gate, judging
 from quantkit.gate.settings import config_failures
 from quantkit.given import paths_of
 from quantkit.recipe import load_recipe
@@ -147,6 +148,21 @@ def infinite(folder: Folder) -> None:
     folder.edit("embed_out.weight", "<f2", lambda v: v.__setitem__(-1, np.inf))
 
 
+def header_says(old: str, new: str) -> Change:
+    """Another header; the positions of all tensors stay right."""
+
+    def change(folder: Folder) -> None:
+        raw = (folder.path / WEIGHTS).read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        header = raw[8:start].decode()
+        assert header.count(old) == 1
+        changed = header.replace(old, new).encode()
+        length = len(changed).to_bytes(8, "little")
+        (folder.path / WEIGHTS).write_bytes(length + changed + raw[start:])
+
+    return change
+
+
 def config_is(key: str, value: object) -> Change:
     return lambda folder: folder.config(lambda config: config.__setitem__(key, value))
 
@@ -168,6 +184,21 @@ STRUCTURE: dict[str, tuple[Change, str]] = {
     "absmax renamed": (
         lambda f: f.rename(f"{DENSE}.weight.absmax", f"{DENSE}.weight.absmix"),
         f"{DENSE}.weight.absmax",
+    ),
+    "a tensor of another type": (
+        header_says(f'"{DENSE}.bias":{{"dtype":"F16"', f'"{DENSE}.bias":{{"dtype":"BF16"'),
+        f"tensor: bfloat16 [128] at {DENSE}.bias, expected float16 [128]",
+    ),
+    "a tensor of another shape": (
+        header_says(
+            f'"{DENSE}.weight.absmax":{{"dtype":"F32","shape":[256]',
+            f'"{DENSE}.weight.absmax":{{"dtype":"F32","shape":[128,2]',
+        ),
+        f"tensor: float32 [128, 2] at {DENSE}.weight.absmax, expected float32 [256]",
+    ),
+    "a longer header": (
+        header_says('{"__metadata__"', "{" + " " * 64 + '"__metadata__"'),
+        "file size",
     ),
     "NaN in an absmax": (not_a_number, f"{DENSE}.weight.absmax"),
     "infinity in the head": (infinite, "embed_out.weight"),
@@ -324,6 +355,84 @@ def test_reload_sees_one_scale_of_int8(demo: Path, folder_int8: Folder) -> None:
 def test_reload_sees_rows_of_int8_exchanged(demo: Path, folder_int8: Folder) -> None:
     folder_int8.edit(f"{DENSE}.weight", "i1", lambda v: v.reshape(128, -1)[::-1])
     assert first_failure(demo, folder_int8, "bnb-int8").startswith("reload: ")
+
+
+# what cannot be opened or run, and what is the machine's fault
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    def broken(*args: object, **named: object) -> object:
+        raise error
+
+    return broken
+
+
+def outcomes(report: GateReport) -> dict[str, str]:
+    return {each.name: each.outcome for each in report.levels}
+
+
+def test_what_cannot_be_opened_is_a_verdict(
+    demo: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "opened_field", raising(RuntimeError("no such kernel")))
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK)
+    assert [str(each) for each in report.failures] == [
+        "reload: from_pretrained: no such kernel, expected to open"
+    ]
+    assert outcomes(report) == {
+        "structure": "passed", "tokenizer": "not_run", "reload": "failed",
+        "perplexity": "not_run", "generation": "not_run",
+    }  # fmt: skip
+    assert "cannot be opened" in report.level("perplexity").reason
+
+
+def test_what_cannot_be_judged_yet_is_not_failed(
+    demo: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "opened_field", raising(UnsupportedModelError("not known yet")))
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK)
+    assert report.status == "not_run"
+    assert outcomes(report)["structure"] == "passed"
+    assert {each.reason for each in report.levels[1:]} == {"not known yet"}
+
+
+@pytest.mark.parametrize(
+    ("step", "level"), [("score", "perplexity"), ("check_generation", "generation")]
+)
+def test_a_model_that_cannot_run_is_a_verdict(
+    demo: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch, step: str, level: str
+) -> None:
+    monkeypatch.setattr(judging, step, raising(RuntimeError("mat1 and mat2")))
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK, *LAX)
+    assert [str(each) for each in report.failures] == [
+        f"{level}: the models: mat1 and mat2, expected to run"
+    ]
+    assert [name for name, each in outcomes(report).items() if each == "failed"] == [level]
+
+
+@pytest.mark.parametrize("step", ["opened_field", "score", "check_generation"])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device")])
+def test_what_the_machine_lacks_is_no_verdict(
+    demo: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    monkeypatch.setattr(judging, step, raising(error))
+    with pytest.raises(type(error)):
+        judge(demo, folder.path, "bnb-nf4", *QUICK, *LAX)
+
+
+def test_a_folder_that_will_not_open_is_a_verdict_and_a_full_disk_none(
+    demo: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "open_saved", raising(CheckpointError("no such tensor")))
+    report = judge(demo, folder.path, "bnb-nf4", *QUICK)
+    assert "no such tensor" in str(report.failures[0])
+    assert outcomes(report) == {
+        "structure": "passed", "tokenizer": "not_run", "reload": "failed",
+        "perplexity": "not_run", "generation": "not_run",
+    }  # fmt: skip
+    monkeypatch.setattr(judging, "open_saved", raising(StorageError("no room")))
+    with pytest.raises(StorageError):
+        judge(demo, folder.path, "bnb-nf4", *QUICK)
 
 
 # tokenizer
