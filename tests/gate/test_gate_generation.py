@@ -55,10 +55,26 @@ def test_the_first_divergence_is_counted_in_tokens(monkeypatch) -> None:
     assert found.outcome == "passed"
 
 
-def test_special_ids_may_be_several() -> None:
-    config = PretrainedConfig(bos_token_id=2, eos_token_id=[3, 4], pad_token_id=None)
+def test_special_ids_may_be_several_and_the_tokenizers_own() -> None:
+    config = PretrainedConfig(bos_token_id=2, eos_token_id=[3, 4], pad_token_id=9)
     found = generation._special(SimpleNamespace(config=config), None)
-    assert found == {2, 3, 4}
+    assert found == {2, 3, 4, 9}
+    tokenizer = SimpleNamespace(special={3, 7})
+    assert generation._special(SimpleNamespace(config=config), tokenizer) == {2, 3, 4, 7, 9}
+
+
+def test_special_ids_are_the_text_configs_where_no_other_is_stated() -> None:
+    text = SimpleNamespace(eos_token_id=5, bos_token_id=6)
+    config = SimpleNamespace(eos_token_id=0, bos_token_id=None, get_text_config=lambda: text)
+    names = ("eos_token_id", "bos_token_id", "pad_token_id")
+    assert [generation._named_id(config, each) for each in names] == [0, 6, None]
+
+
+def test_answers_are_told_in_words_where_there_is_a_tokenizer() -> None:
+    words = SimpleNamespace(decode=lambda ids: "".join(map(str, ids)))
+    found = generation._example(PromptIds("tell me", (7,)), [1, 2], [1, 3], words)
+    told = ("prompt", "reference", "quantized", "shared")
+    assert [found[each] for each in told] == ["tell me", "12", "13", "1"]
 
 
 @pytest.mark.parametrize(

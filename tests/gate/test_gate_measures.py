@@ -152,6 +152,7 @@ def test_no_number_is_a_failure() -> None:
     nan = float("nan")
     assert "perplexity ratio" in judged(3.0, nan, 0.1, 0.9)
     assert "perplexity ratio" in judged(nan, 3.0, 0.1, 0.9)
+    assert "perplexity ratio" in judged(800.0, 3.0, 0.1, 0.9), "better than nothing at all"
     assert "mean KL divergence" in judged(3.0, 3.1, nan, 0.9)
 
 
@@ -273,6 +274,16 @@ def test_every_limit_on_a_weight_is_held_alone(error: WeightError, measure: str)
     assert level.outcome == ("failed" if measure else "passed")
     # the recipe's own limit does not end the walk: every weight is measured before it speaks
     assert error.fits == (measure in ("", "weight error"))
+
+
+def test_the_worst_weights_are_told_in_decibels() -> None:
+    errors = [WeightError("a", 0.01, 0.1), WeightError("b", 0.1, 0.2), WeightError("c")]
+    measures = check_reload(LoadingReport(), errors, load_recipe("bnb-nf4").gate).measures
+    assert (measures["max_weight_error"], measures["worst_module"]) == (0.1, "b")
+    assert measures["min_snr_db"] == pytest.approx(20.0)
+    told = [(each["name"], each["error"], each["snr_db"]) for each in measures["modules"]]
+    assert told == [("a", 0.01, pytest.approx(40.0)), ("b", 0.1, pytest.approx(20.0)),
+                    ("c", 0.0, float("inf"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["missing", "unexpected", "mismatched"])

@@ -145,3 +145,25 @@ def test_a_librarys_own_decoding_is_taken_first() -> None:
     for transposed in (False, True):
         found = reload._decoded_weight("w", module, None, opened, transposed=transposed)
         assert (found.shape, found.dtype) == ((3, 2), torch.float32)
+    plain = torch.ones(2, 3, dtype=torch.float16)
+    for transposed, shape in ((False, (2, 3)), (True, (3, 2))):
+        found = reload._decoded_weight("w", nn.Module(), plain, opened, transposed=transposed)
+        assert (found.shape, found.dtype) == (shape, torch.float32)
+
+
+def test_a_module_that_the_library_left_alone_is_compared_as_it_is() -> None:
+    saved = library.Linear4bit(64, 64, quant_type="nf4")
+    reference = linear(saved.weight.data.clone())
+    assert errors(saved, reference)[0] == WeightError("layers.3.dense.weight", equal=True)
+    reference.weight.data[-1, -1] += 1
+    assert errors(saved, reference)[0] == WeightError("layers.3.dense.weight", equal=False)
+
+
+def test_a_block_whose_scale_is_quantized_too_has_more_room() -> None:
+    wanted = linear(drawn())
+    simple, nested = quantized("nf4", wanted.weight.data), library.Linear4bit(64, 64)
+    made = library.Params4bit(wanted.weight.data.clone(), False, blocksize=64, quant_type="nf4")
+    nested.weight = made.to("cpu")
+    assert nested.weight.quant_state.nested
+    once, twice = (errors(each, wanted)[0].block for each in (simple, nested))
+    assert twice == pytest.approx(once * 0.2 / 0.5, rel=0.2)
