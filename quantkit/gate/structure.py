@@ -84,6 +84,9 @@ def _config(folder: Path, plan: Plan) -> Iterator[Failure]:
     except (OSError, ValueError) as error:
         yield Failure("structure", "config.json", str(error), "readable")
         return
+    if not isinstance(written, dict):
+        yield Failure("structure", "config.json", type(written).__name__, "an object")
+        return
     for key in sorted(written.keys() | plan.config.keys()):
         if written.get(key) != plan.config.get(key):
             yield Failure(

@@ -70,6 +70,18 @@ def test_so_few_tokens_show_nothing(
     assert ("31 predicted tokens are too few" in level.reason) == (not runs)
 
 
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_several_texts_are_told_of_one_by_one(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    made = case(*(text(each, "ids", (1,) * 40) for each in names))
+    monkeypatch.setattr(judging, "score", lambda *given: [None])
+    monkeypatch.setattr(judging, "protocol", lambda *given: {})
+    monkeypatch.setattr(judging, "check_likelihood", lambda *given: given)
+    opened = SimpleNamespace(reference=None, saved=[None], floor=None)
+    _, _, _, several, *floor = judging._perplexity(made, opened)  # type: ignore[arg-type,misc]
+    assert [each.name for each in several] == (["a", "b"] if names == "ab" else [])
+    assert floor == []
+
+
 def test_nothing_to_measure_on_is_said() -> None:
     for run, words in ((judging._perplexity, "no tokenizer"), (judging._generation, "no prompts")):
         level = run(case(), None)  # type: ignore[arg-type]
