@@ -1,7 +1,7 @@
 """What the source's own files say of a tokenizer, where sentencepiece is the judge of ids.
 
 sentencepiece cannot tell which special tokens a default call puts around a text, nor who is to
-blame for ids that are not its own.
+blame for ids that are not its own; and some tokenizers have no such model.
 """
 
 from __future__ import annotations
@@ -10,17 +10,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError
+from quantkit.gate.report import Failure
 from quantkit.source import read_object
-from quantkit.tokenization import make_files
-from quantkit.tokenizer import library_tokenizer
+from quantkit.tokenization import make_files, random_strings, written
+from quantkit.tokenizer import SENTENCEPIECE_FILES, library_tokenizer
 
 #: Texts that stand for any: the first that has ids is taken.
 _PROBES = ("a", "1", "\u3042")
+
+#: What every model of this kind is given.
+_INPUTS = frozenset({"input_ids", "attention_mask"})
+
+#: Random strings of assigned code points.
+RANDOM = 1000
+
+#: Neighbours in a vocabulary that make one text.
+_TOGETHER = 16
 
 #: Texts with other ids than sentencepiece's that are asked of the source's files.
 _ASKED = 20
@@ -105,3 +115,33 @@ def older_fault(
         f" (the source's own files give the same ids in transformers {version('transformers')}: "
         f"the fault is older than this folder{remedy})"
     )
+
+
+def of_its_own(original: Any) -> Iterator[str]:
+    """Texts that show where tokenizers part which are alike on ordinary ones: stumbling blocks,
+    random strings, and all that the vocabulary holds."""
+    ids = sorted(original.get_vocab().values())
+    runs = (ids[at : at + _TOGETHER] for at in range(0, len(ids), _TOGETHER))
+    return chain(written(), random_strings(RANDOM), map(original.decode, runs))
+
+
+def other_models(folder: Path, model: Path) -> Iterator[Failure]:
+    """Sentencepiece models that are not the source's ``model``: some loaders (``use_fast=False``,
+    llama.cpp) go by these, whatever tokenizer.json says."""
+    for name in SENTENCEPIECE_FILES:
+        own, its = folder / name, model.with_name(name)
+        wanted = its if its.is_file() else model
+        if own.is_file() and own.read_bytes() != wanted.read_bytes():
+            yield Failure("tokenizer", name, "another model", f"the source's {wanted.name}")
+
+
+def further_inputs(library: Any, source: Path) -> Iterator[Failure]:
+    """What a default call returns that the source's does not: ``generate`` stops at what the model
+    does not take (token types)."""
+    if not (further := library(_PROBES[0]).keys() - _INPUTS):
+        return
+    with suppress(SourceError):
+        further -= library_tokenizer(source)(_PROBES[0]).keys()
+    if further:
+        said = ", ".join(sorted(_INPUTS))
+        yield Failure("tokenizer", "a default call returns", ", ".join(sorted(further)), said)

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError
-from quantkit.gate.around import by_call, by_source, older_fault
+from quantkit.gate.around import (
+    RANDOM,
+    by_call,
+    by_source,
+    further_inputs,
+    of_its_own,
+    older_fault,
+    other_models,
+)
 from quantkit.gate.report import Failure, Level, judged, not_run
 from quantkit.quiet import quiet_libraries
 from quantkit.tokenization import (
@@ -31,9 +40,6 @@ from quantkit.tokenizer import (
     library_tokenizer,
     sentencepiece_file,
 )
-
-#: Random strings of assigned code points, beside every piece and the written stumbling blocks.
-_RANDOM = 1000
 
 #: Texts compared between two reports of progress.
 _STEP = 500
@@ -78,6 +84,9 @@ def check_tokenizer_level(
         failure = Failure("tokenizer", "AutoTokenizer", str(error), "to open")
         return judged("tokenizer", {}, [failure])
     wrong = list(_special_ids(library, config, None if _same(folder, source) else source))
+    if not _same(folder, source):
+        wrong += further_inputs(library, source)
+        wrong += other_models(folder, model) if model is not None else ()
     strings = list(texts)
     counted = _counted(strings, progress)
     with quiet_libraries():  # it warns of texts longer than the model's positions
@@ -113,7 +122,7 @@ def _against_model(
         failure = Failure("tokenizer", "added tokens", str(error), "beyond the pieces")
         return judged("tokenizer", {}, [failure])
     apart = _apart(library, extras, settings)
-    everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
+    everything = (text for part in (corpus(read_model(model), RANDOM), texts) for text in part)
     aside: list[str] = []
     report = fidelity(model, library, _without_any(apart, everything, aside))
     wrong = [*_failures(report, settings.allow_ties), *_extra_ids(library, extras)]
@@ -143,7 +152,7 @@ def _beside_the_source(
         failures.append(Failure("tokenizer", _AROUND, str(here), str(wanted)))
     if at := [at for at, each in enumerate(failures) if each.measure == _OTHER_IDS]:
         apart = _apart(library, read_extras(model), settings)
-        everything = (text for part in (corpus(read_model(model), _RANDOM), texts) for text in part)
+        everything = (text for part in (corpus(read_model(model), RANDOM), texts) for text in part)
         plain = _without_any(apart, everything, [])
         split = settings.split_special_tokens
         words = older_fault(library, model, plain, split_special_tokens=split)
@@ -233,7 +242,7 @@ def _against_source(library: Any, source: Path, texts: Iterable[str]) -> Level:
     """Without a sentencepiece model that numbers the ids, the source's own files are the judge."""
     original = library_tokenizer(source)
     compared, different, decoded = 0, [], []
-    for text in texts:
+    for text in chain(of_its_own(original), texts):
         compared += 1
         ids = original.encode(text)
         if library.encode(text) != ids:

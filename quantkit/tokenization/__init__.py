@@ -6,7 +6,7 @@
 """
 
 from quantkit.tokenization.build import build_tokenizer_json, limits
-from quantkit.tokenization.corpus import corpus
+from quantkit.tokenization.corpus import corpus, random_strings, written
 from quantkit.tokenization.extras import Extra, read_extras
 from quantkit.tokenization.fidelity import (
     Difference,
@@ -32,6 +32,8 @@ __all__ = [
     "limits",
     "make_files",
     "parse_model",
+    "random_strings",
     "read_extras",
     "read_model",
+    "written",
 ]
