@@ -18,11 +18,13 @@ def output_config(
     form: Format,
     tensors: Sequence[TensorPlan],
 ) -> dict[str, Any]:
-    """The source's config with the data type and the quantization written in."""
+    """The source's config with the data type and the quantization written in, and its class where
+    it names none, which other servers (vLLM) go by."""
     # auto_map points at code in the source's repository, which is neither run nor carried on
     config = {key: value for key, value in source.config.items() if key != "auto_map"}
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:
         config[key] = architecture.dtype
+    config["architectures"] = config.get("architectures") or [architecture.class_name]
     quantized = [_module(each) for each in tensors if each.action == "quantize"]
     quantization = form.quantization_config(_kept(architecture, tensors), quantized)
     if quantization is not None:

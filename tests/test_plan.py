@@ -255,6 +255,13 @@ def built(folder: Path, model_type: str, **changes: object) -> Path:
     return folder
 
 
+def test_an_output_names_its_class(tmp_path: Path) -> None:
+    source = write_source(tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    assert not config.get("architectures"), "the source should name none"
+    assert quantkit.plan(source, "bnb-nf4").config["architectures"] == ["GPTNeoXForCausalLM"]
+
+
 @pytest.mark.parametrize("named", [5, "GPTNeoXForCausalLM"])
 def test_architectures_that_are_no_list(tmp_path: Path, named: object) -> None:
     source = write_source(tmp_path, "gpt_neox", torch.float32)
