@@ -169,7 +169,7 @@ def check_tokenizer(
 def _check_has_model(folder: Path) -> None:
     """See that the folder's tokenizer can be read, and that there is a model to hold it to."""
     if not folder.is_dir():
-        raise UsageError(f"folder {folder}: {in_place_of_folder(folder)}")
+        raise UsageError(f"folder {folder}: {in_place_of_folder(folder, or_hub=False)}")
     model, names = sentencepiece_file(folder), " or ".join(SENTENCEPIECE_FILES)
     if model is None and has_library_files(folder):
         raise SourceError(
@@ -177,7 +177,10 @@ def _check_has_model(folder: Path) -> None:
             "like) has nothing to be held to but itself"
         )
     if model is None:
-        raise SourceError(f"{folder}: no sentencepiece model ({names}) and no other tokenizer")
+        raise SourceError(
+            f"{folder}: no sentencepiece model ({names}) and no other tokenizer; give a folder "
+            "that has one"
+        )
     read_model(model)
     said = [read_object(folder / name) for name in _SAYS_HOW]
     if not any(said):

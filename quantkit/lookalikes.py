@@ -34,13 +34,14 @@ _GGUF = (
 _MOST_SHOWN = 3
 
 
-def in_place_of_folder(path: Path) -> str:
+def in_place_of_folder(path: Path, *, or_hub: bool = True) -> str:
     """Why ``path`` is no folder with a checkpoint, and what to give instead."""
     if path.name.lower().endswith(".gguf"):
         return _GGUF
     if path.exists():
         return "a file; give the folder that holds it"
-    return "no such folder; give a checkpoint's folder or a Hub id (owner/name)"
+    instead = " or a Hub id (owner/name)" if or_hub else ""
+    return f"no such folder; give a checkpoint's folder{instead}"
 
 
 def in_place_of_checkpoint(names: Collection[str]) -> str:

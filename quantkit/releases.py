@@ -191,8 +191,8 @@ def read_entries(folder: Path) -> tuple[Entry, ...]:
             for one repository.
     """
     if not folder.is_dir():
-        hint = "a file; give the folder that holds it" if folder.exists() else "no such folder"
-        raise UsageError(f"checksums {folder}: {hint}")
+        kind, what = ("a file", "it") if folder.exists() else ("no such folder", "the entries")
+        raise UsageError(f"checksums {folder}: {kind}; give the folder that holds {what}")
     found: dict[str, Path] = {}
     entries = []
     for path in sorted(folder.glob("*.toml")):

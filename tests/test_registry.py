@@ -264,7 +264,7 @@ def test_a_bad_entry_names_file_and_place(tmp_path: Path, old: str, new: str, wo
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder; give the folder that holds the entries"):
         checksums([tmp_path / "none"])
 
 

@@ -89,6 +89,9 @@ def check_tokenizer_level(
         wrong += other_models(folder, model) if model is not None else ()
     strings = list(texts)
     counted = _counted(strings, progress)
+    if model is None and not has_library_files(source):
+        nothing = not_run("tokenizer", "the source has no tokenizer to hold this one to")
+        return judged("tokenizer", {}, wrong) if wrong else nothing
     with quiet_libraries():  # it warns of texts longer than the model's positions
         if model is None or (_by_library(settings) and not keeps_piece_ids(model)):
             level = _against_source(library, source, counted)

@@ -61,6 +61,19 @@ def test_ids_of_the_sources_own_files_are_proven_by_the_level(pair: tuple[Path, 
     assert "(transformers)" in found["perplexity"]["protocol"]
 
 
+def test_a_source_without_a_tokenizer_holds_nobodys_to_anything(pair: tuple[Path, Path]) -> None:
+    source, out = pair
+    for name in ("spiece.model", "tokenizer_config.json"):
+        (source / name).unlink()
+    config = json.loads((source / "config.json").read_text())
+    level = check_tokenizer_level(out, source, [], config, TokenizerSettings(allow_ties=True))
+    assert (level.outcome, level.failures) == ("not_run", ())
+    assert level.reason == "the source has no tokenizer to hold this one to"
+    config["eos_token_id"] = 77
+    level = check_tokenizer_level(out, source, [], config, TokenizerSettings(allow_ties=True))
+    assert [each.measure for each in level.failures] == ["eos_token_id"]
+
+
 def ends_with(folder: Path, token: str) -> None:
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": token}))
