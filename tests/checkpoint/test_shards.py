@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 import threading
@@ -134,6 +135,50 @@ def test_every_tensor_is_aligned_and_the_digest_is_the_files(
     for record in read_safetensors_header(path):
         assert record.offset % ITEM_BYTES[record.dtype] == 0
         assert whole[record.offset : record.offset + record.nbytes] == wanted[record.name]
+
+
+def test_a_shard_may_be_as_large_as_the_limit_and_two_have_an_index(tmp_path: Path) -> None:
+    a, b, c = (OutputTensor(each, "float32", (8,), 32) for each in "abc")
+    assert [len(each.tensors) for each in layout([[a], [b], [c]], 96)] == [3]
+    assert [len(each.tensors) for each in layout([[a], [b], [c]], 95)] == [2, 1]
+    assert [len(each.tensors) for each in layout([[a], [b, c]], 64)] == [1, 2]
+    assert [len(each.tensors) for each in layout([[a, b], [], [c]], 1)] == [2, 1]
+    both = layout([[a, b], [c]], 64)
+    for shard in both:
+        with closing(ShardWriter(tmp_path, shard)) as writer:
+            for each in shard.tensors:
+                writer.write(each.name, 0, np.zeros(8, np.float32))
+            writer.finish()
+        assert (tmp_path / shard.name).stat().st_size == shard.nbytes
+    shards.write_index(tmp_path, both)
+    index = json.loads((tmp_path / shards.INDEX).read_text())
+    first, second = (each.name for each in both)
+    assert index["metadata"] == {"total_size": 96}
+    assert index["weight_map"] == {"a": first, "b": first, "c": second}
+    (tmp_path / shards.INDEX).unlink()
+    shards.write_index(tmp_path, layout([[a]], 64))
+    assert not (tmp_path / shards.INDEX).exists()
+
+
+def test_how_much_smaller_a_file_with_texts_may_be() -> None:
+    text = OutputTensor("state", "uint8", (4,), 20, variable=True)
+    (shard,) = layout([[text, OutputTensor("w", "float32", (8,), 32)]], 1 << 40)
+    assert shard.slack == 16
+
+
+def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "note.json"
+    shards.put_whole(path, "old")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards, "flush", full)
+    with pytest.raises(OSError, match="No space"):
+        shards.put_whole(path, "new")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_file_with_texts_has_no_digest_before_it_is_read(tmp_path: Path) -> None:
