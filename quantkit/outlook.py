@@ -14,6 +14,10 @@ from quantkit.types import ITEM_BYTES, Event, Listener
 #: Shorter work is not spoken of, in seconds: its progress says enough.
 WORTH_SAYING = 60.0
 
+#: Fewer operations than this are a minute's work nowhere; torch, which takes seconds to import, is
+#: not asked how many it does.
+_FEW = 10**12
+
 #: A square product of this many rows is timed: large enough for the full rate.
 _ROWS = 1024
 
@@ -41,7 +45,7 @@ def foretell(
 
 def _times(calibrating: int, judging: int, tokens: int, device: str) -> str:
     """Lower bounds: products of matrices alone, at the rate of one that is timed here."""
-    if not calibrating + judging:
+    if calibrating + judging < _FEW:
         return ""
     rate = matrix_rate(device)
     long = [

@@ -16,6 +16,7 @@ from quantkit.gate import field
 from quantkit.types import Event
 
 TOKENS = 24
+QUICK = ["evaluation.window=64", "evaluation.max_windows=3", "evaluation.new_tokens=1"]
 
 
 @pytest.mark.parametrize("model_type", sorted(CONFIGS))
@@ -41,11 +42,11 @@ def test_a_calibrations_operations_are_pass_hessians_factors_and_updates(tmp_pat
 
 def test_the_tokens_are_those_that_the_gate_scores(demo: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    rules = ["evaluation.window=64", "evaluation.max_windows=3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outlook, "WORTH_SAYING", 0.0)
+        patch.setattr(outlook, "_FEW", 1)
         made = quantkit.convert(
-            demo, "bnb-nf4", tmp_path / "out", set=rules, listener=lambda each: keep(told, each)
+            demo, "bnb-nf4", tmp_path / "out", set=QUICK, listener=lambda each: keep(told, each)
         )
     said = next(each for each in told if "of arithmetic alone" in each)
     tokens = re.search(r"gate \(([\d,]+) tokens", said)
@@ -61,7 +62,7 @@ def test_a_gate_that_cannot_hold_whole_models_is_foretold(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(field, "free_memory", lambda: 0)
-    rules = ["evaluation.window=64", "evaluation.max_windows=3"]
+    rules = [*QUICK]
     if recipe != "bnb-nf4":
         rules += ["calibration.samples=4", "calibration.length=64", "gate.min_top1_agreement=0.0"]
     made = quantkit.convert(
@@ -73,7 +74,9 @@ def test_a_gate_that_cannot_hold_whole_models_is_foretold(
 
 def test_of_short_work_nothing_is_said(demo: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    quantkit.convert(demo, "bnb-nf4", tmp_path / "out", listener=lambda each: keep(told, each))
+    quantkit.convert(
+        demo, "bnb-nf4", tmp_path / "out", set=QUICK, listener=lambda each: keep(told, each)
+    )
     assert told
     assert not [each for each in told if "of arithmetic alone" in each or "will not be" in each]
 

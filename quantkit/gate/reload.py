@@ -210,7 +210,9 @@ def _error(name: str, decoded: _Decoded, wanted: Tensor) -> WeightError:
     largest, error = (measure(each, decoded.block_size) for each in (source, difference))
     # a block of zeros decodes to zeros: any error there is infinite
     in_blocks = torch.where(error > 0, error / largest, error).amax()
-    relative, in_blocks = (torch.nan_to_num(each, nan=inf) for each in (relative, in_blocks))
+    relative, in_blocks = (
+        torch.nan_to_num(each, nan=inf, posinf=inf) for each in (relative, in_blocks)
+    )
     return WeightError(name, float(relative), float(in_blocks) / decoded.bound, decoded.table)
 
 
