@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import statistics
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
-from commanding import command, refused, succeeded
+from commanding import refused, succeeded
 
 from quantkit.resources import shipped_folder
 
@@ -20,24 +16,35 @@ VERBS = ("convert", "plan", "verify", "check-tokenizer", "recipes", "checksums",
 HEAVY = ("torch", "transformers", "bitsandbytes", "numba", "numpy", "pydantic", "huggingface_hub")
 
 
-def seconds(words: list[str]) -> float:
-    """The median of five whole processes."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
-
-    return statistics.median(once() for _ in range(5))
+TYPER = """
+import typer
+app = typer.Typer(rich_markup_mode=None)
+app.command()(lambda: None)
+"""
+OURS = "from quantkit.cli import main as app"
 
 
-def test_help_takes_little_more_than_the_interpreter() -> None:
-    script = shutil.which("quantkit", path=Path(sys.executable).parent)
-    words = [script, "--help"] if script else command("--help")
-    if os.getloadavg()[0] > 2 * (os.cpu_count() or 1):
-        pytest.skip("the machine is too busy to time anything")
-    bare = seconds([sys.executable, "-c", "pass"])
-    assert seconds(words) - bare < 0.3
+def loaded(code: str) -> set[str]:
+    """The modules that ``app --help`` loads."""
+    program = (
+        f"import atexit, os, sys\nsys.argv = ['app', '--help']\n{code}\n"
+        "end = os._exit\n"
+        "def told(status=0):\n"
+        "    print(*sys.modules, file=sys.stderr, flush=True)\n"
+        "    end(status)\n"
+        "os._exit = told\n"
+        "try:\n    app()\nfinally:\n    told()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "Usage:" in done.stdout, done.stderr
+    return set(done.stderr.split())
+
+
+def test_help_loads_nothing_but_typer_and_our_own_lines() -> None:
+    """Its time is a few modules' (bench/RESULTS.md has the start-up's)."""
+    further = {name.partition(".")[0] for name in loaded(OURS) - loaded(TYPER)}
+    assert "quantkit" in further
+    assert further - sys.stdlib_module_names == {"quantkit"}
 
 
 @pytest.mark.parametrize("statement", ["import quantkit", "import quantkit.cli"])

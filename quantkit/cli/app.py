@@ -31,7 +31,6 @@ from quantkit.cli.publication import publish
 from quantkit.cli.rows import checked_json, converted_json
 from quantkit.cli.session import session, settled
 from quantkit.errors import GateError, QuantkitError
-from quantkit.recipe import recipe_text
 
 app = typer.Typer(
     name="quantkit",
@@ -252,6 +251,8 @@ def recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the recipes that are built in, or print one's file: a beginning for your own."""
+    from quantkit.recipe import recipe_text
+
     with session(as_json=as_json) as display:
         chosen = [quantkit.load_recipe(name)] if name else quantkit.recipes()
         display.recipes(chosen, recipe_text(name) if name else "")
