@@ -37,6 +37,7 @@ def session(*, as_json: bool, interrupted: str = _INTERRUPTED) -> Iterator[Displ
     display = Display(as_json=as_json)
     for each in STOPS:
         signal.signal(each, display.interrupt)
+    sys.unraisablehook = _unraisable
     try:
         with closing(display):
             yield display
@@ -65,6 +66,12 @@ def settled() -> None:
     """From here on Ctrl-C changes nothing: something is saved, or the end is being told."""
     for each in STOPS:
         signal.signal(each, lambda number, frame: None)
+
+
+def _unraisable(raised: sys.UnraisableHookArgs) -> None:
+    """Where nothing can be raised (a destructor), a signal is remembered: nobody need see it."""
+    if not issubclass(raised.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(raised)
 
 
 def _said(error: BaseException, interrupted: str) -> tuple[str, int]:

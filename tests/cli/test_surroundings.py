@@ -111,6 +111,28 @@ def test_a_second_interrupt_while_the_first_is_told_changes_nothing(
     assert json.loads(said.stdout)["error"]["kind"] == "Interrupted"
 
 
+def test_an_interrupt_where_nothing_can_be_raised_is_remembered() -> None:
+    code = (
+        "import os, signal, typer\n"
+        "from quantkit.cli.session import session\n"
+        "from quantkit.types import Event\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "try:\n"
+        "    with session(as_json=False) as display:\n"
+        "        Last()\n"
+        "        display.listener(Event('convert', 1, 2))\n"
+        "except typer.Exit as stop:\n"
+        "    print(stop.exit_code)\n"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "130\n"
+    assert done.stderr.startswith("quantkit: interrupted"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_scheduler_that_ends_a_run_gets_its_object(demo: Path, tmp_path: Path) -> None:
     words = ["convert", demo, "--recipe", "bnb-nf4", "--out", tmp_path / "out", "--json"]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
