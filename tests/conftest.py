@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -78,6 +79,22 @@ def _converted(source: Path, recipe: str, factory: pytest.TempPathFactory) -> Co
 
     out, text = factory.mktemp("converted") / recipe, source / "heldout.txt"
     return Converted(out, source, text, recipe, quantkit.convert(source, recipe, out, text=text))
+
+
+@pytest.fixture
+def tokenizer_pair(tmp_path: Path) -> tuple[Path, Path]:
+    """The demo's tokenizer, and the files that quantkit writes for it."""
+    from quantkit.resources import demo_model
+    from quantkit.tokenization import make_files
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+        for name in ("config.json", "spiece.model", "tokenizer_config.json"):
+            shutil.copy(demo_model() / name, folder / name)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    make_files(source / "spiece.model", settings).write(out)
+    return source, out
 
 
 @pytest.fixture

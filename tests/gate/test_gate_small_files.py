@@ -19,10 +19,8 @@ from quantkit.gate.report import Level
 from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
 from quantkit.prompts import chat_template
 from quantkit.recipe import load_recipe
-from quantkit.resources import demo_model
 from quantkit.source import open_source
 from quantkit.staging import MANIFEST
-from quantkit.tokenization import make_files
 
 FORM = "{{ messages[0]['content'] }} answer:"
 OTHER = "{{ messages[0]['content'] }} sell something:"
@@ -237,19 +235,6 @@ def test_an_int8_threshold_is_named(demo: Path, demo_int8: Converted, tmp_path: 
 # what a default call puts around a text, and whose fault other ids are
 
 
-@pytest.fixture
-def tokenizers(tmp_path: Path) -> tuple[Path, Path]:
-    """The demo's tokenizer, and the files that quantkit writes for it."""
-    source, out = tmp_path / "source", tmp_path / "out"
-    for folder in (source, out):
-        folder.mkdir()
-        for name in ("config.json", "spiece.model", "tokenizer_config.json"):
-            shutil.copy(demo_model() / name, folder / name)
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    make_files(source / "spiece.model", settings).write(out)
-    return source, out
-
-
 def tokenizer(pair: tuple[Path, Path]) -> Level:
     return check_tokenizer_level(pair[1], pair[0], ["the sea", "a  b"], {}, TokenizerSettings(True))
 
@@ -267,19 +252,19 @@ def begin_instead(whole: dict[str, Any]) -> None:
     whole["post_processor"] |= {"single": [begin, text], "special_tokens": token}
 
 
-def test_other_special_tokens_around_a_text(tokenizers: tuple[Path, Path]) -> None:
-    assert tokenizer(tokenizers).outcome == "passed"
-    edit(tokenizers[1], begin_instead)
+def test_other_special_tokens_around_a_text(tokenizer_pair: tuple[Path, Path]) -> None:
+    assert tokenizer(tokenizer_pair).outcome == "passed"
+    edit(tokenizer_pair[1], begin_instead)
     words = "tokenizer: a default call gives: <s> (2) text, expected text </s> (3)"
-    assert said(tokenizer(tokenizers)) == words
+    assert said(tokenizer(tokenizer_pair)) == words
 
 
-def test_the_id_of_a_special_token_around_a_text(tokenizers: tuple[Path, Path]) -> None:
+def test_the_id_of_a_special_token_around_a_text(tokenizer_pair: tuple[Path, Path]) -> None:
     def number(whole: dict[str, Any]) -> None:
         whole["post_processor"]["special_tokens"]["</s>"]["ids"] = [9]
 
-    edit(tokenizers[1], number)
-    assert "expected text </s> (3)" in said(tokenizer(tokenizers))
+    edit(tokenizer_pair[1], number)
+    assert "expected text </s> (3)" in said(tokenizer(tokenizer_pair))
 
 
 def prefixed(whole: dict[str, Any]) -> None:
@@ -288,13 +273,13 @@ def prefixed(whole: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("older", [True, False])
-def test_whose_fault_other_ids_are(tokenizers: tuple[Path, Path], older: bool) -> None:
-    source, out = tokenizers
+def test_whose_fault_other_ids_are(tokenizer_pair: tuple[Path, Path], older: bool) -> None:
+    source, out = tokenizer_pair
     for name in ("tokenizer.json", "tokenizer_config.json") if older else ():
         shutil.copy(out / name, source / name)
-    for folder in tokenizers if older else (out,):
+    for folder in tokenizer_pair if older else (out,):
         edit(folder, prefixed)
-    found = said(tokenizer(tokenizers))
+    found = said(tokenizer(tokenizer_pair))
     assert "texts with other ids" in found
     assert ("the source's own files give the same ids in transformers" in found) == older
     assert ("quantkit convert writes a tokenizer.json that has none" in found) == older

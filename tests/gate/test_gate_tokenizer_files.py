@@ -13,21 +13,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from quantkit.gate.around import other_models
 from quantkit.gate.report import Level
 from quantkit.gate.tokens import TokenizerSettings, check_tokenizer_level
-from quantkit.resources import demo_model
-from quantkit.tokenization import make_files
-
-
-@pytest.fixture
-def by_model(tmp_path: Path) -> tuple[Path, Path]:
-    """The demo's tokenizer, and the files that quantkit writes for it."""
-    source, out = tmp_path / "source", tmp_path / "out"
-    for folder in (source, out):
-        folder.mkdir()
-        for name in ("config.json", "spiece.model", "tokenizer_config.json"):
-            shutil.copy(demo_model() / name, folder / name)
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    make_files(source / "spiece.model", settings).write(out)
-    return source, out
 
 
 @pytest.fixture
@@ -56,9 +41,11 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_another_sentencepiece_model_beside_a_right_tokenizer(by_model: tuple[Path, Path]) -> None:
+def test_another_sentencepiece_model_beside_a_right_tokenizer(
+    tokenizer_pair: tuple[Path, Path],
+) -> None:
     """Who asks for ``use_fast=False`` in transformers 4, as rinna's card does, gets its ids."""
-    source, out = by_model
+    source, out = tokenizer_pair
     raw = (out / "spiece.model").read_bytes()
     (source / "tokenizer.model").write_bytes(raw + b"\0")
     shutil.copy(source / "tokenizer.model", out)
@@ -68,11 +55,11 @@ def test_another_sentencepiece_model_beside_a_right_tokenizer(by_model: tuple[Pa
     (source / "tokenizer.model").unlink()
     assert list(other_models(out, source / "spiece.model")) == [], "the same by its other name"
     (out / "tokenizer.model").write_bytes(raw + b"\0")
-    (said,) = map(str, level(by_model).failures)
+    (said,) = map(str, level(tokenizer_pair).failures)
     assert said == "tokenizer: tokenizer.model: another model, expected the source's spiece.model"
 
 
-@pytest.mark.parametrize("kind", ["by_model", "by_bytes"])
+@pytest.mark.parametrize("kind", ["tokenizer_pair", "by_bytes"])
 def test_what_a_call_returns_besides(kind: str, request: pytest.FixtureRequest) -> None:
     """``model.generate(**tokenizer(text))`` stops at token types."""
     pair = request.getfixturevalue(kind)
