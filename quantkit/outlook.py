@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from quantkit.calibration import Calibration
 from quantkit.evaluation import Material
@@ -91,7 +90,7 @@ def gate_tokens(plan: Plan, recipe: Recipe, material: Material) -> int:
 
 def gate_operations(plan: Plan, tokens: int) -> int:
     """Of two passes, the source's and the output's: a product and a sum a weight and token."""
-    return 2 * 2 * tokens * (sum(map(_area, _layer_matrices(plan))) + _head(plan))
+    return 2 * 2 * tokens * (_weights_in_layers(plan) + _head(plan))
 
 
 def calibration_operations(plan: Plan, tokens: int) -> int:
@@ -101,16 +100,17 @@ def calibration_operations(plan: Plan, tokens: int) -> int:
     hessians = sum(columns**2 for _, columns in modules) * tokens
     factors = sum(columns**3 for _, columns in modules) // 3
     updates = sum(rows * columns**2 for rows, columns in modules)
-    passes = 2 * tokens * sum(map(_area, _layer_matrices(plan)))
+    passes = 2 * tokens * _weights_in_layers(plan)
     return passes + hessians + factors + updates
 
 
-def _layer_matrices(plan: Plan) -> list[Sequence[int]]:
-    return [
-        each.source.shape
+def _weights_in_layers(plan: Plan) -> int:
+    """Elements of their matrices."""
+    return sum(
+        each.source.elements
         for each in plan.tensors
         if each.action != "drop" and in_layer(each.memory) and len(each.source.shape) == 2
-    ]
+    )
 
 
 def _head(plan: Plan) -> int:
@@ -121,11 +121,6 @@ def _head(plan: Plan) -> int:
         if each.action != "drop" and not in_layer(each.memory)
     ]
     return max(outside, default=0)
-
-
-def _area(shape: Sequence[int]) -> int:
-    rows, columns = shape
-    return rows * columns
 
 
 def matrix_rate(device: str) -> float:

@@ -150,9 +150,8 @@ def _ties(saved: Opened) -> Iterator[Failure]:
         one, other = saved.parts.get(own), saved.parts.get(tied)
         if not one or not other:
             continue
-        first, second = one.get(""), other.get("")
-        plain = len(one) == len(other) == 1 and first is not None and second is not None
-        if not (plain and first and second and _same_bytes(saved, first, second)):
+        first, second = (each.get("") if len(each) == 1 else None for each in (one, other))
+        if not (first and second and _same_bytes(saved, first, second)):
             names = _stored_name(one), _stored_name(other)
             yield Failure("structure", "tensors for one weight", "unlike", names[0], names[1])
 

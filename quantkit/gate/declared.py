@@ -64,9 +64,8 @@ def _names(saved: Opened, name: str) -> tuple[str, str]:
     """A module by its stored name and by the one in memory: loaders know it by either."""
     stored = next(iter(saved.parts[name].values())).name
     whole = "" in saved.parts[name]
-    return stored.removesuffix(".weight") if whole else stored.rpartition(".")[0], (
-        name.removesuffix(".weight")
-    )
+    own = stored.removesuffix(".weight") if whole else stored.rpartition(".")[0]
+    return own, name.removesuffix(".weight")
 
 
 def _is_left(settings: Mapping[str, Any], names: tuple[str, str]) -> bool:
